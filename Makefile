@@ -1,0 +1,62 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+# Options for the command that the target starts, e.g. `make run ARGS="--duration 10"`.
+ARGS ?=
+
+# Debian packages, each with what it is for.
+# python3-bpfcc: BCC, compiles and loads bpf/ (PyPI's project of that name is something else); python3-venv: the venv
+RUN_PACKAGES := python3-bpfcc python3-venv
+# iproute2 iptables nftables conntrack: the lab's namespaces, translation and faults; bind9-dnsutils dnsmasq-base: real
+# clients and servers; dnsperf tcpdump: the bench's load and the peer it is compared with
+LAB_PACKAGES := iproute2 iptables nftables conntrack bind9-dnsutils dnsmasq-base dnsperf tcpdump
+
+.PHONY: help setup setup-lab setup-dev run demo test check bench lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: $(VENV)/.installed ## install what dnstrail needs on this machine
+	@bash deploy/apt-install $(RUN_PACKAGES)
+
+$(VENV)/.installed: requirements/run.txt pyproject.toml
+	@bash deploy/apt-install $(RUN_PACKAGES)
+	test -x $(BIN)/python || /usr/bin/python3 -m venv --system-site-packages $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/run.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+setup-lab: setup
+	@bash deploy/apt-install $(LAB_PACKAGES)
+
+setup-dev: setup-lab $(VENV)/.installed-dev
+
+$(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
+	@touch $@
+
+run: setup ## watch this host's DNS: one JSON line a session
+	@exec $(BIN)/dnstrail run $(ARGS)
+
+demo: setup-lab ## a small node with real servers, real faults, and what dnstrail says of each
+	@exec $(BIN)/dnstrail demo $(ARGS)
+
+test: setup-dev ## all tests, on this machine's real kernel
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup-dev ## lint, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup-lab ## the budget's figures as ratios in one run
+	@exec $(BIN)/python bench/budget.py $(ARGS)
+
+lock: ## renew requirements/*.txt from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --group build pyproject.toml -o requirements/run.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --group dev pyproject.toml -o requirements/dev.txt
+
+clean: ## remove what the targets made here
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""What the node knows beside the packets: processes, namespaces, local addresses."""

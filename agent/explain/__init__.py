@@ -1,0 +1,1 @@
+"""From a closed session to its cause. Pure: evidence in, verdict out."""

@@ -1,0 +1,1 @@
+"""Session lines, tables: what people and machines read."""

@@ -1,0 +1,1 @@
+"""A node made of network namespaces, for the tests, the bench and the demo."""
