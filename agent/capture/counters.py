@@ -1,0 +1,63 @@
+"""What the BPF program says of its own work: records, and every way it can lose one."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import NamedTuple
+
+from agent.session.sighting import Event
+
+_LAYOUT = struct.Struct("=4Q4QQQQQQ24x")
+"""struct counters of bpf/dnstrail.bpf.c, one element a CPU."""
+
+COUNTERS_BYTES = _LAYOUT.size
+COUNTERS_ASSERTION = f'_Static_assert(sizeof(struct counters) == {COUNTERS_BYTES}, "size of struct counters");\n'
+
+
+class Counters(NamedTuple):
+    """Sums over all CPUs since the program was loaded; they only grow."""
+
+    records: dict[str, int]
+    """Put into the ring, by event."""
+    lost: dict[str, int]
+    """Not put into the ring because it was full, by event."""
+    last_lost_ns: int
+    """CLOCK_MONOTONIC of the newest loss."""
+    read_failed: int
+    seen_failed: int
+    nested: int
+    """Not looked at because an interrupt hit the program at work."""
+    cut: int
+    """Messages not wholly in the linear part of the packet: captured in part."""
+
+    @property
+    def lost_records(self) -> int:
+        """Everything that made a hop go missing."""
+        return sum(self.lost.values()) + self.nested
+
+
+class CounterMap:
+    """The memory-mapped counters of the loaded program."""
+
+    def __init__(self, fd: int, cpus: int) -> None:
+        self._cpus = cpus
+        self._map = mmap.mmap(fd, COUNTERS_BYTES * cpus, mmap.MAP_SHARED, mmap.PROT_READ)
+
+    def read(self) -> Counters:
+        """The sums now."""
+        rows = [_LAYOUT.unpack_from(self._map, cpu * COUNTERS_BYTES) for cpu in range(self._cpus)]
+        sums = [sum(column) for column in zip(*rows, strict=True)]
+        return Counters(
+            records={event.name.lower(): sums[event] for event in Event},
+            lost={event.name.lower(): sums[4 + event] for event in Event},
+            last_lost_ns=max(row[8] for row in rows),
+            read_failed=sums[9],
+            seen_failed=sums[10],
+            nested=sums[11],
+            cut=sums[12],
+        )
+
+    def close(self) -> None:
+        """Unmap."""
+        self._map.close()

@@ -1,0 +1,153 @@
+"""Load the BPF program in a child process that hands over its file descriptors and exits.
+
+BCC costs 72 MiB at import and up to 208 MiB while compiling; the child takes that with it. This is the one module that
+imports BCC, and it does so only when it runs as the child: `python -m agent.capture.loader FD`.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agent.capture import privileges
+from agent.capture.btf import BtfError, load_kernel
+from agent.capture.counters import COUNTERS_ASSERTION
+from agent.capture.errors import CaptureError
+from agent.capture.layout import c_assertions
+from agent.capture.offsets import drop_reasons, kernel_flags
+
+TRACEPOINTS = ("net_dev_queue", "netif_receive_skb", "kfree_skb")
+MAPS = ("ring", "counters")
+CHILD_TIMEOUT_SECONDS = 30
+DIAGNOSTICS_CHARACTERS = 2000
+BCC_MISSING = (
+    "the Python module bcc (BCC) is not there or is not BCC: install the Debian package python3-bpfcc and use the "
+    "distribution's interpreter, /usr/bin/python3 (PyPI's project named bcc is something else)"
+)
+
+
+class Loaded(NamedTuple):
+    """What the child left: open file descriptors, and what it learned of the kernel."""
+
+    fds: dict[str, int]
+    """Maps by name, `prog:NAME` and `link:NAME` for each tracepoint. Closing a link detaches its program."""
+    ring_bytes: int
+    cpus: int
+    drop_reasons: dict[int, str]
+
+
+def source_directory() -> Path:
+    """Where the C source is: `bpf/` of the checkout, or `_bpf/` inside an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    return next(path for path in (package.parent / "bpf", package / "_bpf") if (path / "dnstrail.bpf.c").exists())
+
+
+def load(ports: list[int], ring_bytes: int) -> Loaded:
+    """Compile, load and attach the program for these ports.
+
+    Args:
+        ports: UDP ports that count as DNS.
+        ring_bytes: size of the ring, a power of two and at least a page.
+
+    Raises:
+        CaptureError: with the reason and the remedy.
+    """
+    privileges.require()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    order = json.dumps({"ports": ports, "ring_bytes": ring_bytes})
+    command = [sys.executable, "-m", "agent.capture.loader", str(theirs.fileno()), order]
+    # LLVM and the verifier say what is wrong on file descriptor 2, and LLVM then aborts: no exception carries it.
+    with ours, tempfile.TemporaryFile() as words:
+        with theirs:
+            child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=words)
+        with child:
+            answer, fds = _receive(ours, child)
+        words.seek(0)
+        return _loaded(answer, fds, words.read().decode("utf-8", "replace").strip()[-DIAGNOSTICS_CHARACTERS:])
+
+
+def _receive(channel: socket.socket, child: subprocess.Popen[bytes]) -> tuple[dict[str, Any], list[int]]:
+    channel.settimeout(CHILD_TIMEOUT_SECONDS)
+    try:
+        answer, fds, _, _ = socket.recv_fds(channel, 1 << 16, 32)
+    except TimeoutError:
+        child.kill()
+        return {"error": f"it took over {CHILD_TIMEOUT_SECONDS} s"}, []
+    return json.loads(answer or b'{"error": "the loader died"}'), fds
+
+
+def _loaded(answer: dict[str, Any], fds: list[int], diagnostics: str) -> Loaded:
+    if "refused" in answer:
+        raise CaptureError(answer["refused"])
+    if "error" in answer:
+        raise CaptureError(f"the BPF program could not be loaded: {answer['error']}\n{diagnostics}".strip())
+    return Loaded(
+        fds=dict(zip(answer["fds"], fds, strict=True)),
+        ring_bytes=answer["ring_bytes"],
+        cpus=answer["cpus"],
+        drop_reasons={int(value): name for value, name in answer["drop_reasons"].items()},
+    )
+
+
+def possible_cpus(path: Path = Path("/sys/devices/system/cpu/possible")) -> int:
+    """One more than the highest CPU number this machine can ever have."""
+    return int(path.read_text().strip().replace(",", "-").split("-")[-1]) + 1
+
+
+def compiler_flags(ports: list[int], ring_bytes: int, cpus: int, offsets: dict[str, int]) -> list[str]:
+    """Everything the C source leaves open, as -D flags."""
+    match = "||".join(f"(p)=={port}" for port in ports)
+    values = offsets | {"RING_PAGES": ring_bytes // mmap.PAGESIZE, "PAGE_BYTES": mmap.PAGESIZE, "CPUS": cpus}
+    return [
+        f"-I{source_directory()}",
+        f"-DIS_DNS_PORT(p)=({match})",
+        # bcc's own helpers provoke these; errors in our source are errors all the same
+        "-Wno-macro-redefined",
+        "-Wno-duplicate-decl-specifier",
+        *(f"-D{name}={value}" for name, value in values.items()),
+    ]
+
+
+def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
+    """In the child: do it all; returns descriptors by name and what to tell the parent."""
+    os.environ["BCC_KERNEL_SOURCE"] = str(source_directory() / "include")
+    try:
+        from bcc import BPF  # noqa: PLC0415  LLVM is loaded here, so only in the child
+    except ImportError as error:
+        raise CaptureError(BCC_MISSING) from error
+    kernel = load_kernel()
+    cpus = possible_cpus()
+    source = (source_directory() / "dnstrail.bpf.c").read_text() + c_assertions() + COUNTERS_ASSERTION
+    flags = compiler_flags(order["ports"], order["ring_bytes"], cpus, kernel_flags(kernel))
+    program = BPF(text=source, cflags=flags)
+    fds: dict[str, int] = {name: program[name].map_fd for name in MAPS}
+    # BPF() has attached them by their names, raw_tracepoint__*
+    for name in TRACEPOINTS:
+        fds[f"prog:{name}"] = program.funcs[f"raw_tracepoint__{name}".encode()].fd
+        fds[f"link:{name}"] = program.raw_tracepoint_fds[name.encode()]
+    learned = {"ring_bytes": order["ring_bytes"], "cpus": cpus, "drop_reasons": drop_reasons(kernel)}
+    return fds, learned
+
+
+def _child(channel: int, order: dict[str, Any]) -> None:
+    with socket.socket(fileno=channel) as parent:
+        try:
+            fds, learned = _attach(order)
+            socket.send_fds(parent, [json.dumps(learned | {"fds": list(fds)}).encode()], list(fds.values()))
+        except (CaptureError, BtfError) as error:
+            parent.send(json.dumps({"refused": str(error)}).encode())
+        except Exception as error:  # noqa: BLE001  BCC raises bare Exception
+            parent.send(json.dumps({"error": str(error)}).encode())
+    # BCC's atexit handler would detach what was just handed over.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _child(int(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,0 +1,110 @@
+"""Which kernel offsets the BPF program needs, and their values on this kernel.
+
+Everything comes from BTF at start-up, never from a table or a kernel version: layouts differ between kernels and builds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.capture.btf import BtfError, load_kernel
+
+if TYPE_CHECKING:
+    from agent.capture.btf import Btf
+
+OFFSETS = {
+    "SK_BUFF_HEAD": ("sk_buff", "head"),
+    "SK_BUFF_DATA": ("sk_buff", "data"),
+    "SK_BUFF_LEN": ("sk_buff", "len"),
+    "SK_BUFF_DATA_LEN": ("sk_buff", "data_len"),
+    "SK_BUFF_PROTOCOL": ("sk_buff", "protocol"),
+    "SK_BUFF_NETWORK_HEADER": ("sk_buff", "network_header"),
+    "SK_BUFF_DEV": ("sk_buff", "dev"),
+    "SK_BUFF_SK": ("sk_buff", "sk"),
+    "NET_DEVICE_NET": ("net_device", "nd_net.net"),
+    "NET_DEVICE_IFINDEX": ("net_device", "ifindex"),
+    "NET_DEVICE_NAME": ("net_device", "name"),
+    "NET_NS_INUM": ("net", "ns.inum"),
+    "SOCK_NET": ("sock", "__sk_common.skc_net.net"),
+    "TASK_NSPROXY": ("task_struct", "nsproxy"),
+    "TASK_GROUP_LEADER": ("task_struct", "group_leader"),
+    "TASK_COMM": ("task_struct", "comm"),
+    "NSPROXY_NET": ("nsproxy", "net_ns"),
+}
+
+# Read together, so that a packet that is not DNS costs one read of its sk_buff.
+WINDOW = {"SK_BUFF_HEAD": 8, "SK_BUFF_DATA": 8, "SK_BUFF_PROTOCOL": 2, "SK_BUFF_NETWORK_HEADER": 2}
+WINDOW_LIMIT = 128
+
+CONNTRACK_OFFSETS = {
+    "CT_ORIGINAL": ("nf_conn", "tuplehash"),
+    "CT_STATUS": ("nf_conn", "status"),
+    "CT_TUPLEHASH": ("nf_conntrack_tuple_hash", "tuple"),
+    "TUPLE_SADDR": ("nf_conntrack_tuple", "src.u3"),
+    "TUPLE_SPORT": ("nf_conntrack_tuple", "src.u"),
+    "TUPLE_DADDR": ("nf_conntrack_tuple", "dst.u3"),
+    "TUPLE_DPORT": ("nf_conntrack_tuple", "dst.u"),
+    "TUPLE_PROTOCOL": ("nf_conntrack_tuple", "dst.protonum"),
+}
+# Where BTF of the module nf_conntrack is missing: the layout of every kernel from 4.19 to 6.18 that was looked at
+# (include/net/netfilter/nf_conntrack{,_tuple}.h). The program checks each entry's protocol before it believes it.
+CONNTRACK_FALLBACK = {
+    "CT_ORIGINAL": 16 + 16,
+    "CT_REPLY": 16 + 56 + 16,
+    "CT_STATUS": 128,
+    "CT_SPAN": 16 + 2 * 56 - 32 + 16,
+    "TUPLE_SADDR": 0,
+    "TUPLE_SPORT": 16,
+    "TUPLE_DADDR": 20,
+    "TUPLE_DPORT": 36,
+    "TUPLE_PROTOCOL": 38,
+}
+
+
+def kernel_flags(kernel: Btf) -> dict[str, int]:
+    """All `-D` values of the program for the running kernel.
+
+    Raises:
+        BtfError: a structure is not as this program knows it.
+    """
+    flags = {name: kernel.offset(struct, path) for name, (struct, path) in OFFSETS.items()}
+    flags["SKB_WINDOW"] = min(flags[name] for name in WINDOW)
+    flags["SKB_WINDOW_SPAN"] = max(flags[name] + size for name, size in WINDOW.items()) - flags["SKB_WINDOW"]
+    if flags["SKB_WINDOW_SPAN"] > WINDOW_LIMIT:
+        raise BtfError(f"struct sk_buff spreads its headers over {flags['SKB_WINDOW_SPAN']} octets")
+    flags["KFREE_SKB_ARGS"] = kernel.tracepoint_args("kfree_skb")
+    return flags | conntrack_flags(kernel)
+
+
+def conntrack_flags(kernel: Btf) -> dict[str, int]:
+    """Offsets into a conntrack entry; empty when this kernel has no connection tracking at all."""
+    try:
+        flags = {"HAS_CONNTRACK": 1, "SK_BUFF_NFCT": kernel.offset("sk_buff", "_nfct")}
+    except BtfError:
+        return {"CT_SPAN": 8}
+    try:
+        return flags | conntrack_layout(kernel if kernel.has_struct("nf_conn") else load_kernel("nf_conntrack"))
+    except BtfError:
+        return flags | CONNTRACK_FALLBACK
+
+
+def conntrack_layout(btf: Btf) -> dict[str, int]:
+    """Where the two tuples lie in struct nf_conn; both are read at once, CT_SPAN octets from the first."""
+    flags = {name: btf.offset(struct, path) for name, (struct, path) in CONNTRACK_OFFSETS.items()}
+    inner = flags.pop("CT_TUPLEHASH")
+    first = flags["CT_ORIGINAL"] + inner
+    stride = btf.size("nf_conntrack_tuple_hash")
+    return flags | {
+        "CT_ORIGINAL": first,
+        "CT_REPLY": first + stride,
+        "CT_SPAN": stride + btf.size("nf_conntrack_tuple"),
+    }
+
+
+def drop_reasons(kernel: Btf) -> dict[int, str]:
+    """Names of enum skb_drop_reason without the common prefix; empty before 5.17."""
+    try:
+        values = kernel.enum("skb_drop_reason")
+    except BtfError:
+        return {}
+    return {value: name.removeprefix("SKB_DROP_REASON_").removeprefix("SKB_") for name, value in values.items()}

@@ -1,0 +1,123 @@
+"""The rules by which a node translates the DNS Service's addresses to server pods, as kube-proxy writes them."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from agent.lab.processes import LabError, run
+
+VIP = "10.96.0.10"
+VIP6 = "fd00:10:96::a"
+PROTOCOLS = ("udp", "tcp")
+MASQUERADE_MARK = "0x4000"
+
+Translation = Literal["iptables", "nftables"]
+Translator = Literal["iptables-legacy", "iptables-nft", "nftables"]
+Variant = Literal["legacy", "nft"]
+
+
+def install(translation: Translation, netns: str, servers: Sequence[tuple[str, str]]) -> Translator:
+    """Install the rules in a namespace and return by what they were installed.
+
+    Args:
+        translation: The kube-proxy mode.
+        netns: The node's namespace file.
+        servers: IPv4 and IPv6 address of each server pod.
+    """
+    v4, v6 = [server[0] for server in servers], [server[1] for server in servers]
+    if translation == "nftables":
+        run(_inside(netns, "nft", "-f", "-"), stdin=nftables_rules("ip", v4) + nftables_rules("ip6", v6))
+        return "nftables"
+    return _install_iptables(netns, iptables_rules(VIP, v4), iptables_rules(VIP6, v6))
+
+
+def iptables_rules(vip: str, servers: Sequence[str]) -> str:
+    """Return kube-proxy's nat table for one family, in the format of iptables-restore."""
+    endpoints = [f"KUBE-SEP-{number}" for number in range(1, len(servers) + 1)]
+    chains = ["KUBE-SERVICES", "KUBE-SVC-DNS", "KUBE-POSTROUTING", "KUBE-MARK-MASQ", *endpoints]
+    rules = [
+        "-A PREROUTING -j KUBE-SERVICES",
+        "-A OUTPUT -j KUBE-SERVICES",
+        "-A POSTROUTING -j KUBE-POSTROUTING",
+        f"-A KUBE-MARK-MASQ -j MARK --set-xmark {MASQUERADE_MARK}/{MASQUERADE_MARK}",
+        f"-A KUBE-POSTROUTING -m mark ! --mark {MASQUERADE_MARK}/{MASQUERADE_MARK} -j RETURN",
+        "-A KUBE-POSTROUTING -j MASQUERADE --random-fully",
+        *(f"-A KUBE-SERVICES -d {vip} -p {protocol} --dport 53 -j KUBE-SVC-DNS" for protocol in PROTOCOLS),
+        *_iptables_choice(endpoints),
+        *(rule for pair in zip(endpoints, servers, strict=True) for rule in _iptables_endpoint(*pair)),
+    ]
+    return "\n".join(["*nat", *(f":{chain} - [0:0]" for chain in chains), *rules, "COMMIT", ""])
+
+
+def nftables_rules(family: Literal["ip", "ip6"], servers: Sequence[str]) -> str:
+    """Return kube-proxy's table for one family, in the format of `nft -f`."""
+    vip, address_type = (VIP, "ipv4_addr") if family == "ip" else (VIP6, "ipv6_addr")
+    verdicts = ", ".join(f"{number} : goto endpoint-{number + 1}" for number in range(len(servers)))
+    services = ", ".join(f"{vip} . {protocol} . 53 : goto service-dns" for protocol in PROTOCOLS)
+    return f"""
+table {family} kube-proxy {{
+  chain mark-for-masquerade {{ meta mark set meta mark or {MASQUERADE_MARK}; }}
+  chain masquerading {{
+    meta mark & {MASQUERADE_MARK} == 0 return
+    meta mark set meta mark xor {MASQUERADE_MARK}
+    masquerade fully-random
+  }}
+{"".join(_nftables_endpoint(family, number, server) for number, server in enumerate(servers, 1))}
+  chain service-dns {{ numgen random mod {len(servers)} vmap {{ {verdicts} }}; }}
+  map service-ips {{
+    type {address_type} . inet_proto . inet_service : verdict
+    elements = {{ {services} }}
+  }}
+  chain services {{ {family} daddr . meta l4proto . th dport vmap @service-ips; }}
+  chain nat-prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
+  chain nat-output {{ type nat hook output priority -100; jump services; }}
+  chain nat-postrouting {{ type nat hook postrouting priority srcnat; jump masquerading; }}
+}}
+"""
+
+
+def _install_iptables(netns: str, rules: str, rules6: str) -> Translator:
+    """Prefer the legacy kernel tables: their drops look different from nftables', which the other mode covers."""
+    if _restored(netns, "legacy", rules, rules6):
+        return "iptables-legacy"
+    if _restored(netns, "nft", rules, rules6):
+        return "iptables-nft"
+    raise LabError("neither iptables-legacy nor iptables-nft works here: install the Debian package iptables")
+
+
+def _restored(netns: str, variant: Variant, rules: str, rules6: str) -> bool:
+    return all(
+        shutil.which(program) is not None and run(_inside(netns, program), stdin=text, check=False).returncode == 0
+        for program, text in ((f"iptables-{variant}-restore", rules), (f"ip6tables-{variant}-restore", rules6))
+    )
+
+
+def _iptables_choice(endpoints: Sequence[str]) -> Iterator[str]:
+    """Yield the jump to each endpoint: 1/n of all packets, 1/(n-1) of the rest, ..., what is left."""
+    for left, endpoint in zip(range(len(endpoints), 0, -1), endpoints, strict=True):
+        share = "" if left == 1 else f"-m statistic --mode random --probability {1 / left:.11f} "
+        yield f"-A KUBE-SVC-DNS {share}-j {endpoint}"
+
+
+def _iptables_endpoint(chain: str, server: str) -> Iterator[str]:
+    """Yield an endpoint's rules; a server that reaches itself by the Service must see the node as the sender."""
+    yield f"-A {chain} -s {server} -j KUBE-MARK-MASQ"
+    for protocol in PROTOCOLS:
+        yield f"-A {chain} -p {protocol} -j DNAT --to-destination {_with_port(server)}"
+
+
+def _nftables_endpoint(family: str, number: int, server: str) -> str:
+    return f"""
+  chain endpoint-{number} {{
+    {family} saddr {server} jump mark-for-masquerade
+    meta l4proto {{ tcp, udp }} dnat to {_with_port(server)}
+  }}
+"""
+
+
+def _with_port(server: str) -> str:
+    return f"[{server}]:53" if ":" in server else f"{server}:53"
+
+
+def _inside(netns: str, *argv: str) -> list[str]:
+    return ["nsenter", f"--net={netns}", *argv]

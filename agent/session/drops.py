@@ -1,0 +1,94 @@
+"""What a drop record says in words, and which drops never are a loss.
+
+Reason numbers are not stable between kernels: names come from BTF. NETFILTER_DROP alone says nothing, so the location
+symbol and the netfilter hook, read off the kernel stack, belong to the evidence.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from agent.session.sighting import Sighting
+
+# Who calls nf_hook_slow() is the hook (net/ipv4, net/ipv6, net/core/dev.c).
+HOOKS = {
+    "ip_rcv": "PREROUTING",
+    "ipv6_rcv": "PREROUTING",
+    "ip_local_deliver": "INPUT",
+    "ip6_input": "INPUT",
+    "ip_forward": "FORWARD",
+    "ip6_forward": "FORWARD",
+    "ip_output": "POSTROUTING",
+    "ip6_output": "POSTROUTING",
+    "__ip_local_out": "OUTPUT",
+    "__ip6_local_out": "OUTPUT",
+    "__netif_receive_skb_core": "netdev ingress",
+}
+
+# (reason, location): None stands for any. A packet freed there was a copy, was read before, or never had a reader.
+INNOCENT = frozenset(
+    {
+        ("SKB_CONSUMED", None),
+        ("CONSUMED", None),
+        ("PACKET_SOCK_ERROR", None),  # a sniffer's copy that its filter refused (net/packet/af_packet.c)
+        ("QUEUE_PURGE", None),  # a closed socket's unread queue
+        (None, "skb_release_data"),  # refragmentation frees the old fragment list
+        (None, "udp_destruct_common"),  # a closed socket's unread queue
+        (None, "udp_destruct_sock"),
+        (None, "skb_queue_purge"),
+        (None, "skb_queue_purge_reason"),
+        (None, "packet_rcv"),
+    }
+)
+
+# The packet was at its socket, which refused it: it did get to the server, or to the client.
+AT_SOCKET = frozenset({"SOCKET_RCVBUFF", "SOCKET_FILTER", "PROTO_MEM"})
+
+
+class Drop(NamedTuple):
+    """One death of one packet, named."""
+
+    reason: str | None
+    """enum skb_drop_reason without its prefix; None on kernels without reasons (before 5.17)."""
+    location: str | None
+    """Kernel function that freed the packet; None when kernel symbols may not be read."""
+    hook: str | None
+    """Netfilter hook, when netfilter dropped it and the stack shows the caller."""
+
+    @property
+    def innocent(self) -> bool:
+        """Whether this is no loss at all."""
+        return (self.reason, None) in INNOCENT or (None, self.location) in INNOCENT
+
+    @property
+    def at_socket(self) -> bool:
+        """Whether it died at its very destination."""
+        return self.reason in AT_SOCKET or (self.location or "").startswith("udp_queue_rcv")
+
+
+class Kernel(NamedTuple):
+    """What is needed to name a drop on the kernel that recorded it."""
+
+    reasons: Mapping[int, str]
+    symbol: Callable[[int], str | None]
+    """Name of the function at a text address."""
+
+    def describe(self, sighting: Sighting) -> Drop:
+        """Name reason, place and hook of a drop record."""
+        detail = sighting.detail
+        location = self.symbol(detail.location)
+        return Drop(self.reasons.get(detail.reason), location, self._hook(sighting))
+
+    def _hook(self, sighting: Sighting) -> str | None:
+        # A return address just behind the last call of a function belongs to the next one, hence the -1.
+        names = [self.symbol(address - 1) for address in sighting.stack]
+        if "nf_hook_slow" not in names and not any(name and name.startswith("nft_do_chain") for name in names):
+            return None
+        return next((HOOKS[name] for name in names if name in HOOKS), None)
+
+
+UNKNOWN_KERNEL = Kernel({}, lambda _address: None)
+"""For recordings: a capture file does not say why a packet died."""

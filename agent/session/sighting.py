@@ -1,0 +1,172 @@
+"""What the kernel program writes for one hop of one DNS message: the core's only input.
+
+`Head` and `Detail` are the record layout. It is defined here and nowhere else: `agent.capture.layout` generates
+`bpf/record.h` from it, the compiler asserts every offset when the program is loaded, and replay builds the same records.
+The two parts exist for speed: joining needs only the head; the detail stays bytes until somebody asks.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum, IntFlag
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address
+from typing import Annotated, NamedTuple, get_type_hints
+
+U8 = Annotated[int, "B", "__u8"]
+U16 = Annotated[int, "H", "__u16"]
+U32 = Annotated[int, "I", "__u32"]
+U64 = Annotated[int, "Q", "__u64"]
+Address = Annotated[bytes, "16s", "__u8"]
+Name = Annotated[bytes, "16s", "char"]
+
+STACK_FRAMES = 16
+
+
+class Event(IntEnum):
+    """Where in the kernel the packet was seen."""
+
+    TX = 1
+    """Handed to a device: tracepoint net:net_dev_queue."""
+    RX = 2
+    """Taken from a device: tracepoint net:netif_receive_skb."""
+    DROP = 3
+    """Freed as lost: tracepoint skb:kfree_skb. A candidate, not yet a verdict."""
+
+
+class Flag(IntFlag):
+    """What else the program knew at that hop."""
+
+    RESPONSE = 1
+    """QR is set in the DNS header (RFC 1035 4.1.1)."""
+    ORIGIN = 2
+    """The packet still belongs to the socket that sent it, in that socket's own namespace: its first hop."""
+    PROCESS = 4
+    """`tgid` and `comm` are the sender's: an origin, and the current task lives in the sender's namespace."""
+    CONNTRACK = 8
+    """The `ct_` fields hold the packet's conntrack entry."""
+
+
+class Head(NamedTuple):
+    """The part of the record that joining reads."""
+
+    ts_ns: U64
+    """CLOCK_MONOTONIC, nanoseconds (wall clock, in replay)."""
+    message: U64
+    """Equal for all hops of one message; 0 where the kernel could not tell. Survives DNAT, not SNAT."""
+    skb: U64
+    """Address of the sk_buff. Reused within 0.1 ms, so only ever a tie-breaker."""
+    netns: U32
+    """Inode number of the network namespace, as `lsns` prints it."""
+    ifindex: U32
+    """Device index in that namespace; 0 when the packet had no device yet."""
+    tail_bytes: U32
+    """Octets after the fixed part: STACK_FRAMES addresses if it is a drop, then the message."""
+    event: U8
+    flags: U8
+    family: U8
+    """4 or 6."""
+    protocol: U8
+    """IANA protocol number: 17 UDP, 6 TCP."""
+
+
+class Detail(NamedTuple):
+    """The rest of the fixed part. Addresses are 16 octets, IPv4 as ::ffff:a.b.c.d (RFC 4291 2.5.5.2)."""
+
+    location: U64
+    """Kernel text address that freed the packet; 0 unless a drop."""
+    reason: U32
+    """enum skb_drop_reason of this kernel; 0 when it has none."""
+    socket_netns: U32
+    """Namespace of the socket on the packet (the receiver's, for drops since 6.11); 0 when there is none."""
+    tgid: U32
+    ct_status: U32
+    """enum ip_conntrack_status bits."""
+    payload_bytes: U32
+    """Length of the DNS message by the UDP header."""
+    captured_bytes: U32
+    """How much of it follows the record; 0 when it was sent with an earlier hop."""
+    sport: U16
+    dport: U16
+    ct_original_sport: U16
+    ct_original_dport: U16
+    ct_reply_sport: U16
+    ct_reply_dport: U16
+    ct_info: U8
+    """enum ip_conntrack_info."""
+    stack_frames: U8
+    """How many of the STACK_FRAMES kernel return addresses at the start of a drop's tail are filled, 8 octets each."""
+    pad: U16
+    saddr: Address
+    daddr: Address
+    ct_original_saddr: Address
+    ct_original_daddr: Address
+    ct_reply_saddr: Address
+    ct_reply_daddr: Address
+    comm: Name
+    """Name of the sending process (the thread group leader's)."""
+    ifname: Name
+
+
+def struct_format(part: type[NamedTuple]) -> str:  # type: ignore[valid-type]  # NamedTuple is a form, not a type
+    """Struct module format of one part: little or big endian as this machine, no padding of its own."""
+    return "=" + "".join(hint.__metadata__[0] for hint in get_type_hints(part, include_extras=True).values())
+
+
+HEAD = struct.Struct(struct_format(Head))  # type: ignore[arg-type]
+DETAIL = struct.Struct(struct_format(Detail))  # type: ignore[arg-type]
+
+
+class Sighting(NamedTuple):
+    """One hop as the core keeps it: the head's fields and the undecoded rest of the record."""
+
+    ts_ns: int
+    message: int
+    skb: int
+    netns: int
+    ifindex: int
+    tail_bytes: int
+    event: int
+    flags: int
+    family: int
+    protocol: int
+    rest: bytes
+    """The detail, then the tail."""
+
+    @property
+    def detail(self) -> Detail:
+        """Everything else about this hop, decoded now."""
+        return Detail._make(DETAIL.unpack_from(self.rest))
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """Kernel return addresses of a drop, innermost first."""
+        frames = self.detail.stack_frames
+        return struct.unpack_from(f"={frames}Q", self.rest, DETAIL.size)
+
+    def payload(self, detail: Detail) -> bytes:
+        """The captured octets of the DNS message: empty when an earlier hop brought them."""
+        start = DETAIL.size + (8 * STACK_FRAMES if self.event == Event.DROP else 0)
+        return self.rest[start : start + detail.captured_bytes]
+
+
+V4_MAPPED = bytes(10) + b"\xff\xff"
+
+
+@lru_cache(maxsize=65536)
+def address_to_text(address: bytes) -> str:
+    """The usual spelling of a 16-octet address: dotted for IPv4, RFC 5952 for IPv6."""
+    if address.startswith(V4_MAPPED):
+        return str(IPv4Address(address[12:]))
+    return str(IPv6Address(address))
+
+
+def endpoint_to_text(address: bytes, port: int) -> str:
+    """`192.0.2.1:53` or `[2001:db8::1]:53`."""
+    text = address_to_text(address)
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+
+
+def name_text(name: bytes) -> str:
+    """A kernel name field (process, device) as text; octets that are not UTF-8 are shown as escapes."""
+    return name.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")

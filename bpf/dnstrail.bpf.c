@@ -1,0 +1,571 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/*
+ * dnstrail: every hop and every drop of DNS packets, in every network namespace.
+ *
+ * Three raw tracepoints share one path: find the IP header, look at the ports,
+ * and only for DNS fill a record and put it into the ring. The path of a packet
+ * that is not DNS is two reads of kernel memory.
+ *
+ * No kernel header is included. Offsets arrive as -D flags named after what
+ * they point at (agent/capture/offsets.py): SK_BUFF_HEAD is the offset of
+ * `head` in struct sk_buff. IS_DNS_PORT(p) is generated from --ports.
+ */
+#include "record.h"
+
+#define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86DD
+#define IPPROTO_UDP 17
+#define UDP_HEADER 8
+#define DNS_HEADER 12
+#define IPV4_HEADER 20
+#define IPV6_HEADER 40
+#define IPV4_FRAGMENT_OFFSET 0x1fff
+
+/* What a message is recognised by: its header and question, if they fit. */
+#define PREFIX 96
+#define PREFIX_BUFFER 128
+#define LABELS 16
+#define RESEND_NS 1000000000ULL
+
+#define be16(x) __builtin_bswap16(x)
+
+/*
+ * Losses and helper failures of one CPU. User space maps this array and reads
+ * it while the programs write, so counters only grow and every one is its own
+ * word. agent/capture/counters.py names them in this order.
+ */
+struct counters {
+	u64 records[4];		/* submitted, by event */
+	u64 lost[4];		/* ring full, by event */
+	u64 last_lost_ns;
+	u64 read_failed;	/* bpf_probe_read_kernel on a DNS packet */
+	u64 seen_failed;	/* the seen map refused an update */
+	u64 nested;		/* an interrupt hit the program at work */
+	u64 cut;		/* message not wholly in the linear part */
+	u64 reserved[3];
+};
+
+/* Work space of one program on one CPU: too large for the 512-byte stack. */
+struct scratch {
+	u32 busy;
+	u32 pad;
+	struct record record;
+	u8 prefix[PREFIX_BUFFER];
+	u8 ct[CT_SPAN];
+};
+
+/* Where the parts of the packet at hand lie. */
+struct packet {
+	u64 skb;
+	u64 ip;			/* address of the IP header */
+	u64 payload;		/* address of the DNS message */
+	u32 linear;		/* octets of it that are in the linear part */
+};
+
+/* RING_PAGES pages. Full: the record is dropped and counted in `lost`. */
+BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
+
+/* 128 bytes a CPU. Cannot fill up. */
+BPF_F_TABLE("array", int, struct counters, counters, CPUS, BPF_F_MMAPABLE);
+
+/* About 500 bytes a CPU and program, one entry per event. Cannot fill up. */
+BPF_PERCPU_ARRAY(scratch, struct scratch, 4);
+
+/*
+ * Messages whose octets user space has: 64 Ki entries, about 5 MiB. Full: the
+ * oldest is forgotten, and its octets are sent once more.
+ */
+BPF_TABLE("lru_hash", u64, u64, seen, 65536);
+
+static __always_inline struct counters *my_counters(void)
+{
+	int cpu = bpf_get_smp_processor_id();
+
+	return counters.lookup(&cpu);
+}
+
+#define COUNT(field)                                                           \
+	do {                                                                   \
+		struct counters *c = my_counters();                            \
+		if (c)                                                         \
+			__sync_fetch_and_add(&c->field, 1);                    \
+	} while (0)
+
+static __always_inline int read_kernel(void *to, u32 size, u64 from)
+{
+	return bpf_probe_read_kernel(to, size, (void *)from);
+}
+
+static __always_inline u64 read_pointer(u64 from)
+{
+	u64 value = 0;
+
+	read_kernel(&value, sizeof(value), from);
+	return value;
+}
+
+static __always_inline u32 read_u32(u64 from)
+{
+	u32 value = 0;
+
+	read_kernel(&value, sizeof(value), from);
+	return value;
+}
+
+/* struct net * → inode number of the namespace */
+static __always_inline u32 netns_of(u64 net)
+{
+	return net ? read_u32(net + NET_NS_INUM) : 0;
+}
+
+static __always_inline u32 socket_netns(u64 sk)
+{
+	return sk ? netns_of(read_pointer(sk + SOCK_NET)) : 0;
+}
+
+static __always_inline void map_ipv4(u8 *to, const u8 *from)
+{
+	*(u64 *)to = 0;
+	*(u32 *)(to + 8) = 0xffff0000; /* ::ffff: on a little-endian machine */
+	__builtin_memcpy(to + 12, from, 4);
+}
+
+/*
+ * Address of the IP header. At rx the device layer has just set `data` to it
+ * and __netif_receive_skb_core() resets network_header only later; at tx and
+ * drop network_header is right, and `data` may be anywhere.
+ */
+static __always_inline u64 ip_header(u64 skb, u8 event, u16 *protocol)
+{
+	u8 window[SKB_WINDOW_SPAN];
+
+	if (read_kernel(window, sizeof(window), skb + SKB_WINDOW))
+		return 0;
+	*protocol = be16(*(u16 *)(window + SK_BUFF_PROTOCOL - SKB_WINDOW));
+	if (*protocol != ETH_P_IP && *protocol != ETH_P_IPV6)
+		return 0;
+	if (event == EVENT_RX)
+		return *(u64 *)(window + SK_BUFF_DATA - SKB_WINDOW);
+	return *(u64 *)(window + SK_BUFF_HEAD - SKB_WINDOW) +
+	       *(u16 *)(window + SK_BUFF_NETWORK_HEADER - SKB_WINDOW);
+}
+
+/*
+ * Recognise a DNS packet by its ports and note flow and payload. The first 48
+ * octets hold the ports of IPv6 and of IPv4 without options.
+ */
+static __always_inline bool parse_flow(struct packet *p, struct record *r,
+				       u16 protocol)
+{
+	u8 h[IPV6_HEADER + UDP_HEADER];
+	u8 udp[UDP_HEADER];
+	u32 l4 = IPV6_HEADER;
+
+	if (read_kernel(h, sizeof(h), p->ip))
+		return false;
+	if (protocol == ETH_P_IP) {
+		l4 = (h[0] & 0x0f) * 4;
+		if (h[0] >> 4 != 4 || l4 < IPV4_HEADER || h[9] != IPPROTO_UDP ||
+		    be16(*(u16 *)(h + 6)) & IPV4_FRAGMENT_OFFSET)
+			return false;
+	} else if (h[0] >> 4 != 6 || h[6] != IPPROTO_UDP) {
+		return false;
+	}
+	if (l4 == IPV4_HEADER)
+		__builtin_memcpy(udp, h + IPV4_HEADER, UDP_HEADER);
+	else if (l4 == IPV6_HEADER && protocol == ETH_P_IPV6)
+		__builtin_memcpy(udp, h + IPV6_HEADER, UDP_HEADER);
+	else if (read_kernel(udp, sizeof(udp), p->ip + l4))
+		return false;
+
+	u16 sport = be16(*(u16 *)udp), dport = be16(*(u16 *)(udp + 2));
+	u16 length = be16(*(u16 *)(udp + 4));
+
+	if (!IS_DNS_PORT(sport) && !IS_DNS_PORT(dport))
+		return false;
+	__builtin_memset(r, 0, sizeof(*r));
+	r->sport = sport;
+	r->dport = dport;
+	r->protocol = IPPROTO_UDP;
+	r->payload_bytes = length > UDP_HEADER ? length - UDP_HEADER : 0;
+	p->payload = p->ip + l4 + UDP_HEADER;
+	if (protocol == ETH_P_IP) {
+		r->family = 4;
+		map_ipv4(r->saddr, h + 12);
+		map_ipv4(r->daddr, h + 16);
+	} else {
+		r->family = 6;
+		__builtin_memcpy(r->saddr, h + 8, 16);
+		__builtin_memcpy(r->daddr, h + 24, 16);
+	}
+	return true;
+}
+
+/* How much of the message can be read here: the rest is in page fragments. */
+static __always_inline void find_linear(struct packet *p, struct record *r)
+{
+	u64 data = read_pointer(p->skb + SK_BUFF_DATA);
+	u32 len = read_u32(p->skb + SK_BUFF_LEN);
+	u32 nonlinear = read_u32(p->skb + SK_BUFF_DATA_LEN);
+	u64 end = data + len - nonlinear;
+
+	p->linear = end > p->payload ? end - p->payload : 0;
+	if (p->linear < r->payload_bytes)
+		COUNT(cut);
+	else
+		p->linear = r->payload_bytes;
+}
+
+static __always_inline u64 mix(u64 hash, u64 word)
+{
+	hash = (hash ^ word) * 0x9E3779B97F4A7C15ULL;
+	return hash ^ (hash >> 29);
+}
+
+/* End of the first question in the prefix; 0 if it is not all there. */
+static __always_inline u32 question_end(const u8 *prefix, u32 size)
+{
+	u32 at = DNS_HEADER;
+
+	for (int i = 0; i < LABELS; i++) {
+		u8 length;
+
+		/* or the compiler drops the mask that the verifier needs */
+		asm volatile("" : "+r"(at));
+		length = prefix[at & (PREFIX_BUFFER - 1)];
+		if (length == 0)
+			return at + 5 <= size ? at + 5 : 0;
+		at += length + 1;
+		if (length > 63 || at >= PREFIX)
+			return 0;
+	}
+	return 0;
+}
+
+/*
+ * A number that all hops of one message share, whatever translation does to the
+ * server's address: DNS header and question, and the client's address and port.
+ * 0 when the question does not fit the prefix; then every hop brings the octets
+ * and user space compares those.
+ */
+static __always_inline u64 message_of(const struct record *r, const u8 *prefix,
+				      u32 end)
+{
+	const u8 *client = r->flags & FLAG_RESPONSE ? r->daddr : r->saddr;
+	u16 port = r->flags & FLAG_RESPONSE ? r->dport : r->sport;
+	u64 hash = mix(port, ((u64 *)client)[0]);
+
+	hash = mix(hash, ((u64 *)client)[1]);
+#pragma unroll
+	for (int i = 0; i < PREFIX / 8; i++) {
+		u64 word = ((u64 *)prefix)[i];
+
+		if (i * 8 >= end)
+			break;
+		if (i * 8 + 8 > end)
+			word &= (1ULL << (end % 8 * 8)) - 1;
+		hash = mix(hash, word);
+	}
+	return hash ? hash : 1;
+}
+
+static __always_inline void identify(struct packet *p, struct scratch *s)
+{
+	struct record *r = &s->record;
+	u32 size = p->linear < PREFIX ? p->linear : PREFIX;
+	u32 end;
+
+	__builtin_memset(s->prefix, 0, sizeof(s->prefix));
+	if (size < DNS_HEADER)
+		return;
+	asm volatile("" : "+r"(size));
+	size &= PREFIX_BUFFER - 1;
+	if (read_kernel(s->prefix, size, p->payload)) {
+		COUNT(read_failed);
+		return;
+	}
+	if (s->prefix[2] & 0x80)
+		r->flags |= FLAG_RESPONSE;
+	end = question_end(s->prefix, size);
+	if (end)
+		r->message = message_of(r, s->prefix, end);
+}
+
+/* Device and namespace of the hop, and what the socket on the packet tells. */
+static __always_inline void note_place(struct packet *p, struct record *r,
+				       u64 rx_sk)
+{
+	u64 dev = read_pointer(p->skb + SK_BUFF_DEV);
+	u64 sk = rx_sk ? rx_sk : read_pointer(p->skb + SK_BUFF_SK);
+
+	r->socket_netns = socket_netns(sk);
+	if (dev) {
+		r->netns = netns_of(read_pointer(dev + NET_DEVICE_NET));
+		r->ifindex = read_u32(dev + NET_DEVICE_IFINDEX);
+		read_kernel(r->ifname, sizeof(r->ifname), dev + NET_DEVICE_NAME);
+	} else {
+		/* OUTPUT-hook drops happen before there is a device. */
+		r->netns = r->socket_netns;
+	}
+	/*
+	 * A veth peer still shows the sender's socket until ip_rcv() orphans the
+	 * packet, so the socket counts only in its own namespace.
+	 */
+	if (r->event != EVENT_RX && !rx_sk && sk && r->netns == r->socket_netns)
+		r->flags |= FLAG_ORIGIN;
+}
+
+/*
+ * The current task sent the packet unless it left from a timer or another
+ * task's softirq (unresolved neighbour): then the namespaces differ.
+ */
+static __always_inline void note_process(struct record *r)
+{
+	u64 task = bpf_get_current_task();
+	u64 nsproxy = read_pointer(task + TASK_NSPROXY);
+	u64 leader = read_pointer(task + TASK_GROUP_LEADER);
+	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+
+	if (!tgid || !nsproxy ||
+	    netns_of(read_pointer(nsproxy + NSPROXY_NET)) != r->netns)
+		return;
+	r->tgid = tgid;
+	r->flags |= FLAG_PROCESS;
+	/* comm is the thread's; people know the program by its leader's. */
+	read_kernel(r->comm, sizeof(r->comm), leader + TASK_COMM);
+}
+
+static __always_inline void copy_address(u8 *to, const u8 *from, u8 family)
+{
+	if (family == 4)
+		map_ipv4(to, from);
+	else
+		__builtin_memcpy(to, from, 16);
+}
+
+/*
+ * The translation, from the entry that hangs on the packet. The low three bits
+ * of _nfct are enum ip_conntrack_info (include/linux/skbuff.h, NFCT_PTRMASK).
+ */
+static __always_inline void note_conntrack(struct packet *p, struct scratch *s)
+{
+#ifdef HAS_CONNTRACK
+	struct record *r = &s->record;
+	u64 nfct = read_pointer(p->skb + SK_BUFF_NFCT);
+	u8 *original = s->ct, *reply = s->ct + CT_REPLY - CT_ORIGINAL;
+
+	if (!(nfct & ~7ULL))
+		return;
+	if (read_kernel(s->ct, CT_SPAN, (nfct & ~7ULL) + CT_ORIGINAL))
+		return;
+	/* Offsets may be a guess where BTF lacks nf_conntrack: check the entry. */
+	if (original[TUPLE_PROTOCOL] != r->protocol)
+		return;
+	r->ct_info = nfct & 7;
+	r->ct_status = read_u32((nfct & ~7ULL) + CT_STATUS);
+	copy_address(r->ct_original_saddr, original + TUPLE_SADDR, r->family);
+	copy_address(r->ct_original_daddr, original + TUPLE_DADDR, r->family);
+	copy_address(r->ct_reply_saddr, reply + TUPLE_SADDR, r->family);
+	copy_address(r->ct_reply_daddr, reply + TUPLE_DADDR, r->family);
+	r->ct_original_sport = be16(*(u16 *)(original + TUPLE_SPORT));
+	r->ct_original_dport = be16(*(u16 *)(original + TUPLE_DPORT));
+	r->ct_reply_sport = be16(*(u16 *)(reply + TUPLE_SPORT));
+	r->ct_reply_dport = be16(*(u16 *)(reply + TUPLE_DPORT));
+	r->flags |= FLAG_CONNTRACK;
+#endif
+}
+
+/*
+ * The kernel stack of a drop takes a fixed place, then come the message's
+ * octets. `room` is a power of two and `bytes` less: the mask tells the
+ * verifier, the barrier keeps the compiler from removing it.
+ */
+static __always_inline void fill_tail(void *ctx, struct packet *p,
+				      struct record *r, u8 event, u8 *tail,
+				      u32 bytes, u32 room)
+{
+	u32 stack = event == EVENT_DROP ? STACK_FRAMES * 8 : 0;
+
+	if (stack) {
+		long n = bpf_get_stack(ctx, tail, STACK_FRAMES * 8, 0);
+
+		r->stack_frames = n > 0 ? (u32)n / 8 : 0;
+	}
+	asm volatile("" : "+r"(bytes));
+	bytes &= room - 1;
+	if (bytes && read_kernel(tail + stack, bytes, p->payload))
+		COUNT(read_failed);
+	else
+		r->captured_bytes = bytes;
+	r->tail_bytes = stack + r->captured_bytes;
+}
+
+static __always_inline bool finish(void *out, struct record *r)
+{
+	__builtin_memcpy(out, r, sizeof(*r));
+	/*
+	 * Without flags the kernel wakes the reader only when it had caught up;
+	 * the reader then waits a little, so a burst costs one wake-up.
+	 */
+	ring.ringbuf_submit(out, 0);
+	return true;
+}
+
+/*
+ * Records come in a few sizes because the verifier wants a constant one. What
+ * is reserved and not used is not touched.
+ */
+#define FIXED(event)                                                           \
+	(sizeof(struct record) + ((event) == EVENT_DROP ? STACK_FRAMES * 8 : 0))
+#define SMALL 512
+#define MEDIUM 2048
+#define LARGE 65536
+
+static __always_inline bool emit_bare(struct record *r)
+{
+	void *out = ring.ringbuf_reserve(sizeof(struct record));
+
+	return out ? finish(out, r) : false;
+}
+
+static __always_inline bool emit_small(void *ctx, struct packet *p,
+				       struct record *r, u8 event, u32 bytes)
+{
+	u8 *out = ring.ringbuf_reserve(FIXED(event) + SMALL);
+
+	if (!out)
+		return false;
+	fill_tail(ctx, p, r, event, out + sizeof(*r), bytes, SMALL);
+	return finish(out, r);
+}
+
+static __always_inline bool emit_medium(void *ctx, struct packet *p,
+					struct record *r, u8 event, u32 bytes)
+{
+	u8 *out = ring.ringbuf_reserve(FIXED(event) + MEDIUM);
+
+	if (!out)
+		return false;
+	fill_tail(ctx, p, r, event, out + sizeof(*r), bytes, MEDIUM);
+	return finish(out, r);
+}
+
+static __always_inline bool emit_large(void *ctx, struct packet *p,
+				       struct record *r, u8 event, u32 bytes)
+{
+	u8 *out = ring.ringbuf_reserve(FIXED(event) + LARGE);
+
+	if (!out)
+		return false;
+	fill_tail(ctx, p, r, event, out + sizeof(*r), bytes, LARGE);
+	return finish(out, r);
+}
+
+static __always_inline bool emit(void *ctx, struct packet *p, struct record *r,
+				 u8 event, u32 bytes)
+{
+	if (bytes == 0 && event != EVENT_DROP)
+		return emit_bare(r);
+	if (bytes < SMALL)
+		return emit_small(ctx, p, r, event, bytes);
+	if (bytes < MEDIUM)
+		return emit_medium(ctx, p, r, event, bytes);
+	return emit_large(ctx, p, r, event, bytes);
+}
+
+/* Submit; the message's octets go along unless user space has them already. */
+static __always_inline void submit(void *ctx, struct packet *p,
+				   struct record *r, u8 event)
+{
+	u64 message = r->message, now = r->ts_ns;
+	u64 *sent = message ? seen.lookup(&message) : NULL;
+	bool known = sent && now - *sent < RESEND_NS;
+	struct counters *c = my_counters();
+
+	if (!emit(ctx, p, r, event, known ? 0 : p->linear)) {
+		if (c) {
+			__sync_fetch_and_add(&c->lost[event], 1);
+			c->last_lost_ns = now;
+		}
+		return;
+	}
+	if (c)
+		__sync_fetch_and_add(&c->records[event], 1);
+	if (message && !known && seen.update(&message, &now))
+		COUNT(seen_failed);
+}
+
+static __always_inline void observe(void *ctx, struct packet *p,
+				    struct scratch *s, u16 protocol, u8 event,
+				    u64 location, u32 reason, u64 rx_sk)
+{
+	struct record *r = &s->record;
+
+	if (!parse_flow(p, r, protocol))
+		return;
+	r->ts_ns = bpf_ktime_get_ns();
+	r->event = event;
+	r->skb = p->skb;
+	r->location = location;
+	r->reason = reason;
+	find_linear(p, r);
+	identify(p, s);
+	note_place(p, r, rx_sk);
+	if (event == EVENT_TX && r->flags & FLAG_ORIGIN)
+		note_process(r);
+	note_conntrack(p, s);
+	submit(ctx, p, r, event);
+}
+
+static __always_inline int handle(void *ctx, u64 skb, u8 event, u64 location,
+				  u32 reason, u64 rx_sk)
+{
+	struct packet p = { .skb = skb };
+	int slot = event;
+	u16 protocol = 0;
+	struct scratch *s;
+
+	p.ip = ip_header(skb, event, &protocol);
+	if (!p.ip)
+		return 0;
+	s = scratch.lookup(&slot);
+	if (!s)
+		return 0;
+	/*
+	 * Before 6.1 nothing keeps an interrupt from running the same program
+	 * on top of itself; it would overwrite the work at hand.
+	 */
+	if (s->busy) {
+		COUNT(nested);
+		return 0;
+	}
+	s->busy = 1;
+	observe(ctx, &p, s, protocol, event, location, reason, rx_sk);
+	s->busy = 0;
+	return 0;
+}
+
+RAW_TRACEPOINT_PROBE(net_dev_queue)
+{
+	return handle(ctx, ctx->args[0], EVENT_TX, 0, 0, 0);
+}
+
+RAW_TRACEPOINT_PROBE(netif_receive_skb)
+{
+	return handle(ctx, ctx->args[0], EVENT_RX, 0, 0, 0);
+}
+
+/* (skb, location), reason since 5.17, the receiving socket since 6.11 */
+RAW_TRACEPOINT_PROBE(kfree_skb)
+{
+	u32 reason = 0;
+	u64 rx_sk = 0;
+
+#if KFREE_SKB_ARGS >= 3
+	reason = ctx->args[2];
+#endif
+#if KFREE_SKB_ARGS >= 4
+	rx_sk = ctx->args[3];
+#endif
+	return handle(ctx, ctx->args[0], EVENT_DROP, ctx->args[1], reason, rx_sk);
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
+/* Generated from agent/session/sighting.py by `python -m agent.capture.layout`: change it there. */
+#ifndef DNSTRAIL_RECORD_H
+#define DNSTRAIL_RECORD_H
+
+#define EVENT_TX 1
+#define EVENT_RX 2
+#define EVENT_DROP 3
+
+#define FLAG_RESPONSE 1
+#define FLAG_ORIGIN 2
+#define FLAG_PROCESS 4
+#define FLAG_CONNTRACK 8
+
+#define STACK_FRAMES 16
+
+struct record {
+	__u64 ts_ns;
+	__u64 message;
+	__u64 skb;
+	__u32 netns;
+	__u32 ifindex;
+	__u32 tail_bytes;
+	__u8 event;
+	__u8 flags;
+	__u8 family;
+	__u8 protocol;
+	__u64 location;
+	__u32 reason;
+	__u32 socket_netns;
+	__u32 tgid;
+	__u32 ct_status;
+	__u32 payload_bytes;
+	__u32 captured_bytes;
+	__u16 sport;
+	__u16 dport;
+	__u16 ct_original_sport;
+	__u16 ct_original_dport;
+	__u16 ct_reply_sport;
+	__u16 ct_reply_dport;
+	__u8 ct_info;
+	__u8 stack_frames;
+	__u16 pad;
+	__u8 saddr[16];
+	__u8 daddr[16];
+	__u8 ct_original_saddr[16];
+	__u8 ct_original_daddr[16];
+	__u8 ct_reply_saddr[16];
+	__u8 ct_reply_daddr[16];
+	char comm[16];
+	char ifname[16];
+};
+
+#endif
