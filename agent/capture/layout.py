@@ -38,14 +38,11 @@ RECORD_BYTES = HEAD.size + DETAIL.size
 
 def c_header() -> str:
     """The text of `bpf/record.h`."""
-    members = "".join(
-        f"\t{ctype} {name}{f'[{count}]' if count > 1 else ''};\n" for name, ctype, count, _ in fields()
-    )
+    members = "".join(f"\t{ctype} {name}{f'[{count}]' if count > 1 else ''};\n" for name, ctype, count, _ in fields())
     events = "".join(f"#define EVENT_{event.name} {event.value}\n" for event in Event)
     flags = "".join(f"#define FLAG_{flag.name} {flag.value}\n" for flag in Flag)
     return (
-        f"{HEADER}{events}\n{flags}\n#define STACK_FRAMES {STACK_FRAMES}\n\n"
-        f"struct record {{\n{members}}};\n\n#endif\n"
+        f"{HEADER}{events}\n{flags}\n#define STACK_FRAMES {STACK_FRAMES}\n\nstruct record {{\n{members}}};\n\n#endif\n"
     )
 
 

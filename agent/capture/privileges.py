@@ -22,11 +22,25 @@ class Capability(NamedTuple):
 CAPABILITIES = (
     Capability("CAP_BPF", 39, True, "create the maps and load the program", "kernel/bpf/syscall.c: bpf_prog_load()"),
     Capability(
-        "CAP_PERFMON", 38, True, "trace with raw tracepoints and read kernel memory", "kernel/bpf/syscall.c: is_perfmon_prog_type()"
+        "CAP_PERFMON",
+        38,
+        True,
+        "trace with raw tracepoints and read kernel memory",
+        "kernel/bpf/syscall.c: is_perfmon_prog_type()",
     ),
-    Capability("CAP_SYSLOG", 34, False, "name the kernel function that dropped a packet", "kernel/ksyms_common.c: kallsyms_show_value()"),
     Capability(
-        "CAP_SYS_PTRACE", 19, False, "find the processes and addresses of other namespaces", "fs/proc/namespaces.c: proc_ns_readlink()"
+        "CAP_SYSLOG",
+        34,
+        False,
+        "name the kernel function that dropped a packet",
+        "kernel/ksyms_common.c: kallsyms_show_value()",
+    ),
+    Capability(
+        "CAP_SYS_PTRACE",
+        19,
+        False,
+        "find the processes and addresses of other namespaces",
+        "fs/proc/namespaces.c: proc_ns_readlink()",
     ),
 )
 # Before CAP_BPF and CAP_PERFMON were split off (5.8) and still today this one stands for both.

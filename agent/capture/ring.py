@@ -24,6 +24,8 @@ RECORD_HEADER = struct.Struct("=II")
 HEAD_AT = RECORD_HEADER.size
 REST_AT = HEAD_AT + HEAD.size
 REST_FIXED = DETAIL.size
+GIVE_BACK = 255
+"""Mask: how often the consumer's position is published, in records."""
 
 
 class Ring:
@@ -33,24 +35,27 @@ class Ring:
         self.fd = fd
         self.size = size
         self._consumer_page = mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._data = mmap.mmap(
-            fd, mmap.PAGESIZE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE
-        )
+        self._data = mmap.mmap(fd, mmap.PAGESIZE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE)
         # One aligned 8-octet store: the kernel must never see half a position.
         self._consumer = ctypes.c_uint64.from_buffer(self._consumer_page)
 
-    def drain(self, take: Callable[[Sighting], object], limit: int = 1 << 16) -> int:
-        """Hand over every finished record, at most `limit`; returns how many.
+    def produced(self) -> int:
+        """The producer's position: octets ever reserved."""
+        (position,) = struct.unpack_from("=Q", self._data)
+        return int(position)
+
+    def drain(self, take: Callable[[Sighting], object], until: int) -> int:
+        """Hand over every finished record up to a position; returns how many.
 
         A record that is still being written ends the batch: those behind it are newer. On x86 plain loads are enough;
-        on weakly ordered machines the length word is read before the record and the busy bit guards it.
+        on weakly ordered machines the length word is read before the record and the busy bit guards it. Room is given
+        back in steps, so that the kernel can go on while a large batch is read.
         """
-        data, mask = self._data, self.size - 1
-        position = self._consumer.value
-        (produced,) = struct.unpack_from("=Q", data)
+        data, mask, consumer = self._data, self.size - 1, self._consumer
+        position = consumer.value
         taken = 0
         unpack_header, unpack_head, make = RECORD_HEADER.unpack_from, HEAD.unpack_from, Sighting._make
-        while position < produced and taken < limit:
+        while position < until:
             at = mmap.PAGESIZE + (position & mask)
             length, _ = unpack_header(data, at)
             if length & BUSY:
@@ -61,13 +66,14 @@ class Ring:
                 take(make((*head, data[rest : rest + REST_FIXED + head[5]])))
                 taken += 1
             position += (length & LENGTH) + 15 & ~7
-        self._consumer.value = position
+            if not taken & GIVE_BACK:
+                consumer.value = position
+        consumer.value = position
         return taken
 
     def backlog_bytes(self) -> int:
         """How much of the ring waits to be read."""
-        (produced,) = struct.unpack_from("=Q", self._data)
-        return int(produced) - self._consumer.value
+        return self.produced() - int(self._consumer.value)
 
     def close(self) -> None:
         """Unmap; the file descriptor stays the caller's."""

@@ -120,6 +120,13 @@ class Outcome:
     lossy: bool
     """The agent lost records while the session was open."""
 
+    kernel: Kernel
+    """Names the drops."""
+
+    def drop_of(self, hop: Sighting) -> Drop:
+        """The words for a drop hop."""
+        return self.kernel.describe(hop)
+
     @property
     def bitmap(self) -> Bit:
         """CQ, CR, FQ, FR."""
@@ -185,6 +192,7 @@ def judge(session: Session, knowledge: Knowledge, *, lossy: bool) -> Outcome:
         reply_drop=reply_drop,
         left_node=left,
         lossy=lossy,
+        kernel=knowledge.kernel,
     )
     outcome.status = status(outcome, delivered=knowledge.delivered(session))
     return outcome

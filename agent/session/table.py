@@ -80,7 +80,7 @@ class SessionTable:
         self._sequence = count()
         self._closed: OrderedDict[Key, int] = OrderedDict()
         self._losses: deque[tuple[int, int]] = deque(maxlen=KEPT_LOSS_INTERVALS)
-        self._evicted: list[Session] = []
+        self._ready: list[Outcome] = []
 
     def __len__(self) -> int:
         return len(self._open)
@@ -88,6 +88,9 @@ class SessionTable:
     def observe(self, sighting: Sighting) -> None:
         """Take one sighting in."""
         self.counts.sightings += 1
+        if self._deadlines and self._deadlines[0][0] <= sighting.ts_ns:
+            # Time is the record's, so that a stalled reader and a replay close sessions where a prompt reader does.
+            self._advance(sighting.ts_ns)
         if sighting.event == Event.DROP and self.knowledge.kernel.describe(sighting).innocent:
             self.counts.innocent_drops += 1
             return
@@ -112,8 +115,19 @@ class SessionTable:
 
     def expire(self, now_ns: int) -> Iterator[Outcome]:
         """Close every session whose time has come; `now_ns` must not be newer than sightings still to come."""
-        while self._evicted:
-            yield self._judge(self._evicted.pop(), now_ns)
+        self._advance(now_ns)
+        ready, self._ready = self._ready, []
+        yield from ready
+
+    def flush(self, now_ns: int) -> Iterator[Outcome]:
+        """Close everything, because the agent ends."""
+        self._advance(now_ns)
+        for session in list(self._open):
+            session.interrupted = True
+            self._close(session, now_ns)
+        yield from self.expire(now_ns)
+
+    def _advance(self, now_ns: int) -> None:
         while self._deadlines and self._deadlines[0][0] <= now_ns:
             _, _, session = heapq.heappop(self._deadlines)
             if session not in self._open:
@@ -121,19 +135,9 @@ class SessionTable:
             if session.deadline_ns <= now_ns:
                 self._extend_if_reply_is_missing(session)
             if session.deadline_ns > now_ns:
-                self._schedule(session)
+                heapq.heappush(self._deadlines, (session.deadline_ns, next(self._sequence), session))
             else:
-                self._forget(session)
-                yield self._judge(session, now_ns)
-
-    def flush(self, now_ns: int) -> Iterator[Outcome]:
-        """Close everything, because the agent ends."""
-        for session in list(self._open):
-            session.interrupted = session.deadline_ns > now_ns
-            session.deadline_ns = 0
-            self._forget(session)
-            yield self._judge(session, now_ns)
-        yield from self.expire(now_ns)
+                self._close(session, session.deadline_ns)
 
     def _extend_if_reply_is_missing(self, session: Session) -> None:
         """A reply that was sent and not delivered: the client may ask again, and a late drop may tell why."""
@@ -195,16 +199,13 @@ class SessionTable:
             oldest = next(iter(self._open))
             oldest.overflowed = True
             self.counts.evicted += 1
-            self._forget(oldest)
-            self._evicted.append(oldest)
+            self._close(oldest, sighting.ts_ns)
         session = Session(key, sighting.ts_ns, sighting.ts_ns + self.settings.timeout_ns)
         self.counts.sessions += 1
         self._open[session] = None
         self._alias(session, key)
         # The first deadline is only when to look again: most sessions are answered long before they time out.
-        heapq.heappush(
-            self._deadlines, (sighting.ts_ns + self.settings.linger_ns, next(self._sequence), session)
-        )
+        heapq.heappush(self._deadlines, (sighting.ts_ns + self.settings.linger_ns, next(self._sequence), session))
         return session
 
     def _alias(self, session: Session, key: Key) -> None:
@@ -212,8 +213,10 @@ class SessionTable:
             self._by_key[key] = session
             session.keys.append(key)
 
-    def _schedule(self, session: Session) -> None:
-        heapq.heappush(self._deadlines, (session.deadline_ns, next(self._sequence), session))
+    def _close(self, session: Session, end_ns: int) -> None:
+        self._forget(session)
+        lossy = any(start <= end_ns and end >= session.first_ns for start, end in self._losses)
+        self._ready.append(judge(session, self.knowledge, lossy=lossy))
 
     def _forget(self, session: Session) -> None:
         del self._open[session]
@@ -224,11 +227,6 @@ class SessionTable:
         self._closed[session.key] = session.last_ns
         if len(self._closed) > self.settings.tombstones:
             self._closed.popitem(last=False)
-
-    def _judge(self, session: Session, now_ns: int) -> Outcome:
-        end_ns = min(now_ns, max(session.deadline_ns, session.last_ns))
-        lossy = any(start <= end_ns and end >= session.first_ns for start, end in self._losses)
-        return judge(session, self.knowledge, lossy=lossy)
 
 
 def clients(detail: Detail, *, response: bool) -> tuple[Endpoint, Endpoint]:

@@ -1,6 +1,6 @@
 """Full rendering of a message for people and JSON: every section and every record type, by dnspython.
 
-Some hundred times slower than `agent.wire.message.summarize`, so it is for the few messages that are shown. A message
+Up to a hundred times slower than `agent.wire.message.summarize`: for the few messages that are shown. A message
 that is malformed or cut is rendered as far as it goes, with a sentence on what is wrong with it.
 """
 
@@ -68,15 +68,16 @@ _EMPTY_CLASSES = frozenset({254, 255})
 class _Parser(dns.wire.Parser):
     """dnspython's cursor with our names: dnspython looks at a name's length last, which costs seconds if hostile."""
 
-    def get_name(self, origin: dns.name.Name | None = None, decompress: bool = False) -> dns.name.Name:  # noqa: FBT001, FBT002  dnspython's signature
+    def get_name(self, origin: dns.name.Name | None = None, decompress: bool = False) -> dns.name.Name:  # noqa: FBT001, FBT002  dnspython's way
         """Read a name inside record data.
 
         Raises:
-            WireError: As `read_name`; or it leaves the record data, or is compressed where RFC 3597 4 forbids it.
+            WireError: As `read_name`, or it is compressed where RFC 3597 4 forbids it.
+            dns.exception.FormError: It does not end with the record data.
         """
         name, end = read_name(self.wire, self.current)
-        if end > self.end or (not decompress and end - self.current != len(name)):
-            raise WireError("a name leaves its record data or is compressed against RFC 3597", self.current)
+        if not decompress and end - self.current != len(name):
+            raise WireError("a name that RFC 3597 does not allow to be compressed", self.current)
         self.seek(end)
         return dns.name.Name(_labels(name)) if origin is None else dns.name.Name(_labels(name)).relativize(origin)
 

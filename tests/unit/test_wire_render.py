@@ -109,7 +109,7 @@ def option(code: int, data: bytes) -> bytes:
     return code.to_bytes(2, "big") + len(data).to_bytes(2, "big") + data
 
 
-def strings(value: Any) -> list[str]:
+def strings(value: object) -> list[str]:
     if isinstance(value, dict):
         return [text for item in value.values() for text in strings(item)]
     if isinstance(value, list):
@@ -225,6 +225,8 @@ def test_an_unreadable_option_is_shown_in_hexadecimal_and_named():
 def test_an_option_longer_than_its_record_is_named():
     wire = raw(ar=1, records=opt(b"\0\x0a\0\x09abc"))
     assert render(wire)["malformed"] == "an EDNS option is longer than its OPT record at octet 30"
+    longer_by_one = raw(ar=2, records=opt(b"\0\x0a\0\x01") + record(1, bytes(4)))
+    assert render(longer_by_one)["malformed"] == "an EDNS option is longer than its OPT record at octet 30"
     assert render(raw(ar=1, records=opt(b"\0\x0a")))["malformed"] == (
         "an EDNS option is longer than its OPT record at octet 30"
     )
@@ -263,6 +265,24 @@ def test_compressed_names_inside_record_data_are_shown_in_full():
     assert render(raw(1, records=record(33, srv)))["answer"][0]["data"] == "0 0 53 ns.a."  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("rdtype", "rdata"),
+    [
+        (47, b"\xc0\x0c\0\x01\x40"),  # NSEC: newer than RFC 1035, so its name must not be compressed
+        (2, b"\x02ns"),  # the name goes on after the record data
+    ],
+)
+def test_record_data_whose_name_breaks_the_rules_is_shown_in_hexadecimal(rdtype: int, rdata: bytes):
+    rendered: Any = render(raw(2, records=record(rdtype, rdata) + record(1, b"\x0a\0\0\x01", owner=b"\0")))
+    assert [item["data"] for item in rendered["answer"]] == [rf"\# {len(rdata)} {rdata.hex()}", "10.0.0.1"]
+    assert rendered["malformed"] == f"{rdtype_to_text(rdtype)} record data that cannot be read at octet 31"
+
+
+def test_the_first_of_several_problems_is_named():
+    wire = raw(2, records=record(1, b"\x0a\0\0") + b"\x40")
+    assert render(wire)["malformed"] == "A record data that cannot be read at octet 31"
+
+
 def test_a_signed_message_is_rendered_without_its_key():
     message = dns.message.make_query("a.test.", "SOA")
     message.use_tsig({dns.name.from_text("key.test."): b"secret"})
@@ -292,7 +312,8 @@ def test_a_message_that_the_capture_cut_says_so():
 def test_a_message_that_the_capture_cut_still_says_what_else_is_wrong():
     wire = raw(2, records=record(1, b"\x0a\0\0") + record(1, b"\x0a\0\0\x01"))
     assert render(wire[:-1], length_bytes=len(wire))["malformed"] == (
-        f"the capture cut the message at {len(wire) - 1} of {len(wire)} octets; A record data that cannot be read at octet 31"
+        f"the capture cut the message at {len(wire) - 1} of {len(wire)} octets; "
+        "A record data that cannot be read at octet 31"
     )
 
 
@@ -401,11 +422,11 @@ def test_a_full_message_of_4000_addresses_is_shown_whole():
     assert len(rendered["answer"]) == 4000  # type: ignore[arg-type]
 
 
-def hostile_names(target: bytes) -> bytes:
-    """One record holds `target` as data; as many records as fit point to it, with owner and data."""
+def hostile_names(target: bytes, owner: bytes | None = None) -> bytes:
+    """One record holds `target` as data; as many records as fit point to it, with data and (unless given) owner."""
     first = record(1000, target)
     pointer = (0xC000 | len(raw()) + 12).to_bytes(2, "big")
-    return raw(65535, records=first + record(5, pointer, owner=pointer) * 4600)[:65535]
+    return raw(65535, records=first + record(5, pointer, owner=owner or pointer) * 4600)[:65535]
 
 
 @pytest.mark.parametrize(
@@ -413,6 +434,7 @@ def hostile_names(target: bytes) -> bytes:
     [
         hostile_names(b"\x01\xff" * 127 + b"\0"),
         hostile_names(b"\x01\xff" * 8000 + b"\0"),
+        hostile_names(b"\x01\xff" * 8000 + b"\0", owner=b"\0"),
         hostile_names((b"\x3f" + b"\0" * 63) * 3 + b"\0"),
         raw(
             65535, records=record(47, b"\0" + b"".join(bytes([window, 32]) + b"\xff" * 32 for window in range(256))) * 7
@@ -420,7 +442,7 @@ def hostile_names(target: bytes) -> bytes:
         raw(65535, records=record(16, (b"\xff" + b"\0" * 255) * 250)),
         raw(0, 0, 1, records=opt(option(3, b"") * 16000)),
     ],
-    ids=["many labels", "too many labels", "long names", "type bitmaps", "text", "options"],
+    ids=["many labels", "too many labels", "too many labels in data", "long names", "type bitmaps", "text", "options"],
 )
 def test_a_hostile_message_costs_bounded_time_and_text(wire: bytes):
     start = time.perf_counter()

@@ -1,0 +1,120 @@
+"""Live capture: the loaded program, its ring and its counters, as one thing to open, drain and close."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.capture.counters import CounterMap, Counters
+from agent.capture.loader import TRACEPOINTS, load
+from agent.capture.ring import Ring
+from agent.capture.symbols import KernelSymbols
+from agent.session.drops import Kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from agent.session.sighting import Sighting
+
+GATHER_SECONDS = 0.02
+"""After a wake-up, wait so long for more: the kernel wakes the reader once for all of it."""
+MISSES_EVERY_SECONDS = 1.0
+
+
+class Loss(NamedTuple):
+    """Records lost by the capture itself some time in an interval, CLOCK_MONOTONIC."""
+
+    records: int
+    start_ns: int
+    end_ns: int
+
+
+class Capture:
+    """Every hop and drop of DNS packets on this node, from all network namespaces.
+
+    Use as a context manager; leaving it detaches everything.
+
+    Raises:
+        CaptureError: when this kernel or process cannot capture, with the remedy.
+    """
+
+    def __init__(self, ports: list[int], ring_bytes: int) -> None:
+        self.started_ns = time.monotonic_ns()
+        self._loaded = load(ports, ring_bytes)
+        self._ring = Ring(self._loaded.fds["ring"], self._loaded.ring_bytes)
+        self._counters = CounterMap(self._loaded.fds["counters"], self._loaded.cpus)
+        self._symbols: KernelSymbols | None = None
+        self._names: dict[int, str | None] = {}
+        self._poll = select.epoll()
+        self._poll.register(self._loaded.fds["ring"], select.EPOLLIN)
+        self._lost = 0
+        self._missed = 0
+        self._misses_read = 0.0
+        self._looked_ns = self.started_ns
+        self.kernel = Kernel(self._loaded.drop_reasons, self._name)
+
+    def __enter__(self) -> Capture:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._poll.close()
+        self._ring.close()
+        self._counters.close()
+        for fd in self._loaded.fds.values():
+            os.close(fd)
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until there is something to drain, at most so long."""
+        if self._poll.poll(seconds):
+            time.sleep(GATHER_SECONDS)
+
+    def drain(self, take: Callable[[Sighting], object], lost: Callable[[Loss], object]) -> int:
+        """Hand over all that was recorded up to now; losses that happened before then are told first."""
+        until = self._ring.produced()
+        loss = self._new_loss()
+        if loss is not None:
+            lost(loss)
+        return self._ring.drain(take, until)
+
+    def counters(self) -> Counters:
+        """What the program counted."""
+        return self._counters.read()
+
+    @property
+    def lost_records(self) -> int:
+        """All records lost since the start, whatever lost them."""
+        return self._counters.read().lost_records + self._missed
+
+    def _new_loss(self) -> Loss | None:
+        now_ns = time.monotonic_ns()
+        self._read_misses(now_ns / 1e9)
+        lost = self.lost_records
+        loss = Loss(lost - self._lost, self._looked_ns, now_ns) if lost != self._lost else None
+        self._lost, self._looked_ns = lost, now_ns
+        return loss
+
+    def _read_misses(self, now: float) -> None:
+        """Runs the kernel skipped because the program was at work on that CPU (bpf_prog_inc_misses_counter())."""
+        if now - self._misses_read < MISSES_EVERY_SECONDS:
+            return
+        self._misses_read = now
+        self._missed = sum(recursion_misses(self._loaded.fds[f"prog:{name}"]) for name in TRACEPOINTS)
+
+    def _name(self, address: int) -> str | None:
+        if self._symbols is None:
+            self._symbols = KernelSymbols.load()
+        if address not in self._names:
+            self._names[address] = self._symbols.name(address)
+        return self._names[address]
+
+
+def recursion_misses(prog_fd: int) -> int:
+    """The kernel's count for one program; 0 where it does not tell (before 5.12)."""
+    lines = Path(f"/proc/self/fdinfo/{prog_fd}").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("recursion_misses:")), 0)

@@ -1,0 +1,170 @@
+"""The command line: options in, exit code out. 0 fine, 1 problems found or capture impossible, 2 usage."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from agent import __version__
+from agent.capture.errors import CaptureError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ENVIRONMENT_PREFIX = "DNSTRAIL_"
+STATUSES = ("Succeeded", "Failed", "SampleLoss")
+SIZE_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+MIN_RING_BYTES = 4096
+MAX_PORTS = 16
+
+
+def ports(text: str) -> tuple[int, ...]:
+    """`53,5353` as numbers."""
+    values = tuple(int(part) for part in text.split(","))
+    if not all(0 < value < 1 << 16 for value in values) or len(values) > MAX_PORTS:
+        raise argparse.ArgumentTypeError(f"up to {MAX_PORTS} port numbers from 1 to 65535, separated by commas")
+    return values
+
+
+def ring_size(text: str) -> int:
+    """`16M` as octets: a power of two, at least one page."""
+    unit = SIZE_UNITS.get(text[-1:].lower(), 1)
+    value = int(text[:-1] if unit > 1 else text) * unit
+    if value < MIN_RING_BYTES or value & (value - 1):
+        raise argparse.ArgumentTypeError("a power of two of at least 4096, such as 4096, 512K or 16M")
+    return value
+
+
+def positive(text: str) -> float:
+    """A number of seconds above zero."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("a number of seconds above 0")
+    return value
+
+
+def record_type(text: str) -> str:
+    """A record type that exists."""
+    from agent.wire.render import rdtype_from_text, rdtype_to_text  # noqa: PLC0415  dnspython is slow to import
+
+    try:
+        return rdtype_to_text(rdtype_from_text(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class EnvironmentParser(argparse.ArgumentParser):
+    """Every option can also be given as DNSTRAIL_OPTION; the command line wins."""
+
+    def add_option(self, name: str, **settings: object) -> None:
+        """Add `--name`, with its variable as the default and in the help."""
+        variable = ENVIRONMENT_PREFIX + name.upper().replace("-", "_")
+        given = os.environ.get(variable)
+        if given is not None:
+            # argparse converts defaults that are text, with the same checks as on the command line.
+            settings["default"] = [given] if settings.get("action") == "append" else given
+            self._check_choice(variable, given, settings.get("choices"))
+        self.add_argument(
+            *(["-o"] if name == "output" else []),
+            f"--{name}",
+            **(settings | {"help": f"{settings['help']} [{variable}]"}),  # type: ignore[arg-type]  # argparse's own
+        )
+
+    def _check_choice(self, variable: str, given: str, choices: object) -> None:
+        if isinstance(choices, tuple) and given not in choices:
+            self.error(f"{variable}={given}: choose from {', '.join(choices)}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="dnstrail", description="Watches every DNS message of this node and says where and why a lookup was lost."
+    )
+    parser.add_argument("--version", action="version", version=f"dnstrail {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=EnvironmentParser)
+    add_run(commands.add_parser("run", help="watch this node: one line a session on stdout"))
+    commands.add_parser("check", help="can this kernel and process do it? exit 1 if not")
+    add_demo(commands.add_parser("demo", help="a small node with real servers, real faults, and what is said of each"))
+    return parser
+
+
+def add_run(parser: EnvironmentParser) -> None:
+    """The options of `run`."""
+    parser.add_option("ports", type=ports, default="53", help="UDP ports that count as DNS (default %(default)s)")
+    parser.add_option("output", choices=("json", "table"), default="json", help="format of the lines")
+    parser.add_option("log", choices=("all", "problems", "none"), default="all", help="which sessions get a line")
+    parser.add_option("log-rate", type=int, default=100, help="lines a second for succeeded sessions (default 100)")
+    parser.add_option("duration", type=positive, default=None, help="stop after so many seconds")
+    parser.add_option("timeout", type=positive, default="10", help="seconds until a query counts as unanswered")
+    parser.add_option("ring-size", type=ring_size, default="16M", help="octets of the ring buffer (default 16M)")
+    parser.add_option("max-sessions", type=int, default=65536, help="open sessions at once (default 65536)")
+    parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
+    parser.add_option("name", action="append", default=[], help="only names like this shell pattern (repeatable)")
+    parser.add_option("type", action="append", type=record_type, default=[], help="only this record type (repeatable)")
+    parser.add_option("status", action="append", choices=STATUSES, default=[], help="only this status (repeatable)")
+    parser.add_option("rcode", action="append", default=[], help="only this rcode (repeatable)")
+    parser.add_option("cause", action="append", default=[], help="only this cause code (repeatable)")
+
+
+def add_demo(parser: EnvironmentParser) -> None:
+    """The options of `demo`."""
+    parser.add_option("translation", choices=("iptables", "nftables"), default="nftables", help="how the VIP is made")
+
+
+def command_run(arguments: argparse.Namespace) -> int:
+    """Translate the options and be the agent."""
+    from agent import run  # noqa: PLC0415  only the command that is asked for is imported
+    from agent.export.filters import Filter  # noqa: PLC0415
+    from agent.session.model import SECOND_NS, Settings  # noqa: PLC0415
+
+    wanted = Filter(
+        names=tuple(arguments.name),
+        types=tuple(arguments.type),
+        statuses=tuple(arguments.status),
+        rcodes=tuple(arguments.rcode),
+        causes=tuple(arguments.cause),
+    )
+    options = run.Options(
+        ports=arguments.ports,
+        ring_bytes=arguments.ring_size,
+        output=arguments.output,
+        log=arguments.log,
+        log_rate=arguments.log_rate,
+        duration_seconds=arguments.duration,
+        node=arguments.node,
+        settings=Settings(timeout_ns=int(arguments.timeout * SECOND_NS), max_sessions=arguments.max_sessions),
+        filter=wanted,
+    )
+    return run.run(options)
+
+
+def command_check(_arguments: argparse.Namespace) -> int:
+    """Look at this machine."""
+    from agent import check  # noqa: PLC0415  as above
+
+    return check.main()
+
+
+def command_demo(arguments: argparse.Namespace) -> int:
+    """Show it."""
+    from agent import demo  # noqa: PLC0415  as above
+
+    return demo.main(arguments.translation)
+
+
+COMMANDS = {"run": command_run, "check": command_check, "demo": command_demo}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `dnstrail`."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return COMMANDS[arguments.command](arguments)
+    except CaptureError as error:
+        print(f"dnstrail: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,52 @@
+"""The causes: stable code, what it means at night, what to do. Rules refer to them by code; `docs/causes.md` explains."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class CauseText(NamedTuple):
+    """The words for one code. `sentence` takes the fields that its rule found out."""
+
+    sentence: str
+    remedy: str
+
+
+CAUSES: dict[str, CauseText] = {
+    "CaptureLoss": CauseText(
+        "The agent itself lost records while this lookup was open, so its end is not known.",
+        "Enlarge --ring-size, or lower the load on this node; the lookup may have been fine.",
+    ),
+    "NoListener": CauseText(
+        "The query reached {address}, but nothing listens on port {port} there.",
+        "Look at the DNS server's pod and log: it is down, restarting, or bound to another address.",
+    ),
+    "PolicyDrop": CauseText(
+        "A {mechanism} in {place} dropped the {message}.",
+        "Look at the network policies and firewall rules of that namespace: DNS needs UDP and TCP port 53 both ways.",
+    ),
+    "KernelDrop": CauseText(
+        "The kernel dropped the {message} in {place}: {reason}.",
+        "The reason and the kernel function name what refused it; look there first.",
+    ),
+    "ServerNoReply": CauseText(
+        "The query reached the server at {address} and nothing came back.",
+        "Look at the DNS server: overloaded, stopped, or configured to drop this query.",
+    ),
+    "LeftNode": CauseText(
+        "The query left this node by {interface} and nothing came back.",
+        "Look beyond the node: security groups, ACLs, the underlay, a provider's query limit, the server's node.",
+    ),
+    "ServerError": CauseText(
+        "The DNS server itself answered {rcode}, without asking anybody.",
+        "Look at the server's configuration: no zone or upstream for this name, or its concurrency limit.",
+    ),
+    "UpstreamError": CauseText(
+        "The DNS server relayed {rcode} from its upstream.",
+        "Ask whoever runs the upstream, with the name, the time and this node.",
+    ),
+    "Unknown": CauseText(
+        "The {message} was last seen {place} and then no more; nothing seen here says why.",
+        "The path shows the last hop; look at what comes behind it.",
+    ),
+}

@@ -1,0 +1,52 @@
+"""Which sessions the user wants to see."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.session.outcome import Outcome, Status
+from agent.wire.message import name_to_text
+from agent.wire.render import rcode_to_text, rdtype_to_text
+
+if TYPE_CHECKING:
+    from agent.explain.rules import Verdict
+
+
+class Filter(NamedTuple):
+    """Every field narrows; an empty one lets all pass."""
+
+    names: tuple[str, ...] = ()
+    """Shell patterns, without case; the trailing dot may be left out."""
+    types: tuple[str, ...] = ()
+    statuses: tuple[str, ...] = ()
+    rcodes: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
+
+    def wants(self, outcome: Outcome, verdict: Verdict) -> bool:
+        """Whether this session passes."""
+        key = outcome.session.key
+        rcode = "" if outcome.rcode is None else rcode_to_text(outcome.rcode)
+        return (
+            _among(outcome.status.value, self.statuses)
+            and _among(rdtype_to_text(key.rdtype), self.types)
+            and _among(rcode, self.rcodes)
+            and _among(verdict.cause.code if verdict.cause else "", self.causes)
+            and _matches(key.name, self.names)
+        )
+
+
+def _among(value: str, wanted: tuple[str, ...]) -> bool:
+    return not wanted or value.lower() in (one.lower() for one in wanted)
+
+
+def _matches(name: bytes, patterns: tuple[str, ...]) -> bool:
+    if not patterns:
+        return True
+    text = name_to_text(name)
+    return any(fnmatchcase(text, pattern.lower()) or fnmatchcase(text[:-1], pattern.lower()) for pattern in patterns)
+
+
+def is_problem(outcome: Outcome, verdict: Verdict) -> bool:
+    """Whether `--log problems` shows it: it did not succeed, or it lost an attempt on the way."""
+    return outcome.status is not Status.SUCCEEDED or verdict.cause is not None

@@ -1,0 +1,283 @@
+"""The session line: its fields, and how an outcome and its verdict fill them.
+
+The structs are the field catalogue: JSON, JSON schema and `docs/fields.md` come from them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import msgspec
+
+from agent.export.clock import SECOND_NS, rfc3339
+from agent.export.messages import messages
+from agent.session.outcome import Bit
+from agent.session.sighting import Event, Flag, address_to_text, endpoint_to_text, name_text
+from agent.wire.message import name_to_text
+from agent.wire.render import rcode_to_text, rdclass_to_text, rdtype_to_text
+
+if TYPE_CHECKING:
+    from agent.explain.rules import Verdict
+    from agent.session.model import Transmission
+    from agent.session.outcome import Outcome
+    from agent.session.sighting import Detail, Sighting
+
+REPLY_CT_INFO = 3
+
+
+def doc(text: str) -> msgspec.Meta:
+    """The description of a field."""
+    return msgspec.Meta(description=text)
+
+
+class Question(msgspec.Struct, rename="pascal"):
+    """What was asked."""
+
+    name: Annotated[str, doc("Name asked for, lower case, with the trailing dot.")]
+    type: Annotated[str, doc("Type as in the IANA registry; unknown ones as TYPE123 (RFC 3597).")]
+    class_: Annotated[str, doc("Class as in the IANA registry.")] = msgspec.field(name="Class")
+
+
+class Client(msgspec.Struct, rename="pascal"):
+    """Who asked."""
+
+    address: Annotated[str, doc("Before any translation.")]
+    port: Annotated[int, doc("Before any translation.")]
+    netns: Annotated[int | None, doc("Inode of its network namespace; null when it is not on this node.")]
+    namespace: Annotated[str | None, doc("Kubernetes namespace.")] = None
+    pod: Annotated[str | None, doc("Pod name.")] = None
+    workload: Annotated[str | None, doc("Kind/name of what owns the pod.")] = None
+    container: Annotated[str | None, doc("Container name.")] = None
+    process: Annotated[str | None, doc("Program name; null when another task sent the packet for it.")] = None
+    pid: Annotated[int | None, doc("Process id in the node's PID namespace.")] = None
+
+
+class Server(msgspec.Struct, rename="pascal"):
+    """Who was asked."""
+
+    address: Annotated[str, doc("As the client addressed it.")]
+    port: Annotated[int, doc("As the client addressed it.")]
+    service: Annotated[str | None, doc("Service of that address.")] = None
+    backend: Annotated[str | None, doc("address:port it was translated to; null when it was not translated.")] = None
+    backend_netns: Annotated[int | None, doc("Inode of the server's network namespace; null beyond this node.")] = None
+    namespace: Annotated[str | None, doc("Kubernetes namespace of the server's pod.")] = None
+    pod: Annotated[str | None, doc("Pod name of the server.")] = None
+    translated_by: Annotated[str | None, doc("Mechanism of the translation.")] = None
+    process: Annotated[str | None, doc("Program that replied.")] = None
+    pid: Annotated[int | None, doc("Its process id in the node's PID namespace.")] = None
+
+
+class CauseLine(msgspec.Struct, rename="pascal"):
+    """Why."""
+
+    code: Annotated[str, doc("Stable code, see docs/causes.md.")]
+    confidence: Annotated[str, doc("high, medium or low.")]
+    message: Annotated[str, doc("One sentence for people.")]
+    evidence: Annotated[list[str], doc("What spoke for it.")]
+    remedy: Annotated[str, doc("What to do.")]
+    doc: Annotated[str, doc("Where it is explained.")]
+
+
+class Latency(msgspec.Struct, rename="pascal"):
+    """Seconds spent on each leg; null when one end of it was not seen."""
+
+    client_to_server: Annotated[float | None, doc("Query: client's socket to the server's namespace.")]
+    server: Annotated[float | None, doc("Query taken in to reply sent.")]
+    upstream: Annotated[float | None, doc("Of that, waiting for upstreams.")]
+    server_to_client: Annotated[float | None, doc("Reply: server's socket to the client's namespace.")]
+
+
+class Hop(msgspec.Struct, rename="pascal", omit_defaults=True):
+    """One sighting of a message, or its death."""
+
+    message: Annotated[str, doc("dnstap message type at that point.")]
+    event: Annotated[str, doc("tx, rx or drop.")]
+    offset_seconds: Annotated[float, doc("Since Time.")]
+    netns: Annotated[int, doc("Inode of the network namespace.")]
+    interface: Annotated[str, doc("Device; empty when the packet had none yet.")]
+    source: Annotated[str, doc("address:port as it was there.")]
+    destination: Annotated[str, doc("address:port as it was there.")]
+    reason: Annotated[str | None, doc("Only drops: the kernel's drop reason.")] = None
+    location: Annotated[str | None, doc("Only drops: the kernel function that freed it.")] = None
+    hook: Annotated[str | None, doc("Only drops: the netfilter hook.")] = None
+
+
+class Line(msgspec.Struct, rename="pascal"):
+    """One session."""
+
+    time: Annotated[str, doc("First sighting, UTC, RFC 3339 with nanoseconds.")]
+    node: Annotated[str, doc("Name of this node.")]
+    vantage: Annotated[str | None, doc("Ends of the session on this node: client, server, both; null in transit.")]
+    status: Annotated[str, doc("Succeeded, Failed or SampleLoss.")]
+    bit_map: Annotated[int, doc("CQ=1, CR=2, FQ=4, FR=8, as on the wire.")]
+    dnstap_bit_map: Annotated[int, doc("BitMap as CoreDNS's dnstap plugin would show it.")]
+    path_bit_map: Annotated[int, doc("BitMap + SQ=16 + SR=32 + query dropped=64 + reply dropped=128.")]
+    question: Question
+    protocol: Annotated[str, doc("UDP or TCP.")]
+    family: Annotated[str, doc("INET or INET6.")]
+    transaction_id: Annotated[int, doc("DNS message id of the query.")]
+    rcode: Annotated[str | None, doc("Of the reply, extended where EDNS carries it; null without a reply.")]
+    answer_source: Annotated[str | None, doc("local, cache, forward or server-error, by the reply's flags.")]
+    duration_seconds: Annotated[float | None, doc("First query to last sighting of the reply.")]
+    client: Client
+    server: Server
+    attempts: Annotated[int, doc("How often the client sent the query.")]
+    cause: CauseLine | None
+    findings: Annotated[list[str], doc("Remarks that do not change the status.")]
+    latency: Latency
+    path: list[Hop]
+    messages: Annotated[list[dict[str, Any]], doc("Every message, with the keys of the dnstap tool's JSON.")]
+
+
+class Context(NamedTuple):
+    """What the line says beside the session itself."""
+
+    node: str
+    wall_offset_ns: int
+    """Added to the sightings' stamps to get UTC."""
+
+
+def build(outcome: Outcome, verdict: Verdict, context: Context) -> Line:
+    """The line of a closed session."""
+    session = outcome.session
+    key = session.key
+    v4 = next(iter(_all(outcome))).hops[0].family == 4  # noqa: PLR2004  IP version
+    return Line(
+        time=rfc3339(session.first_ns + context.wall_offset_ns),
+        node=context.node,
+        vantage=outcome.vantage,
+        status=outcome.status.value,
+        bit_map=int(outcome.bitmap),
+        dnstap_bit_map=int(outcome.dnstap_bitmap),
+        path_bit_map=int(outcome.path),
+        question=Question(name_to_text(key.name), rdtype_to_text(key.rdtype), rdclass_to_text(key.rdclass)),
+        protocol="UDP",
+        family="INET" if v4 else "INET6",
+        transaction_id=key.id,
+        rcode=None if outcome.rcode is None else rcode_to_text(outcome.rcode),
+        answer_source=outcome.answer_source,
+        duration_seconds=_seconds(outcome.duration_ns),
+        client=_client(outcome),
+        server=_server(outcome),
+        attempts=outcome.attempts,
+        cause=CauseLine(*verdict.cause, verdict.cause.doc) if verdict.cause else None,
+        findings=verdict.findings,
+        latency=_latency(outcome),
+        path=_path(outcome),
+        messages=messages(outcome, context.wall_offset_ns),
+    )
+
+
+def _all(outcome: Outcome) -> list[Transmission]:
+    return [*outcome.session.queries.transmissions, *outcome.session.replies.transmissions]
+
+
+def _seconds(ns: int | None) -> float | None:
+    return None if ns is None else ns / SECOND_NS
+
+
+def _client(outcome: Outcome) -> Client:
+    endpoint = outcome.session.key.client
+    name, pid = _process(outcome.session.queries.transmissions)
+    return Client(address_to_text(endpoint.address), endpoint.port, outcome.client_netns, process=name, pid=pid)
+
+
+def _process(transmissions: list[Transmission]) -> tuple[str | None, int | None]:
+    origins = (one.origin for one in transmissions)
+    known = next((hop.detail for hop in origins if hop is not None and hop.flags & Flag.PROCESS), None)
+    return (name_text(known.comm), known.tgid) if known else (None, None)
+
+
+def _server(outcome: Outcome) -> Server:
+    address, port = _addressed(outcome)
+    backend = _backend(outcome)
+    translated = backend is not None and backend != (address, port)
+    name, pid = _process(outcome.session.replies.transmissions)
+    return Server(
+        address_to_text(address),
+        port,
+        backend=endpoint_to_text(*backend) if translated and backend else None,
+        backend_netns=outcome.server_netns,
+        translated_by="conntrack" if translated else None,
+        process=name,
+        pid=pid,
+    )
+
+
+def _addressed(outcome: Outcome) -> tuple[bytes, int]:
+    """The server as the client spelled it: from the first query hop, or un-translated from the last reply hop."""
+    queries = outcome.session.queries.transmissions
+    hop = queries[0].hops[0] if queries else outcome.session.replies.transmissions[0].hops[-1]
+    detail = hop.detail
+    if not queries:
+        return detail.saddr, detail.sport
+    if _in_direction(hop, detail, response=False):
+        # A client in the node's own namespace is first seen behind the translation.
+        return detail.ct_original_daddr, detail.ct_original_dport
+    return detail.daddr, detail.dport
+
+
+def _backend(outcome: Outcome) -> tuple[bytes, int] | None:
+    hops = (hop for one in outcome.session.queries.transmissions for hop in reversed(one.hops))
+    tracked = (detail for hop in hops if _in_direction(hop, detail := hop.detail, response=False))
+    return next(((detail.ct_reply_saddr, detail.ct_reply_sport) for detail in tracked), None)
+
+
+def _in_direction(hop: Sighting, detail: Detail, *, response: bool) -> bool:
+    return bool(hop.flags & Flag.CONNTRACK) and (detail.ct_info >= REPLY_CT_INFO) == response
+
+
+def _latency(outcome: Outcome) -> Latency:
+    query = _ends(outcome.session.queries.transmissions, outcome.server_netns)
+    reply = _ends([outcome.reply] if outcome.reply else [], outcome.client_netns)
+    sent, arrived = query
+    replied, returned = reply
+    return Latency(_between(sent, arrived), _between(arrived, replied), None, _between(replied, returned))
+
+
+def _ends(transmissions: list[Transmission], netns: int | None) -> tuple[int | None, int | None]:
+    """When the first copy left its socket and when it came to the namespace of its destination."""
+    for one in transmissions:
+        arrivals = one.arrivals(netns) if netns is not None else []
+        if arrivals:
+            return (one.origin.ts_ns if one.origin else None), arrivals[0].ts_ns
+    origin = next((one.origin for one in transmissions if one.origin), None)
+    return (origin.ts_ns if origin else None), None
+
+
+def _between(start_ns: int | None, end_ns: int | None) -> float | None:
+    return None if start_ns is None or end_ns is None else max(0, end_ns - start_ns) / SECOND_NS
+
+
+def _path(outcome: Outcome) -> list[Hop]:
+    hops = [
+        (hop.ts_ns, hop, one, one in outcome.session.replies.transmissions) for one in _all(outcome) for hop in one.hops
+    ]
+    hops.sort(key=lambda item: item[0])
+    return [_hop(hop, one, outcome, response=response) for _, hop, one, response in hops]
+
+
+def _hop(hop: Sighting, one: Transmission, outcome: Outcome, *, response: bool) -> Hop:
+    detail = hop.detail
+    drop = outcome.drop_of(hop) if hop.event == Event.DROP else None
+    return Hop(
+        message=_message_type(hop, one, outcome, response=response),
+        event=Event(hop.event).name.lower(),
+        offset_seconds=(hop.ts_ns - outcome.session.first_ns) / SECOND_NS,
+        netns=hop.netns,
+        interface=name_text(detail.ifname),
+        source=endpoint_to_text(detail.saddr, detail.sport),
+        destination=endpoint_to_text(detail.daddr, detail.dport),
+        reason=drop.reason if drop else None,
+        location=drop.location if drop else None,
+        hook=drop.hook if drop else None,
+    )
+
+
+def _message_type(hop: Sighting, one: Transmission, outcome: Outcome, *, response: bool) -> str:
+    """The dnstap name of the message from here on: it changes when it gets to the other end."""
+    end = outcome.client_netns if response else outcome.server_netns
+    arrived = any(arrival.ts_ns <= hop.ts_ns for arrival in one.arrivals(end)) if end is not None else False
+    if response:
+        return "STUB_RESPONSE" if arrived and Bit.SR in outcome.path else "CLIENT_RESPONSE"
+    return "CLIENT_QUERY" if arrived and Bit.CQ in outcome.path else "STUB_QUERY"

@@ -1,0 +1,56 @@
+"""Session lines for people: one row a session, in columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.export.line import Line
+
+
+class Column(NamedTuple):
+    """A heading, its width, and how a line fills it. Width 0: as long as it is."""
+
+    heading: str
+    width: int
+    value: Callable[[Line], str]
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f}ms"
+
+
+def _bits(line: Line) -> str:
+    return f"{line.bit_map}/{line.path_bit_map}"
+
+
+COLUMNS = (
+    Column("TIME", 12, lambda line: line.time[11:23]),
+    Column("STATUS", 10, lambda line: line.status),
+    Column("BITS", 6, _bits),
+    Column("CLIENT", 15, lambda line: line.client.process or line.client.address),
+    Column("TYPE", 5, lambda line: line.question.type),
+    Column("NAME", 38, lambda line: line.question.name),
+    Column("RCODE", 8, lambda line: line.rcode or "-"),
+    Column("TIME", 8, lambda line: _milliseconds(line.duration_seconds)),
+    Column("CAUSE", 0, lambda line: f"{line.cause.code}: {line.cause.message}" if line.cause else ""),
+)
+
+
+def fit(text: str, width: int) -> str:
+    """The text in exactly so many columns; what is cut is shown as cut."""
+    if not width:
+        return text
+    return text.ljust(width) if len(text) <= width else text[: width - 1] + "…"
+
+
+def heading() -> str:
+    """The first row."""
+    return " ".join(fit(column.heading, column.width) for column in COLUMNS).rstrip()
+
+
+def row(line: Line) -> str:
+    """One session."""
+    return " ".join(fit(column.value(line), column.width) for column in COLUMNS).rstrip()
