@@ -6,7 +6,7 @@ import os
 import select
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from agent.capture.counters import CounterMap, Counters
 from agent.capture.loader import TRACEPOINTS, load
@@ -57,7 +57,7 @@ class Capture:
         self._looked_ns = self.started_ns
         self.kernel = Kernel(self._loaded.drop_reasons, self._name)
 
-    def __enter__(self) -> Capture:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

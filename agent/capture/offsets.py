@@ -1,6 +1,6 @@
 """Which kernel offsets the BPF program needs, and their values on this kernel.
 
-Everything comes from BTF at start-up, never from a table or a kernel version: layouts differ between kernels and builds.
+Everything comes from BTF at start-up, never from a table or a kernel version: layouts differ between builds.
 """
 
 from __future__ import annotations

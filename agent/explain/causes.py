@@ -1,4 +1,4 @@
-"""The causes: stable code, what it means at night, what to do. Rules refer to them by code; `docs/causes.md` explains."""
+"""The causes: stable code, what it means at night, what to do. `docs/causes.md` has a section for each."""
 
 from __future__ import annotations
 

@@ -69,6 +69,8 @@ def capture_loss(outcome: Outcome) -> Cause | None:
     evidence = [f"BitMap {int(outcome.bitmap)}"]
     if outcome.lossy:
         evidence.append("records were lost while the session was open")
+    if outcome.session.interrupted:
+        evidence.append("the agent ended while the session was open")
     if outcome.session.overflowed:
         evidence.append("a bound of the session table closed it early or kept hops out")
     return _say("CaptureLoss", "high" if outcome.lossy else "medium", evidence)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from enum import IntFlag, StrEnum
 from typing import TYPE_CHECKING
 
-from agent.session.drops import Drop, Kernel
-from agent.session.sighting import Event, Flag, Sighting
+from agent.session.sighting import Event, Sighting
 from agent.wire.message import extended_rcode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from agent.session.drops import Drop, Kernel
     from agent.session.model import Session, Transmission
     from agent.wire.message import Summary
 
@@ -296,7 +296,8 @@ def status(outcome: Outcome, *, delivered: bool) -> Status:
     if delivered and outcome.rcode in (NOERROR, NXDOMAIN):
         return Status.SUCCEEDED
     proven = outcome.query_drop or outcome.reply_drop or (delivered and outcome.rcode is not None)
-    return Status.SAMPLE_LOSS if outcome.lossy and not proven else Status.FAILED
+    unsure = outcome.lossy or outcome.session.interrupted
+    return Status.SAMPLE_LOSS if unsure and not proven else Status.FAILED
 
 
 __all__ = ["BITMAP", "ONLY_BY_LOSS", "Bit", "Knowledge", "Outcome", "Status", "judge"]

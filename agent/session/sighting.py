@@ -1,7 +1,7 @@
 """What the kernel program writes for one hop of one DNS message: the core's only input.
 
-`Head` and `Detail` are the record layout. It is defined here and nowhere else: `agent.capture.layout` generates
-`bpf/record.h` from it, the compiler asserts every offset when the program is loaded, and replay builds the same records.
+`Head` and `Detail` are the record layout. It is defined here and nowhere else: `agent.capture.layout` makes
+`bpf/record.h` of it, the compiler asserts every offset when the program is loaded, and replay builds such records.
 The two parts exist for speed: joining needs only the head; the detail stays bytes until somebody asks.
 """
 
@@ -108,13 +108,13 @@ class Detail(NamedTuple):
     ifname: Name
 
 
-def struct_format(part: type[NamedTuple]) -> str:  # type: ignore[valid-type]  # NamedTuple is a form, not a type
+def struct_format(part: type[NamedTuple]) -> str:
     """Struct module format of one part: little or big endian as this machine, no padding of its own."""
     return "=" + "".join(hint.__metadata__[0] for hint in get_type_hints(part, include_extras=True).values())
 
 
-HEAD = struct.Struct(struct_format(Head))  # type: ignore[arg-type]
-DETAIL = struct.Struct(struct_format(Detail))  # type: ignore[arg-type]
+HEAD = struct.Struct(struct_format(Head))
+DETAIL = struct.Struct(struct_format(Detail))
 
 
 class Sighting(NamedTuple):

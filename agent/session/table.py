@@ -102,8 +102,7 @@ class SessionTable:
         if not leg.add(sighting, wire):
             self.counts.overflowed += 1
             session.overflowed = True
-        if sighting.ts_ns > session.last_ns:
-            session.last_ns = sighting.ts_ns
+        session.last_ns = max(session.last_ns, sighting.ts_ns)
         if leg.response:
             session.deadline_ns = sighting.ts_ns + self.settings.linger_ns
         elif not session.replies.transmissions and sighting.flags & Flag.ORIGIN:
@@ -189,7 +188,7 @@ class SessionTable:
         if key in self._closed:
             self.counts.late += 1
             return False
-        if response and sighting.ts_ns < self._started_ns + self.settings.timeout_ns:
+        if response and not self._losses and sighting.ts_ns < self._started_ns + self.settings.timeout_ns:
             self.counts.started_mid_lookup += 1
             return False
         return True
@@ -234,10 +233,7 @@ def clients(detail: Detail, *, response: bool) -> tuple[Endpoint, Endpoint]:
 
     The conntrack entry's original direction is the query's, unless the reply came first or was tracked alone.
     """
-    if response:
-        spelled = Endpoint(detail.daddr, detail.dport)
-    else:
-        spelled = Endpoint(detail.saddr, detail.sport)
+    spelled = Endpoint(detail.daddr, detail.dport) if response else Endpoint(detail.saddr, detail.sport)
     tracked = bool(detail.ct_original_sport) and (detail.ct_info >= REPLY_CT_INFO) == response
     return (Endpoint(detail.ct_original_saddr, detail.ct_original_sport) if tracked else spelled), spelled
 

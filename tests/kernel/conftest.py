@@ -1,0 +1,80 @@
+"""A running dnstrail for kernel tests, and its session lines."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.lab import Lab
+
+Line = dict[str, Any]
+DNSTRAIL = [sys.executable, "-m", "agent"]
+READY_SECONDS = 20.0
+LINE_SECONDS = 15.0
+
+
+class Watch:
+    """`dnstrail run` in the background; its lines, only those of one lab."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.out = folder / "lines"
+        self.err = folder / "diagnostics"
+        with self.out.open("w") as out, self.err.open("w") as err:
+            self.process = subprocess.Popen([*DNSTRAIL, "run", *options], stdout=out, stderr=err)
+        self._until(lambda: "ready in" in self.diagnostics(), READY_SECONDS, "it says that it watches")
+
+    def diagnostics(self) -> str:
+        """What it said on stderr."""
+        return self.err.read_text()
+
+    def lines(self, lab: Lab | None = None) -> list[Line]:
+        """All complete session lines so far; with a lab, those that passed through its namespaces."""
+        text = self.out.read_text()
+        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        if lab is None:
+            return lines
+        ids = {pod.netns_id for pod in (lab.node, *lab.clients, *lab.servers, lab.upstream)}
+        return [line for line in lines if any(hop["Netns"] in ids for hop in line["Path"])]
+
+    def wait_for(self, lab: Lab, count: int, seconds: float = LINE_SECONDS) -> list[Line]:
+        """The lab's lines, once there are so many."""
+        self._until(lambda: len(self.lines(lab)) >= count, seconds, f"{count} sessions")
+        return self.lines(lab)
+
+    def stop(self) -> str:
+        """End it as Kubernetes would; what it said."""
+        self.process.terminate()
+        self.process.wait(timeout=10)
+        return self.diagnostics()
+
+    def _until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, f"dnstrail ended: {self.diagnostics()}"
+            assert time.monotonic() < deadline, f"waited {seconds} s in vain until {what}: {self.out.read_text()}"
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Iterator[Callable[..., Watch]]:
+    """Start a dnstrail with these options; ended with the test."""
+    started: list[Watch] = []
+
+    def start(*options: str) -> Watch:
+        folder = tmp_path / str(len(started))
+        folder.mkdir()
+        started.append(Watch(folder, *options))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait()
