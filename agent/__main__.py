@@ -1,7 +1,8 @@
-"""`python -m agent` is `dnstrail`."""
+"""`python -m agent` is `dnstrail`: for starting it where the script is not on the PATH."""
 
 import sys
 
 from agent.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

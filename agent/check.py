@@ -1,0 +1,380 @@
+"""`dnstrail check`: can this kernel and this process do it, what is missing, what is lost without it, what to do."""
+
+from __future__ import annotations
+
+import functools
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.capture import privileges
+from agent.capture.btf import BtfError, load_kernel
+from agent.capture.live import Capture
+from agent.capture.loader import TRACEPOINTS
+from agent.capture.offsets import conntrack_layout, drop_reasons
+from agent.capture.symbols import KernelSymbols
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from agent.capture.btf import Btf
+
+OLDEST_KERNEL = (5, 8)
+MEMLOCK_FREE_KERNEL = (5, 11)
+"""From here on BPF memory counts for the memory cgroup and no longer for RLIMIT_MEMLOCK."""
+RING_BYTES = 16 << 20
+"""As in `run --ring-size`."""
+MEMLOCK_BYTES = 2 * RING_BYTES
+REASON_ARGS = 3
+RX_SOCKET_ARGS = 4
+BCC_SECONDS = 30
+WIDTH = 100
+INDENT = 37
+COLOURS = {"ok": 32, "limited": 33, "unknown": 33, "missing": 31}
+
+# In a child, so that LLVM is not loaded into this process. Prints one word, or what went wrong.
+BCC_PROBE = """
+import importlib.util
+if importlib.util.find_spec("bcc") is None:
+    print("absent")
+else:
+    try:
+        from bcc import BPF
+    except ImportError as error:
+        print("broken" if "cannot open shared object" in str(error) else "foreign", error)
+    except Exception as error:
+        print("broken", error)
+    else:
+        import bcc
+        print("ok", getattr(bcc, "__version__", ""))
+"""
+BCC_FAULTS = {
+    "absent": "the Python module bcc (BCC) is not installed",
+    "foreign": "the Python module bcc that is installed is not BCC (PyPI's project of that name is something else)",
+}
+
+
+class Finding(NamedTuple):
+    """What a probe saw: in order or not, and in words."""
+
+    ok: bool
+    text: str
+
+
+class Feature(NamedTuple):
+    """One thing dnstrail uses of the machine."""
+
+    name: str
+    purpose: str
+    lost: str
+    """What is lost without it."""
+    remedy: str
+    probe: Callable[[], Finding]
+    required: bool = False
+    """Whether capture is impossible without it."""
+
+
+class Result(NamedTuple):
+    """One row: `ok`, `limited` (the rest works), `missing` (capture does not) or `unknown`."""
+
+    status: str
+    feature: Feature
+    text: str
+
+
+@functools.cache
+def kernel_btf() -> Btf:
+    """The kernel's types, read once."""
+    return load_kernel()
+
+
+def kernel_release(release: str = "") -> tuple[int, ...]:
+    """Major and minor number of the running kernel, or of this release."""
+    major, minor = (release or os.uname().release).split(".")[:2]
+    return int(major), int("".join(character for character in minor if character.isdigit()))
+
+
+def probe_privileges() -> Finding:
+    """The capabilities without which nothing works."""
+    names = privileges.missing()
+    held = " and ".join(one.name for one in privileges.CAPABILITIES if one.required)
+    user = "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
+    return Finding(False, privileges.sentence(names)) if names else Finding(True, f"{user}, with {held}")
+
+
+def probe_kernel() -> Finding:
+    """The ring buffer is from 5.8, though distributions carry it back."""
+    release = os.uname().release
+    ok = kernel_release() >= OLDEST_KERNEL
+    return Finding(ok, release if ok else f"kernel {release} is older than 5.8")
+
+
+def probe_btf() -> Finding:
+    """Without types there are no offsets."""
+    try:
+        return Finding(True, f"{kernel_btf().type_count} types")
+    except BtfError as error:
+        return Finding(False, str(error))
+
+
+def probe_tracepoints() -> Finding:
+    """The three that the program attaches to."""
+    absent = [name for name in TRACEPOINTS if not kernel_btf().has_tracepoint(name)]
+    if absent:
+        return Finding(False, f"this kernel has no tracepoint {', '.join(absent)}")
+    return Finding(True, ", ".join(TRACEPOINTS))
+
+
+def probe_kfree_skb() -> Finding:
+    """Arguments came over time: location from the start, reason in 5.17, receiving socket in 6.11."""
+    count = kernel_btf().tracepoint_args("kfree_skb")
+    extras = [name for name, least in (("reason", REASON_ARGS), ("socket", RX_SOCKET_ARGS)) if count >= least]
+    text = f"{count} arguments{', with ' + ' and '.join(extras) if extras else ''}"
+    return Finding(count >= REASON_ARGS, text)
+
+
+def probe_drop_reasons() -> Finding:
+    """The kernel's names for the ways a packet can die."""
+    count = len(drop_reasons(kernel_btf()))
+    return Finding(count > 0, f"{count} reasons" if count else "this kernel has no drop reasons (before 5.17)")
+
+
+def probe_conntrack_btf() -> Finding:
+    """Where the translation of a packet is found."""
+    if kernel_btf().has_struct("nf_conn"):
+        conntrack_layout(kernel_btf())
+        return Finding(True, "built into the kernel")
+    try:
+        conntrack_layout(load_kernel("nf_conntrack"))
+    except BtfError:
+        return Finding(False, "no BTF of nf_conntrack, so the layout of kernels 4.19 to 6.18 is taken for granted")
+    return Finding(True, "of the module nf_conntrack")
+
+
+def probe_bcc() -> Finding:
+    """Debian's package, another project of that name, or none."""
+    command = [sys.executable, "-c", BCC_PROBE]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BCC_SECONDS)
+    word, _, rest = (done.stdout.strip().splitlines() or ["broken it ended without a word"])[-1].partition(" ")
+    if word == "ok":
+        return Finding(True, f"BCC {rest}".rstrip())
+    return Finding(False, BCC_FAULTS.get(word) or f"the Python module bcc cannot be imported ({rest})")
+
+
+def probe_symbols() -> Finding:
+    """Hidden by zeros rather than by an error."""
+    symbols = KernelSymbols.load()
+    if symbols.available:
+        return Finding(True, f"{len(symbols)} functions")
+    return Finding(False, "/proc/kallsyms shows this process no addresses")
+
+
+def probe_counters(path: Path = Path("/proc/net/stat/nf_conntrack")) -> Finding:
+    """One line a CPU, below a heading."""
+    try:
+        return Finding(True, f"{len(path.read_text().splitlines()) - 1} CPUs")
+    except OSError as error:
+        return Finding(False, f"{path} cannot be read ({error.strerror})")
+
+
+def probe_processes(proc: Path = Path("/proc")) -> Finding:
+    """Whether this /proc is the node's, and says which namespace a foreign process lives in."""
+    try:
+        kernel_thread = (proc / "2/comm").read_text().strip()
+        (proc / "1/ns/net").readlink()
+    except FileNotFoundError:
+        kernel_thread = ""
+    except PermissionError:
+        return Finding(False, "the kernel does not tell this process the network namespaces of others")
+    if kernel_thread != "kthreadd":
+        return Finding(False, "/proc shows only the processes of this container")
+    return Finding(True, "all of this node")
+
+
+def probe_cgroup(root: Path = Path("/sys/fs/cgroup")) -> Finding:
+    """Alone, or beside version 1 as `unified`."""
+    for path in (root, root / "unified"):
+        if (path / "cgroup.controllers").exists():
+            return Finding(True, str(path))
+    return Finding(False, f"no cgroup v2 below {root}")
+
+
+def probe_memlock() -> Finding:
+    """BPF maps are locked memory on old kernels."""
+    if kernel_release() >= MEMLOCK_FREE_KERNEL:
+        return Finding(True, "does not apply from kernel 5.11 on")
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if limit in (resource.RLIM_INFINITY,) or limit >= MEMLOCK_BYTES:
+        return Finding(True, "large enough")
+    return Finding(False, f"RLIMIT_MEMLOCK is {limit} octets")
+
+
+def probe_capture() -> Finding:
+    """Do it: the one probe that cannot be wrong."""
+    begun = time.monotonic()
+    try:
+        with Capture([53], RING_BYTES):
+            return Finding(True, f"loaded and attached in {time.monotonic() - begun:.2f} s, and detached again")
+    except Exception as error:  # noqa: BLE001  an attempt that failed is a finding, whatever failed
+        return Finding(False, str(error) or type(error).__name__)
+
+
+# Purpose, loss and remedy are clauses: the sentence is "what was found: what is lost; what to do".
+FEATURES = (
+    Feature("privileges", "load tracing programs", "", "", probe_privileges, True),
+    Feature(
+        "kernel release",
+        "have the BPF ring buffer",
+        "its BPF ring buffer may be missing, and then capture is impossible",
+        "use a kernel of 5.8 or newer",
+        probe_kernel,
+    ),
+    Feature("BTF of the kernel", "find fields in kernel structures", "no capture", "", probe_btf, True),
+    Feature(
+        "tracepoints",
+        "see packets sent, received and dropped",
+        "no capture",
+        "use a kernel built with CONFIG_TRACEPOINTS=y and CONFIG_NET=y",
+        probe_tracepoints,
+        True,
+    ),
+    Feature(
+        "arguments of kfree_skb",
+        "learn the reason of a drop",
+        "a drop is told by its kernel function alone, with less certainty",
+        "use a kernel of 5.17 or newer",
+        probe_kfree_skb,
+    ),
+    Feature(
+        "drop reasons",
+        "name the reason of a drop",
+        "a drop is told by its kernel function alone, with less certainty",
+        "use a kernel of 5.17 or newer",
+        probe_drop_reasons,
+    ),
+    Feature(
+        "BTF of nf_conntrack",
+        "follow a lookup through address translation",
+        "on another layout the translated server is not shown",
+        "load the module nf_conntrack, built with CONFIG_DEBUG_INFO_BTF_MODULES=y",
+        probe_conntrack_btf,
+    ),
+    Feature(
+        "python3-bpfcc",
+        "compile and load the BPF program",
+        "no capture",
+        "install the Debian package python3-bpfcc and use the distribution's interpreter, /usr/bin/python3",
+        probe_bcc,
+        True,
+    ),
+    Feature(
+        "kernel symbols",
+        "name the kernel function that dropped a packet",
+        "drops have no location and no netfilter hook, so that many causes stay unnamed",
+        "grant CAP_SYSLOG and set the sysctl kernel.kptr_restrict to 0 or 1",
+        probe_symbols,
+    ),
+    Feature(
+        "conntrack counters",
+        "tell a full connection table from a rule",
+        "drops by connection tracking have no counters to confirm them",
+        "load the module nf_conntrack, if this node translates or tracks connections at all",
+        probe_counters,
+    ),
+    Feature(
+        "processes of the node",
+        "know which namespace owns an address",
+        "where a silent server lives is inferred from the packets alone, with less certainty",
+        "grant CAP_SYS_PTRACE and, in a container, the node's PID namespace (Kubernetes: hostPID: true)",
+        probe_processes,
+    ),
+    Feature(
+        "cgroup v2",
+        "see DNS over TCP",
+        "nothing yet, as this version watches UDP alone",
+        "mount cgroup2 on /sys/fs/cgroup",
+        probe_cgroup,
+    ),
+    Feature(
+        "locked memory",
+        "hold the ring buffer",
+        f"the ring buffer may be refused, for which it takes {MEMLOCK_BYTES}",
+        "raise it (ulimit -l, systemd: LimitMEMLOCK=), grant CAP_SYS_RESOURCE, or use a smaller --ring-size",
+        probe_memlock,
+    ),
+    Feature("load and attach", "do it all", "", "", probe_capture, True),
+)
+
+
+def examine(feature: Feature) -> Result:
+    """Probe one feature; a probe that cannot look says so instead of failing."""
+    try:
+        finding = feature.probe()
+    except Exception as error:  # noqa: BLE001  the report must come to its end on any machine
+        return Result("unknown", feature, f"could not find out: {error or type(error).__name__}")
+    if finding.ok:
+        return Result("ok", feature, finding.text)
+    clauses = [": ".join(filter(None, (finding.text, feature.lost))), feature.remedy]
+    return Result("missing" if feature.required else "limited", feature, "; ".join(filter(None, clauses)))
+
+
+def rows(results: Iterable[Result], *, colour: bool) -> Iterator[str]:
+    """The table; a sentence that was said before is not said again."""
+    said: dict[str, str] = {}
+    yield f"{'STATUS':<9}{'FEATURE':<{INDENT - 9}}FINDING"
+    for result in results:
+        name = said.setdefault(result.text, result.feature.name)
+        repeated = name != result.feature.name and result.status != "ok"
+        yield from row(result._replace(text=f"see {name}") if repeated else result, colour=colour)
+
+
+def row(result: Result, *, colour: bool) -> Iterator[str]:
+    """One result on as many lines as it takes."""
+    status = f"{result.status:<9}"
+    if colour:
+        status = f"\033[{COLOURS[result.status]}m{status}\033[0m"
+    text = result.text if result.status == "ok" else f"{result.text} (needed to {result.feature.purpose})"
+    first, *more = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False) or [""]
+    yield f"{status}{result.feature.name:<{INDENT - 9}}{first}"
+    yield from (f"{'':<{INDENT}}{line}" for line in more)
+
+
+def conclusion(results: list[Result]) -> tuple[str, int]:
+    """The last line and the exit code."""
+    counts = {status: sum(result.status == status for result in results) for status in COLOURS}
+    if counts["missing"]:
+        return f"Capture is impossible here: {counts['missing']} of the features it cannot do without are missing.", 1
+    worse = [f"{counts[status]} {status}" for status in ("limited", "unknown") if counts[status]]
+    return f"Capture is possible here{': ' + ', '.join(worse) if worse else ', with all features'}.", 0
+
+
+def wants_colour(environment: Mapping[str, str], *, terminal: bool) -> bool:
+    """Only for a terminal that can, and a user who has not said no (no-color.org: unset or empty)."""
+    return terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+
+
+def report(features: Iterable[Feature], *, colour: bool) -> tuple[str, int]:
+    """The whole text, and the exit code."""
+    results = [examine(feature) for feature in features]
+    last, code = conclusion(results)
+    return "\n".join([*rows(results, colour=colour), "", last]), code
+
+
+def main() -> int:
+    """`dnstrail check`.
+
+    Returns:
+        0 when capture is possible here, if with limits; 1 when it is not.
+    """
+    text, code = report(FEATURES, colour=wants_colour(os.environ, terminal=sys.stdout.isatty()))
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The reader has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code

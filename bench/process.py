@@ -1,0 +1,179 @@
+"""The agent as a process: start it, see what it costs, stop it, read its sums."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.lab import LabError, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.lab import Lab
+
+READY_SECONDS = 20.0
+EXIT_SECONDS = 30.0
+CPUCLOCK_SCHED = 2
+QUIET_SHARE = 0.1
+QUIET_SECONDS = 0.25
+SETTLE_SECONDS = 15.0
+BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
+BPF_ENABLE_STATS = 32
+
+
+class Sums(NamedTuple):
+    """What the agent says of itself when it ends, and the lines it printed."""
+
+    sessions: int
+    records: int
+    lost: int
+    lines: Counter[str]
+    """How many lines there are of each status and cause."""
+
+
+class Memory(NamedTuple):
+    """From /proc/PID/status, KiB."""
+
+    rss: int
+    anon: int
+    file: int
+    shmem: int
+    peak: int
+    ring: int
+    """The part of `rss` that is the BPF ring: its data is mapped twice and counts twice."""
+
+
+class AgentProcess:
+    """`dnstrail run` on this machine; it sees the lab's namespaces as it sees all others."""
+
+    def __init__(self, lab: Lab, directory: Path) -> None:
+        self._out = directory / "agent.out"
+        self._said = directory / "agent.err"
+        command = Path(sys.executable).with_name("dnstrail")
+        begun = time.monotonic()
+        with self._out.open("w") as out, self._said.open("w") as err:
+            self._process = lab.processes.popen([str(command), "run", "--log", "problems"], stdout=out, stderr=err)
+        wait_until(self._is_ready, "the agent to be ready", seconds=READY_SECONDS)
+        self.wall_ready_seconds = time.monotonic() - begun
+        self.pid = self._process.pid
+
+    @property
+    def said_ready_seconds(self) -> float:
+        """By its own word."""
+        return float(self._number(r"ready in ([0-9.]+) s"))
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all its threads: the kernel's clock of that process, see clock_getcpuclockid(3)."""
+        return time.clock_gettime(~self.pid << 3 | CPUCLOCK_SCHED)
+
+    def memory(self) -> Memory:
+        """Resident memory now."""
+        text = Path(f"/proc/{self.pid}/status").read_text()
+        found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
+        fields = (int(found[name]) for name in ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmHWM"))
+        return Memory(*fields, ring=self._ring_kib())
+
+    def settle(self) -> float:
+        """Return when it has worked off what it has, after how many seconds: at most SETTLE_SECONDS."""
+        begun = time.monotonic()
+        while time.monotonic() < begun + SETTLE_SECONDS:
+            before = self.cpu_seconds()
+            time.sleep(QUIET_SECONDS)
+            if self.cpu_seconds() - before < QUIET_SHARE * QUIET_SECONDS:
+                break
+        return time.monotonic() - begun
+
+    def stop(self) -> Sums:
+        """End it and read what it said."""
+        self._process.terminate()
+        self._process.wait(EXIT_SECONDS)
+        pattern = r"(\d+) sessions from (\d+) records; (\d+) records lost"
+        found = re.search(pattern, self._said.read_text())
+        if found is None:
+            raise LabError(f"the agent did not say its sums: {self._said.read_text().strip()[-300:]}")
+        return Sums(int(found[1]), int(found[2]), int(found[3]), self._lines())
+
+    def programs(self) -> dict[str, tuple[int, int]]:
+        """Runs and nanoseconds of each attached program; zeros unless `bpf_statistics` is on."""
+        told = [_fdinfo(path) for path in Path(f"/proc/{self.pid}/fdinfo").iterdir()]
+        names = {one["prog_id"]: one["tp_name"] for one in told if "tp_name" in one and "prog_id" in one}
+        return {
+            names.get(one["prog_id"], one["prog_id"]): (int(one["run_cnt"]), int(one["run_time_ns"]))
+            for one in told
+            if "run_cnt" in one
+        }
+
+    def _ring_kib(self) -> int:
+        """Resident size of the mappings of BPF maps, from smaps."""
+        total, in_map = 0, False
+        for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                in_map = "bpf-map" in line
+            elif in_map and line.startswith("Rss:"):
+                total += int(line.split()[1])
+        return total
+
+    def _is_ready(self) -> bool:
+        if self._process.poll() is not None:
+            raise LabError(f"the agent ended: {self._said.read_text().strip()[-300:]}")
+        return "ready in" in self._said.read_text()
+
+    def _number(self, pattern: str) -> str:
+        found = re.search(pattern, self._said.read_text())
+        if found is None:
+            raise LabError("the agent did not say how long its start took")
+        return found[1]
+
+    def _lines(self) -> Counter[str]:
+        with self._out.open() as lines:
+            return Counter(_kind(json.loads(line)) for line in lines)
+
+
+@contextmanager
+def running(lab: Lab, directory: Path) -> Iterator[AgentProcess]:
+    """Let the agent run meanwhile; whoever wants its sums stops it before the end."""
+    agent = AgentProcess(lab, directory)
+    try:
+        yield agent
+    finally:
+        agent._process.kill()  # noqa: SLF001  same module
+        agent._process.wait(EXIT_SECONDS)  # noqa: SLF001  same module
+
+
+@contextmanager
+def bpf_statistics() -> Iterator[bool]:
+    """Let the kernel count the run time of BPF programs until the end, whatever it is; False where it cannot."""
+    number = BPF_SYSCALL.get(platform.machine())
+    argument = ctypes.c_uint32(0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = ctypes.sizeof(argument)
+    fd = -1 if number is None else libc.syscall(number, BPF_ENABLE_STATS, ctypes.byref(argument), size)
+    try:
+        yield fd >= 0
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+def _fdinfo(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def _kind(line: dict[str, object]) -> str:
+    cause = line.get("Cause")
+    code = cause["Code"] if isinstance(cause, dict) else "no cause"
+    return f"{line['Status']}/{code}"

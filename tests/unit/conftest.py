@@ -1,0 +1,444 @@
+"""Sightings of lookups in virtual time, as the kernel program records them on a node with a client and a server pod."""
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+
+import pytest
+
+from agent.session.drops import Kernel
+from agent.session.model import Settings
+from agent.session.outcome import Outcome
+from agent.session.sighting import DETAIL, STACK_FRAMES, Detail, Event, Flag, Sighting
+from agent.session.table import SessionTable
+
+US = 1_000
+MS = 1_000_000
+SECOND = 1_000_000_000
+START = 1_000 * SECOND
+RESEND_NS = SECOND
+"""After so long the kernel program sends the octets of a message once more."""
+PREFIX = 96
+"""A question that ends behind this octet leaves a message without a number."""
+
+CLIENT, NODE, SERVER = 4026532177, 4026531840, 4026532300
+POD, POD6 = ("172.20.2.25", 44525), ("fd00::2:25", 44525)
+HOST, HOST6 = ("192.0.2.10", 44525), ("2001:db8::10", 44525)
+VIP, VIP6 = ("10.96.0.10", 53), ("fd00:96::a", 53)
+BACKEND, BACKEND6 = ("10.244.1.53", 53), ("fd00:244::53", 53)
+MASQUERADED, MASQUERADED6 = ("192.0.2.10", 61000), ("2001:db8::10", 61000)
+LOCAL = {CLIENT: {POD[0], POD6[0]}, NODE: {HOST[0], HOST6[0]}, SERVER: {BACKEND[0], BACKEND6[0]}}
+
+REASONS = {
+    number: name
+    for number, name in enumerate(
+        (
+            "NOT_SPECIFIED",
+            "NO_SOCKET",
+            "NETFILTER_DROP",
+            "SOCKET_RCVBUFF",
+            "TC_INGRESS",
+            "TC_EGRESS",
+            "PACKET_SOCK_ERROR",
+            "QUEUE_PURGE",
+            "SKB_CONSUMED",
+            "UDP_CSUM",
+        ),
+        start=2,
+    )
+}
+REASON_NUMBERS = {name: number for number, name in REASONS.items()}
+SYMBOLS = (
+    "nf_hook_slow",
+    "nft_do_chain",
+    "ip_forward",
+    "ip6_forward",
+    "ip_output",
+    "ip_rcv",
+    "ip_local_deliver",
+    "__ip_local_out",
+    "skb_release_data",
+    "udp_destruct_common",
+    "__udp4_lib_rcv",
+    "udp_queue_rcv_one_skb",
+    "__dev_queue_xmit",
+    "kfree_skb_reason",
+)
+TEXT = 0xFFFFFFFF81000000
+ADDRESSES = {name: TEXT + 0x1000 * index for index, name in enumerate(SYMBOLS, start=1)}
+NAMES = {address >> 12: name for name, address in ADDRESSES.items()}
+KERNEL = Kernel(REASONS, lambda address: NAMES.get(address >> 12))
+
+Endpoint = tuple[str, int]
+
+
+def packed(address: str) -> bytes:
+    raw = ip_address(address).packed
+    return raw if len(raw) == 16 else bytes(10) + b"\xff\xff" + raw
+
+
+def encoded(name: str | bytes) -> bytes:
+    if isinstance(name, bytes):
+        return name
+    labels = [label.encode() for label in name.rstrip(".").split(".") if label]
+    return b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
+
+
+def message(
+    name: str | bytes,
+    rdtype: int = 1,
+    identifier: int = 36259,
+    *,
+    flags: int = 0x0100,
+    rdclass: int = 1,
+    tail=b"",
+    an=0,
+) -> bytes:
+    """One DNS message with one question; `tail` is what follows it, `an` its number of answers."""
+    return (
+        struct.pack("!6H", identifier, flags, 1, an, 0, 0) + encoded(name) + struct.pack("!HH", rdtype, rdclass) + tail
+    )
+
+
+def question_end(octets: bytes) -> int:
+    at = 12
+    while at < min(len(octets), PREFIX):
+        if not octets[at]:
+            return at + 5 if at + 5 <= min(len(octets), PREFIX) else 0
+        if octets[at] > 63:
+            return 0
+        at += octets[at] + 1
+    return 0
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One sighting before it is packed."""
+
+    ts_ns: int
+    netns: int
+    ifindex: int
+    ifname: bytes
+    event: int
+    flags: int
+    source: Endpoint
+    destination: Endpoint
+    octets: bytes
+    conntrack: tuple[Endpoint, Endpoint, Endpoint, Endpoint, int] | None = None
+    skb: int = 0
+    reason: str = ""
+    location: str = ""
+    stack: tuple[str, ...] = ()
+    comm: bytes = b""
+    tgid: int = 0
+
+    def later(self, ns: int) -> "Hop":
+        return replace(self, ts_ns=self.ts_ns + ns)
+
+
+class Recorder:
+    """Packs hops as the kernel program does: same number for all hops of a message, octets with the first alone."""
+
+    def __init__(self) -> None:
+        self.sent: dict[int, int] = {}
+
+    def number(self, hop: Hop) -> int:
+        end = question_end(hop.octets)
+        if not end:
+            return 0
+        address, port = hop.destination if hop.flags & Flag.RESPONSE else hop.source
+        seed = packed(address) + struct.pack("!H", port) + hop.octets[:end]
+        return zlib.crc32(seed) << 32 | zlib.adler32(seed) or 1
+
+    def pack(self, hop: Hop) -> Sighting:
+        if len(hop.octets) > 2 and hop.octets[2] & 0x80:
+            hop = replace(hop, flags=hop.flags | Flag.RESPONSE)
+        number = self.number(hop)
+        known = number and number in self.sent and 0 <= hop.ts_ns - self.sent[number] < RESEND_NS
+        carried = b"" if known else hop.octets
+        if number and not known:
+            self.sent[number] = hop.ts_ns
+        tail = carried
+        if hop.event == Event.DROP:
+            frames = [ADDRESSES[name] + 0x20 for name in hop.stack]
+            tail = struct.pack(f"={STACK_FRAMES}Q", *frames, *[0] * (STACK_FRAMES - len(frames))) + carried
+        none = ("::", 0)
+        tracked = hop.conntrack or (none, none, none, none, 0)
+        detail = Detail(
+            location=ADDRESSES.get(hop.location, 0),
+            reason=REASON_NUMBERS.get(hop.reason, 0),
+            socket_netns=hop.netns if hop.flags & Flag.ORIGIN else 0,
+            tgid=hop.tgid,
+            ct_status=0,
+            payload_bytes=len(hop.octets),
+            captured_bytes=len(carried),
+            sport=hop.source[1],
+            dport=hop.destination[1],
+            ct_original_sport=tracked[0][1],
+            ct_original_dport=tracked[1][1],
+            ct_reply_sport=tracked[2][1],
+            ct_reply_dport=tracked[3][1],
+            ct_info=tracked[4],
+            stack_frames=len(hop.stack),
+            pad=0,
+            saddr=packed(hop.source[0]),
+            daddr=packed(hop.destination[0]),
+            ct_original_saddr=packed(tracked[0][0]),
+            ct_original_daddr=packed(tracked[1][0]),
+            ct_reply_saddr=packed(tracked[2][0]),
+            ct_reply_daddr=packed(tracked[3][0]),
+            comm=hop.comm,
+            ifname=hop.ifname,
+        )
+        return Sighting(
+            ts_ns=hop.ts_ns,
+            message=number,
+            skb=hop.skb,
+            netns=hop.netns,
+            ifindex=hop.ifindex,
+            tail_bytes=len(tail),
+            event=hop.event,
+            flags=hop.flags | (Flag.CONNTRACK if hop.conntrack else 0),
+            family=6 if ":" in hop.source[0] else 4,
+            protocol=17,
+            rest=DETAIL.pack(*detail) + tail,
+        )
+
+
+@dataclass
+class Lookup:
+    """One lookup, and the hops its packets take.
+
+    `shape` says where its ends are: `pod` (both are pods here), `host` (a process of the node asks a pod), `loopback`,
+    `client` (the server is on another node), `server` (the client is), `local` (a server in the node's namespace).
+    """
+
+    name: str | bytes = "redis-master.default.svc.cluster.local."
+    rdtype: int = 1
+    rdclass: int = 1
+    identifier: int = 36259
+    shape: str = "pod"
+    v6: bool = False
+    client: Endpoint | None = None
+    vip: Endpoint | None = None
+    snat: bool = False
+    dnat: bool = True
+    client_netns: int = CLIENT
+    port: int | None = None
+    comm: bytes = b"php-fpm"
+    copies: int = field(default=0)
+
+    def __post_init__(self) -> None:
+        kind = {"host": (HOST, HOST6), "loopback": (("127.0.0.1", 40000), ("::1", 40000))}.get(self.shape, (POD, POD6))
+        self.client = self.client or kind[self.v6]
+        if self.port is not None:
+            self.client = (self.client[0], self.port)
+        loopback = (("127.0.0.53", 53), ("::1", 53))[self.v6]
+        addressed = {"loopback": loopback, "local": ("169.254.20.10", 53)}.get(self.shape, (VIP, VIP6)[self.v6])
+        self.dnat = self.dnat and self.shape not in ("loopback", "local", "server")
+        backend = (BACKEND, BACKEND6)[self.v6]
+        if self.shape == "server":
+            addressed = backend
+        self.vip = self.vip or addressed
+        self.backend = backend if self.dnat else self.vip
+        self.outside = (MASQUERADED, MASQUERADED6)[self.v6] if self.snat else self.client
+
+    def at(self, place: str) -> tuple[int, int, bytes]:
+        return {
+            "client": (self.client_netns, 2, b"eth0"),
+            "lo": (self.client_netns, 1, b"lo"),
+            "vethc": (NODE, 10, b"vethc"),
+            "vethd": (NODE, 11, b"vethd"),
+            "uplink": (NODE, 3, b"eth0"),
+            "node": (NODE, 1, b"lo"),
+            "server": (SERVER, 2, b"eth0"),
+        }[place]
+
+    def tracked(
+        self, *, response: bool, first: bool = True
+    ) -> tuple[Endpoint, Endpoint, Endpoint, Endpoint, int] | None:
+        if not (self.dnat or self.snat):
+            return None
+        info = 3 if response else 2 if first else 0
+        return self.client, self.vip, self.backend, self.outside, info
+
+    def steps(self, *, response: bool) -> list[tuple[float, str, int, int, Endpoint, Endpoint, bool]]:
+        """Offset in microseconds, place, event, flags, source, destination, whether conntrack is visible."""
+        tx, rx, own = Event.TX, Event.RX, Flag.ORIGIN | Flag.PROCESS
+        ask, asked = (self.client, self.vip), (self.outside, self.backend)
+        say, said = asked[::-1], ask[::-1]
+        queries = {
+            "pod": [
+                (0, "client", tx, own, *ask, False),
+                (23, "vethc", rx, 0, *ask, False),
+                (46.1, "vethd", tx, 0, *asked, True),
+                (47.5, "server", rx, 0, *asked, False),
+            ],
+            "host": [(0, "vethd", tx, own, *asked, True), (20, "server", rx, 0, *asked, False)],
+            "loopback": [(0, "lo", tx, own, *ask, False), (5, "lo", rx, 0, *ask, False)],
+            "local": [(0, "client", tx, own, *ask, False), (9, "vethc", rx, 0, *ask, False)],
+            "client": [
+                (0, "client", tx, own, *ask, False),
+                (23, "vethc", rx, 0, *ask, False),
+                (46, "uplink", tx, 0, *asked, True),
+            ],
+            "server": [
+                (0, "uplink", rx, 0, *asked, False),
+                (20, "vethd", tx, 0, *asked, False),
+                (22, "server", rx, 0, *asked, False),
+            ],
+        }
+        replies = {
+            "pod": [
+                (0, "server", tx, own, *say, False),
+                (3, "vethd", rx, 0, *say, False),
+                (12, "vethc", tx, 0, *said, True),
+                (13, "client", rx, 0, *said, False),
+            ],
+            "host": [(0, "server", tx, own, *say, False), (3, "vethd", rx, 0, *say, False)],
+            "loopback": [(0, "lo", tx, own, *say, False), (5, "lo", rx, 0, *say, False)],
+            "local": [(0, "vethc", tx, own, *say, False), (9, "client", rx, 0, *say, False)],
+            "client": [
+                (0, "uplink", rx, 0, *say, False),
+                (12, "vethc", tx, 0, *said, True),
+                (13, "client", rx, 0, *said, False),
+            ],
+            "server": [
+                (0, "server", tx, own, *say, False),
+                (3, "vethd", rx, 0, *say, False),
+                (12, "uplink", tx, 0, *say, False),
+            ],
+        }
+        return (replies if response else queries)[self.shape]
+
+    def _hops(self, octets: bytes, ts_ns: int, *, response: bool) -> list[Hop]:
+        self.copies += 1
+        skb = zlib.crc32(octets) << 16 | self.copies
+        hops = []
+        for offset, place, event, flags, source, destination, tracked in self.steps(response=response):
+            netns, ifindex, ifname = self.at(place)
+            process = (b"coredns", 900) if response else (self.comm, 7445)
+            comm, tgid = process if flags & Flag.PROCESS else (b"", 0)
+            entry = self.tracked(response=response, first=self.copies == 1) if tracked else None
+            ts = ts_ns + int(offset * US)
+            hops.append(
+                Hop(
+                    ts,
+                    netns,
+                    ifindex,
+                    ifname,
+                    event,
+                    flags,
+                    source,
+                    destination,
+                    octets,
+                    entry,
+                    skb,
+                    comm=comm,
+                    tgid=tgid,
+                )
+            )
+        return hops
+
+    def query(self, ts_ns: int = START, *, octets: bytes | None = None) -> list[Hop]:
+        """The hops of one copy of the query, all the way to the server, or out of the node."""
+        octets = octets or message(self.name, self.rdtype, self.identifier, rdclass=self.rdclass)
+        return self._hops(octets, ts_ns, response=False)
+
+    def reply(
+        self,
+        ts_ns: int = START + 125_600,
+        *,
+        rcode: int = 0,
+        aa: bool = True,
+        ra: bool = False,
+        tc: bool = False,
+        **more,
+    ) -> list[Hop]:
+        """The hops of one reply, all the way to the client, or out of the node."""
+        flags = 0x8100 | aa << 10 | tc << 9 | ra << 7 | rcode
+        octets = more.pop("octets", None) or message(
+            self.name, self.rdtype, self.identifier, flags=flags, rdclass=self.rdclass, **more
+        )
+        return self._hops(octets, ts_ns, response=True)
+
+    def both(self, ts_ns: int = START, **reply: object) -> list[Hop]:
+        """A whole lookup."""
+        return [*self.query(ts_ns), *self.reply(ts_ns + 125_600, **reply)]
+
+
+def dropped(
+    hops: list[Hop], after: int, reason: str = "NETFILTER_DROP", location: str = "nf_hook_slow", stack=(), delay=2 * US
+) -> list[Hop]:
+    """The first `after` of the hops, then its death where it was seen last."""
+    last = hops[after - 1]
+    own = last.flags & Flag.ORIGIN if last.event == Event.TX else 0
+    end = replace(
+        last,
+        ts_ns=last.ts_ns + delay,
+        event=Event.DROP,
+        flags=own,
+        reason=reason,
+        location=location,
+        stack=tuple(stack),
+    )
+    return [*hops[:after], end]
+
+
+class World:
+    """A node, its table of sessions and the kernel program that feeds it."""
+
+    START, US, MS, SECOND = START, US, MS, SECOND
+    CLIENT, NODE, SERVER = CLIENT, NODE, SERVER
+    KERNEL, SYMBOLS, REASONS = KERNEL, SYMBOLS, REASONS
+    Hop, Lookup, Recorder = Hop, Lookup, Recorder
+    dropped = staticmethod(dropped)
+    message = staticmethod(message)
+    encoded = staticmethod(encoded)
+
+    def __init__(self, *, knows_addresses: bool = True, started_ns: int = 0, **settings: int) -> None:
+        self.recorder = Recorder()
+        self.knows_addresses = knows_addresses
+        self.table = SessionTable(Settings(**settings), kernel=KERNEL, is_local=self.is_local, started_ns=started_ns)
+        self.now = START
+
+    def is_local(self, netns: int, address: bytes) -> bool | None:
+        if not self.knows_addresses:
+            return None
+        return any(packed(own) == address for own in LOCAL.get(netns, ()))
+
+    def feed(self, *parts: Iterable[Hop]) -> "World":
+        """Record the hops in the order given."""
+        for part in parts:
+            for hop in part:
+                self.table.observe(self.recorder.pack(hop))
+                self.now = max(self.now, hop.ts_ns)
+        return self
+
+    def later(self, ns: int) -> list[Outcome]:
+        """What closes while so much time passes."""
+        self.now += ns
+        return list(self.table.expire(self.now))
+
+    def outcomes(self, *parts: Iterable[Hop]) -> list[Outcome]:
+        """Everything that these hops (and those before) come to, when all time-outs have passed."""
+        return self.feed(*parts).later(60 * SECOND)
+
+    def outcome(self, *parts: Iterable[Hop]) -> Outcome:
+        """The same, when it must be one session."""
+        (only,) = self.outcomes(*parts)
+        return only
+
+
+@pytest.fixture(scope="session")
+def worlds() -> type[World]:
+    """The class, for tests that need a fresh node in every example."""
+    return World
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A node whose addresses are known; nothing may be left in its table's books when every session is closed."""
+    return World()
