@@ -32,26 +32,26 @@ RING_BYTES = 16 << 20
 MEMLOCK_BYTES = 2 * RING_BYTES
 REASON_ARGS = 3
 RX_SOCKET_ARGS = 4
+HIDDEN_LIMIT = 10
+"""One hidden process in so many is no matter: some protect themselves even from root."""
 BCC_SECONDS = 30
 WIDTH = 100
 INDENT = 37
 COLOURS = {"ok": 32, "limited": 33, "unknown": 33, "missing": 31}
 
-# In a child, so that LLVM is not loaded into this process. Prints one word, or what went wrong.
+# In a child, so that LLVM is not loaded into this process. Prints one word, and perhaps more about it.
 BCC_PROBE = """
 import importlib.util
-if importlib.util.find_spec("bcc") is None:
+spec = importlib.util.find_spec("bcc")
+if spec is None or spec.origin is None:  # None: a directory without a module in it
     print("absent")
 else:
     try:
-        from bcc import BPF
-    except ImportError as error:
-        print("broken" if "cannot open shared object" in str(error) else "foreign", error)
+        import bcc
     except Exception as error:
         print("broken", error)
     else:
-        import bcc
-        print("ok", getattr(bcc, "__version__", ""))
+        print("ok" if hasattr(bcc, "BPF") else "foreign", getattr(bcc, "__version__", ""))
 """
 BCC_FAULTS = {
     "absent": "the Python module bcc (BCC) is not installed",
@@ -183,17 +183,31 @@ def probe_counters(path: Path = Path("/proc/net/stat/nf_conntrack")) -> Finding:
 
 
 def probe_processes(proc: Path = Path("/proc")) -> Finding:
-    """Whether this /proc is the node's, and says which namespace a foreign process lives in."""
-    try:
-        kernel_thread = (proc / "2/comm").read_text().strip()
-        (proc / "1/ns/net").readlink()
-    except FileNotFoundError:
-        kernel_thread = ""
-    except PermissionError:
-        return Finding(False, "the kernel does not tell this process the network namespaces of others")
-    if kernel_thread != "kthreadd":
+    """Whether this /proc is the node's, and says which namespaces its processes live in."""
+    if not is_kernel_thread(proc / "2"):
         return Finding(False, "/proc shows only the processes of this container")
-    return Finding(True, "all of this node")
+    shown = [shows_netns(path) for path in proc.glob("[0-9]*")]
+    hidden = shown.count(False)
+    if hidden * HIDDEN_LIMIT > len(shown):
+        return Finding(False, f"the network namespaces of {hidden} of {len(shown)} processes are hidden from this one")
+    return Finding(True, f"namespaces of {len(shown) - hidden} of {len(shown)} processes")
+
+
+def is_kernel_thread(process: Path) -> bool:
+    """Whether this is the parent of all kernel threads, which only the node's own PID namespace shows as number 2."""
+    try:
+        return (process / "comm").read_text().strip() == "kthreadd"
+    except OSError:
+        return False
+
+
+def shows_netns(process: Path) -> bool:
+    """Whether the namespace of this process can be told."""
+    try:
+        (process / "ns/net").stat()
+    except OSError:
+        return False
+    return True
 
 
 def probe_cgroup(root: Path = Path("/sys/fs/cgroup")) -> Finding:
@@ -209,7 +223,7 @@ def probe_memlock() -> Finding:
     if kernel_release() >= MEMLOCK_FREE_KERNEL:
         return Finding(True, "does not apply from kernel 5.11 on")
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    if limit in (resource.RLIM_INFINITY,) or limit >= MEMLOCK_BYTES:
+    if limit == resource.RLIM_INFINITY or limit >= MEMLOCK_BYTES:
         return Finding(True, "large enough")
     return Finding(False, f"RLIMIT_MEMLOCK is {limit} octets")
 
@@ -234,7 +248,7 @@ FEATURES = (
         "use a kernel of 5.8 or newer",
         probe_kernel,
     ),
-    Feature("BTF of the kernel", "find fields in kernel structures", "no capture", "", probe_btf, True),
+    Feature("BTF of the kernel", "find fields in kernel structures", "", "", probe_btf, True),
     Feature(
         "tracepoints",
         "see packets sent, received and dropped",
@@ -307,7 +321,7 @@ FEATURES = (
         "raise it (ulimit -l, systemd: LimitMEMLOCK=), grant CAP_SYS_RESOURCE, or use a smaller --ring-size",
         probe_memlock,
     ),
-    Feature("load and attach", "do it all", "", "", probe_capture, True),
+    Feature("load and attach", "", "", "", probe_capture, True),
 )
 
 
@@ -316,7 +330,7 @@ def examine(feature: Feature) -> Result:
     try:
         finding = feature.probe()
     except Exception as error:  # noqa: BLE001  the report must come to its end on any machine
-        return Result("unknown", feature, f"could not find out: {error or type(error).__name__}")
+        return Result("unknown", feature, str(error) or type(error).__name__)
     if finding.ok:
         return Result("ok", feature, finding.text)
     clauses = [": ".join(filter(None, (finding.text, feature.lost))), feature.remedy]
@@ -330,7 +344,13 @@ def rows(results: Iterable[Result], *, colour: bool) -> Iterator[str]:
     for result in results:
         name = said.setdefault(result.text, result.feature.name)
         repeated = name != result.feature.name and result.status != "ok"
-        yield from row(result._replace(text=f"see {name}") if repeated else result, colour=colour)
+        yield from row(result._replace(text=f"see {name}" if repeated else sentence(result)), colour=colour)
+
+
+def sentence(result: Result) -> str:
+    """The finding; of what is not in order, also what it is needed for."""
+    purpose = "" if result.status == "ok" else result.feature.purpose
+    return f"{result.text} (needed to {purpose})" if purpose else result.text
 
 
 def row(result: Result, *, colour: bool) -> Iterator[str]:
@@ -338,8 +358,7 @@ def row(result: Result, *, colour: bool) -> Iterator[str]:
     status = f"{result.status:<9}"
     if colour:
         status = f"\033[{COLOURS[result.status]}m{status}\033[0m"
-    text = result.text if result.status == "ok" else f"{result.text} (needed to {result.feature.purpose})"
-    first, *more = textwrap.wrap(text, WIDTH - INDENT, break_on_hyphens=False) or [""]
+    first, *more = textwrap.wrap(result.text, WIDTH - INDENT, break_on_hyphens=False) or [""]
     yield f"{status}{result.feature.name:<{INDENT - 9}}{first}"
     yield from (f"{'':<{INDENT}}{line}" for line in more)
 

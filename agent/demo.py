@@ -218,7 +218,7 @@ def command() -> list[str]:
     unset = [f"--unset={key}" for key in os.environ if key.startswith("DNSTRAIL_")]
     names = [f"--name={name}" for name in dict.fromkeys(step.name for step in STEPS)]
     limits = [f"--timeout={TIMEOUT_SECONDS}", f"--duration={DURATION_SECONDS}"]
-    return ["env", *unset, sys.executable, "-m", "agent", "run", "--output=json", *limits, *names]
+    return ["env", *unset, sys.executable, "-P", "-m", "agent", "run", "--output=json", *limits, *names]
 
 
 def perform(lab: Lab) -> None:

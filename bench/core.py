@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import gc
 import mmap
 import os
 import pstats
@@ -241,7 +242,10 @@ def main() -> None:
     parser.add_argument("--lookups", type=int, default=50_000, help="how many (default %(default)s)")
     parser.add_argument("--profile", action="store_true", help="say where the time goes (and distort it)")
     parser.add_argument("--top", type=int, default=30, help="functions the profile lists (default %(default)s)")
+    parser.add_argument("--no-gc", action="store_true", help="without Python's search for unreachable cycles")
     given = parser.parse_args()
+    if given.no_gc:
+        gc.disable()
     profile = cProfile.Profile() if given.profile else None
     watch, ring, table = Stopwatch(profile), FileRing(), SessionTable()
     succeeded = sum(one_batch(table, ring, watch, *start) for start in starts(given.lookups))

@@ -62,7 +62,7 @@ def load(ports: list[int], ring_bytes: int) -> Loaded:
     privileges.require()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     order = json.dumps({"ports": ports, "ring_bytes": ring_bytes})
-    command = [sys.executable, "-m", "agent.capture.loader", str(theirs.fileno()), order]
+    command = [sys.executable, "-P", "-m", "agent.capture.loader", str(theirs.fileno()), order]
     # LLVM and the verifier say what is wrong on file descriptor 2, and LLVM then aborts: no exception carries it.
     with ours, tempfile.TemporaryFile() as words:
         with theirs:
@@ -120,7 +120,8 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
     os.environ["BCC_KERNEL_SOURCE"] = str(source_directory() / "include")
     try:
         from bcc import BPF  # noqa: PLC0415  LLVM is loaded here, so only in the child
-    except ImportError as error:
+    except Exception as error:
+        # Another project of that name, or BCC without its library, may raise anything.
         raise CaptureError(BCC_MISSING) from error
     kernel = load_kernel()
     cpus = possible_cpus()

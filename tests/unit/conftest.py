@@ -12,7 +12,7 @@ from agent.session.drops import Kernel
 from agent.session.model import Settings
 from agent.session.outcome import Outcome
 from agent.session.sighting import DETAIL, STACK_FRAMES, Detail, Event, Flag, Sighting
-from agent.session.table import SessionTable
+from agent.session.table import SessionTable, is_loopback
 
 US = 1_000
 MS = 1_000_000
@@ -29,7 +29,7 @@ HOST, HOST6 = ("192.0.2.10", 44525), ("2001:db8::10", 44525)
 VIP, VIP6 = ("10.96.0.10", 53), ("fd00:96::a", 53)
 BACKEND, BACKEND6 = ("10.244.1.53", 53), ("fd00:244::53", 53)
 MASQUERADED, MASQUERADED6 = ("192.0.2.10", 61000), ("2001:db8::10", 61000)
-LOCAL = {CLIENT: {POD[0], POD6[0]}, NODE: {HOST[0], HOST6[0]}, SERVER: {BACKEND[0], BACKEND6[0]}}
+LOCAL = {CLIENT: {POD[0], POD6[0]}, NODE: {HOST[0], HOST6[0], "169.254.20.10"}, SERVER: {BACKEND[0], BACKEND6[0]}}
 
 REASONS = {
     number: name
@@ -407,7 +407,7 @@ class World:
     def is_local(self, netns: int, address: bytes) -> bool | None:
         if not self.knows_addresses:
             return None
-        return any(packed(own) == address for own in LOCAL.get(netns, ()))
+        return is_loopback(address) or any(packed(own) == address for own in LOCAL.get(netns, ()))
 
     def feed(self, *parts: Iterable[Hop]) -> "World":
         """Record the hops in the order given."""

@@ -1,0 +1,281 @@
+"""DNS messages in the octets of a TCP stream: length prefix, then message, again and again (RFC 1035 4.2.2).
+
+Octets that are missing are still counted, because sequence numbers tell how many they are; so a hole inside a message
+costs that message's tail alone. A hole that swallows a prefix costs the boundaries: then the next start of a segment
+that looks like a message is taken for one. `agent.wire.stream` brings the octets, in order.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from agent.wire.errors import CutError, WireError
+from agent.wire.message import HEADER_BYTES, MAX_NAME_BYTES, summarize
+
+PREFIX_BYTES = 2
+MESSAGE_START_BYTES = PREFIX_BYTES + HEADER_BYTES
+_MIN_QUERY_BYTES = HEADER_BYTES + 5
+"""A header and the question for the root."""
+_QUESTION_END_BYTES = HEADER_BYTES + MAX_NAME_BYTES + 4
+_MIN_RECORD_BYTES = 11
+"""A record of the root without data (RFC 1035 4.1.3)."""
+_OPCODES = frozenset({0, 2, 4, 5, 6})
+"""QUERY, STATUS, NOTIFY, UPDATE, DSO: the IANA registry without what is obsolete or free."""
+_CLASSES = frozenset({1, 3, 4, 254, 255})
+_ONE_QUESTION = b"\0\1"
+
+SEARCHING, UNSURE, CERTAIN = range(3)
+"""How far the boundaries are trusted: not known, one message looked right, known since SYN or two in a row agreed."""
+
+_read_header = struct.Struct("!6H").unpack_from
+
+
+class StreamMessage(NamedTuple):
+    """One DNS message of a stream, without its length prefix."""
+
+    payload: bytes
+    """Its octets up to the first that was not captured."""
+    length_bytes: int
+    """Its length by the prefix."""
+    first_ts_ns: int
+    last_ts_ns: int
+    segments: int
+    """How many segments brought it, its prefix included."""
+    certain: bool
+    """False if its boundaries are inferred from one plausible look, or if its header makes no sense."""
+
+
+@dataclass(slots=True)
+class StreamCounters:
+    """What one direction lost, and how."""
+
+    gaps: int = 0
+    """Times that octets were given up."""
+    gap_octets: int = 0
+    """Octets of segments that never came."""
+    cut_octets: int = 0
+    """Octets of segments that came without them: the capture's snap length."""
+    skipped_octets: int = 0
+    """Octets that came and belong to no message that could be told."""
+    retransmitted_octets: int = 0
+    """Octets that came again."""
+    short_messages: int = 0
+    """Messages shorter than a DNS header, empty ones included. They are not reported."""
+    stray_segments: int = 0
+    """Segments too far away from the others."""
+    resynchronisations: int = 0
+    """Times that a boundary was found again."""
+
+
+class Chunk(NamedTuple):
+    """Consecutive octets at one place of the stream: the known ones first, then those that only count."""
+
+    start: int
+    data: bytes
+    length: int
+    ts_ns: int | None
+    """None for octets that never came."""
+
+    @property
+    def end(self) -> int:
+        """The place after them."""
+        return self.start + self.length
+
+    def part(self, start: int, end: int) -> Chunk:
+        """The octets from `start` to before `end`."""
+        return Chunk(start, self.data[start - self.start : end - self.start], end - start, self.ts_ns)
+
+
+def header_fits(octets: bytes | bytearray, length: int) -> bool:
+    """Whether a header can be that of a message of `length` octets; `octets` begin with the prefix."""
+    _, flags, questions, *records = _read_header(octets, PREFIX_BYTES)
+    if questions > 1 or flags >> 11 & 0xF not in _OPCODES:
+        return False
+    least = _MIN_QUERY_BYTES if questions else HEADER_BYTES
+    return bool(least + _MIN_RECORD_BYTES * sum(records) <= length)
+
+
+def _is_message_start(octets: bytes, *, ended: bool) -> bool | None:
+    """Whether octets at the start of a segment are a prefix, a header and one question.
+
+    Args:
+        octets: What is known from there on.
+        ended: What follows them will never be known.
+
+    Returns:
+        None if that needs more octets, of which it asks for less than 300.
+    """
+    length = int.from_bytes(octets[:PREFIX_BYTES], "big")
+    if len(octets) < MESSAGE_START_BYTES:
+        hopeless = ended or (len(octets) >= PREFIX_BYTES and length < _MIN_QUERY_BYTES)
+        return False if hopeless else None
+    if length < _MIN_QUERY_BYTES or octets[6:8] != _ONE_QUESTION or not header_fits(octets, length):
+        return False
+    needed = min(length, _QUESTION_END_BYTES)
+    short = len(octets) < PREFIX_BYTES + needed
+    try:
+        question = summarize(octets[PREFIX_BYTES : PREFIX_BYTES + needed]).question
+    except CutError:
+        return (ended or None) if short else False
+    except WireError:
+        return False
+    return question is not None and question.rdclass in _CLASSES
+
+
+class Framer:
+    """Cuts octets that come in order into messages."""
+
+    __slots__ = (
+        "certain", "counters", "first_ts_ns", "framed", "judged", "last_ts_ns", "octets", "seen", "segments", "total",
+        "tried", "trust",
+    )  # fmt: skip
+
+    def __init__(self, counters: StreamCounters) -> None:
+        self.counters = counters
+        self.trust = SEARCHING
+        self.tried: list[Chunk] = []
+        self._begin()
+
+    def restart(self, trust: int) -> None:
+        """Forget everything; `CERTAIN` if the next octet is the first of the connection."""
+        self.counters.skipped_octets += len(self.octets) + sum(len(chunk.data) for chunk in self.tried)
+        self.trust = trust
+        self.tried = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Expect a message's prefix."""
+        self.octets = bytearray()
+        self.seen = 0
+        self.total = PREFIX_BYTES
+        self.framed = False
+        self.judged = False
+        self.certain = self.trust == CERTAIN
+        self.segments = 0
+        self.first_ts_ns = self.last_ts_ns = 0
+
+    def push(self, chunk: Chunk) -> list[StreamMessage]:
+        """Take the octets that follow those before, and return the messages that they complete."""
+        messages: list[StreamMessage] = []
+        work = [chunk]
+        while work:
+            chunk = work.pop(0)
+            if self.trust:
+                self._read(chunk, messages)
+            else:
+                work = self._search(chunk) + work  # ends: the first of what it gives back is read next
+        return messages
+
+    def _search(self, chunk: Chunk) -> list[Chunk]:
+        """Look for a boundary; return what to read from there on, or nothing yet."""
+        self.tried.append(chunk)
+        while self.tried:
+            verdict = self._verdict()
+            if verdict is None:
+                break
+            if verdict:
+                return self._accept()
+            self.counters.skipped_octets += len(self.tried.pop(0).data)
+        return []
+
+    def _verdict(self) -> bool | None:
+        """Whether the first chunk that waits starts a message."""
+        octets, ended = b"", False
+        for chunk in self.tried:
+            octets += chunk.data
+            ended = len(chunk.data) < chunk.length
+            if ended or len(octets) >= PREFIX_BYTES + _QUESTION_END_BYTES:
+                break
+        return _is_message_start(octets, ended=ended)
+
+    def _accept(self) -> list[Chunk]:
+        """Trust the first chunk that waits, for one message."""
+        chunks, self.tried = self.tried, []
+        self.counters.resynchronisations += 1
+        self.trust = UNSURE
+        self._begin()
+        self.judged = True
+        return chunks
+
+    def _read(self, chunk: Chunk, messages: list[StreamMessage]) -> None:
+        """Give each message its octets, until the chunk or the trust ends."""
+        position = 0
+        while position < chunk.length and self.trust:
+            if not position or not self.seen:
+                self._note_segment(chunk.ts_ns)
+            position = self._take(chunk, position)
+            self._check()
+            if self.framed and self.seen == self.total:
+                self._finish(messages)
+        self.counters.skipped_octets += max(0, len(chunk.data) - position)
+
+    def _note_segment(self, ts_ns: int | None) -> None:
+        """Count a segment that brings part of the message."""
+        if ts_ns is None:
+            return
+        self.first_ts_ns = min(self.first_ts_ns, ts_ns) if self.segments else ts_ns
+        self.last_ts_ns = max(self.last_ts_ns, ts_ns) if self.segments else ts_ns
+        self.segments += 1
+
+    def _take(self, chunk: Chunk, position: int) -> int:
+        """Move octets of the chunk to the prefix or to the rest of the message; return where the chunk goes on."""
+        end = min(chunk.length, position + self.total - self.seen)
+        if len(self.octets) == self.seen:  # what follows a hole is of no use: the payload is what comes before
+            self.octets += chunk.data[position:end]
+        self.seen += end - position
+        return end
+
+    def _check(self) -> None:
+        """Draw conclusions as soon as the prefix and then the header are there."""
+        if self.seen < PREFIX_BYTES:
+            if len(self.octets) < self.seen:
+                self._lose()
+        elif not self.framed:
+            self._frame()
+        elif not self.judged and len(self.octets) >= MESSAGE_START_BYTES:
+            self._judge()
+
+    def _frame(self) -> None:
+        """Read the prefix."""
+        if len(self.octets) < PREFIX_BYTES:
+            self._lose()
+            return
+        self.framed = True
+        self.total += int.from_bytes(self.octets, "big")
+        if self.total >= MESSAGE_START_BYTES:
+            return
+        self.counters.short_messages += 1
+        if self.trust == UNSURE:
+            self._lose()
+        elif self.total > PREFIX_BYTES:
+            self.trust = UNSURE
+
+    def _judge(self) -> None:
+        """Compare the header with the trust: one that makes no sense takes some, one that does restores it."""
+        self.judged = True
+        if header_fits(self.octets, self.total - PREFIX_BYTES):
+            self.certain = True
+            self.trust = CERTAIN
+        elif self.trust == CERTAIN:
+            self.certain = False
+            self.trust = UNSURE
+        else:
+            self._lose()
+
+    def _lose(self) -> None:
+        """The boundaries are not known any more."""
+        self.counters.skipped_octets += len(self.octets)
+        self.trust = SEARCHING
+        self._begin()
+
+    def _finish(self, messages: list[StreamMessage]) -> None:
+        """Report the message, unless it is too short to be one."""
+        length = self.total - PREFIX_BYTES
+        if length >= HEADER_BYTES:
+            payload = bytes(self.octets[PREFIX_BYTES:])
+            messages.append(
+                StreamMessage(payload, length, self.first_ts_ns, self.last_ts_ns, self.segments, self.certain)
+            )
+        self._begin()

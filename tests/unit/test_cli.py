@@ -1,0 +1,171 @@
+"""agent.cli: options and their variables, and what is said of wrong ones."""
+
+import argparse
+
+import pytest
+
+from agent import cli
+from agent.capture.errors import CaptureError
+from agent.cli import build_parser, main, ports, ring_size
+
+WRONG = [
+    ("ports", "0"),
+    ("ports", "65536"),
+    ("ports", "dns"),
+    ("ports", ""),
+    ("ports", "53,,54"),
+    ("ports", ",".join(["53"] * 17)),
+    ("output", "xml"),
+    ("log", "some"),
+    ("log-rate", "many"),
+    ("log-rate", "-1"),
+    ("duration", "0"),
+    ("duration", "-1"),
+    ("duration", "nan"),
+    ("duration", "inf"),
+    ("timeout", "soon"),
+    ("timeout", "0"),
+    ("ring-size", "3M"),
+    ("ring-size", "2048"),
+    ("ring-size", "M"),
+    ("ring-size", "16X"),
+    ("max-sessions", "0"),
+    ("max-sessions", "-5"),
+    ("max-sessions", "x"),
+    ("type", "NOSUCHTYPE"),
+    ("status", "failed?"),
+]
+RIGHT = [
+    ("ports", "53,5353", (53, 5353)),
+    ("output", "table", "table"),
+    ("log", "problems", "problems"),
+    ("log-rate", "7", 7),
+    ("duration", "1.5", 1.5),
+    ("timeout", "30", 30.0),
+    ("ring-size", "64k", 65536),
+    ("max-sessions", "100", 100),
+    ("node", "node-b", "node-b"),
+    ("name", "*.local", ["*.local"]),
+    ("type", "aaaa", ["AAAA"]),
+    ("type", "TYPE65280", ["TYPE65280"]),
+    ("status", "Failed", ["Failed"]),
+    ("rcode", "SERVFAIL", ["SERVFAIL"]),
+    ("cause", "LeftNode", ["LeftNode"]),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    for name, *_ in WRONG + RIGHT:
+        monkeypatch.delenv(variable(name), raising=False)
+
+
+def variable(name):
+    return "DNSTRAIL_" + name.upper().replace("-", "_")
+
+
+def parsed(*arguments):
+    return vars(build_parser().parse_args(["run", *arguments]))
+
+
+def refusal(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out) == (2, "")
+    return err
+
+
+def test_without_a_command_it_is_a_usage_error(capsys):
+    assert "COMMAND" in refusal([], capsys).splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["run", "--nonsense"], ["run", "extra"], ["demo", "--translation", "x"]]
+)
+def test_unknown_words_are_usage_errors(arguments, capsys):
+    assert "error: " in refusal(arguments, capsys).splitlines()[-1]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_value_is_refused_in_one_sentence_that_names_the_option(name, value, capsys):
+    err = refusal(["run", f"--{name}={value}"], capsys)
+    assert f"--{name}" in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_variable_is_refused_like_its_option(name, value, monkeypatch, capsys):
+    monkeypatch.setenv(variable(name), value)
+    err = refusal(["run"], capsys)
+    last = err.splitlines()[-1]
+    assert f"--{name}" in last or variable(name) in last
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("name", "value", "result"), RIGHT)
+def test_an_option_and_its_variable_mean_the_same(name, value, result, monkeypatch):
+    field = name.replace("-", "_")
+    by_option = parsed(f"--{name}", value)
+    monkeypatch.setenv(variable(name), value)
+    by_variable = parsed()
+    assert by_option[field] == by_variable[field] == result
+    assert by_option == by_variable
+
+
+@pytest.mark.parametrize(("name", "value", "result"), RIGHT)
+def test_the_command_line_wins_over_the_variable(name, value, result, monkeypatch):
+    other = {"ports": "54", "log": "none", "output": "json", "status": "Succeeded", "type": "MX", "ring-size": "4096"}
+    monkeypatch.setenv(variable(name), other.get(name, "3"))
+    assert parsed(f"--{name}", value)[name.replace("-", "_")] == result
+
+
+def test_a_wrong_variable_of_run_does_not_hinder_other_commands(monkeypatch):
+    monkeypatch.setenv("DNSTRAIL_LOG", "some")
+    assert build_parser().parse_args(["check"]).command == "check"
+
+
+def test_every_option_of_run_names_its_variable_in_the_help(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"[{variable(name)}]" in text.replace("\n", "") for name, *_ in RIGHT)
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith("dnstrail ")
+
+
+def test_defaults_are_those_of_the_documentation():
+    defaults = parsed()
+    assert (defaults["ports"], defaults["output"], defaults["log"]) == ((53,), "json", "all")
+    assert (defaults["timeout"], defaults["ring_size"], defaults["duration"]) == (10.0, 16 << 20, None)
+
+
+@pytest.mark.parametrize(("text", "octets"), [("4096", 4096), ("512K", 512 << 10), ("16m", 16 << 20), ("1G", 1 << 30)])
+def test_sizes_are_powers_of_two_with_a_unit(text, octets):
+    assert ring_size(text) == octets
+
+
+@pytest.mark.parametrize("text", ["", "K", "0", "-4096", "4095", "3K", "1T", "4096.0", "1e6"])
+def test_other_sizes_are_refused(text):
+    with pytest.raises((ValueError, argparse.ArgumentTypeError)):
+        ring_size(text)
+
+
+def test_ports_are_numbers_separated_by_commas():
+    assert ports("53") == (53,)
+    assert ports("53,5353,65535") == (53, 5353, 65535)
+
+
+def test_a_kernel_that_cannot_capture_ends_with_one_sentence_and_exit_code_1(monkeypatch, capsys):
+    def refuse(_arguments):
+        raise CaptureError("this kernel has no BTF")
+
+    monkeypatch.setitem(cli.COMMANDS, "run", refuse)
+    assert main(["run"]) == 1
+    assert capsys.readouterr().err == "dnstrail: this kernel has no BTF\n"

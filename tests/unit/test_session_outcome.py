@@ -1,0 +1,316 @@
+"""agent.session.outcome: Status and the three masks, as the specification's tables say them."""
+
+import struct
+
+import pytest
+
+from agent.explain.rules import explain
+from agent.session.outcome import Status
+
+SERVFAIL = {"rcode": 2, "aa": False}
+INNOCENT = [
+    {"reason": "PACKET_SOCK_ERROR", "location": ""},
+    {"reason": "QUEUE_PURGE", "location": ""},
+    {"reason": "NOT_SPECIFIED", "location": "skb_release_data"},
+    {"reason": "NOT_SPECIFIED", "location": "udp_destruct_common"},
+    {"reason": "SKB_CONSUMED", "location": ""},
+]
+
+
+def masks(outcome):
+    return outcome.status.value, int(outcome.bitmap), int(outcome.path)
+
+
+def cause(outcome):
+    found = explain(outcome).cause
+    return found.code if found else None
+
+
+# Where it was lost
+
+
+@pytest.mark.parametrize("v6", [False, True])
+@pytest.mark.parametrize("snat", [False, True])
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_a_query_dropped_on_its_way_never_got_to_the_server(world, after, snat, v6):
+    one = world.outcome(world.dropped(world.Lookup(snat=snat, v6=v6).query(), after))
+    assert masks(one) == ("Failed", 0, 80)
+    assert (one.rcode, one.duration_ns, one.client_netns) == (None, None, world.CLIENT)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [("host", 80), ("loopback", 80), ("client", 80), ("local", 80), ("server", 64)]
+)
+def test_a_query_dropped_at_its_first_hop_never_got_to_the_server_whoever_asked(world, shape, expected):
+    assert masks(world.outcome(world.dropped(world.Lookup(shape=shape).query(), 1))) == ("Failed", 0, expected)
+
+
+def test_a_query_dropped_before_any_device_is_a_failure_of_its_client(world):
+    # What an OUTPUT rule refuses has no departure: its death is the first that is seen of it.
+    drop = world.dropped(world.Lookup().query(), 1, stack=("nf_hook_slow", "__ip_local_out"))[1]
+    one = world.outcome([drop])
+    assert (masks(one), one.client_netns) == (("Failed", 0, 80), world.CLIENT)
+
+
+def test_a_query_refused_by_the_servers_full_socket_did_get_to_the_server(world):
+    one = world.outcome(world.dropped(world.Lookup().query(), 4, "SOCKET_RCVBUFF", "udp_queue_rcv_one_skb"))
+    assert masks(one) == ("Failed", 1, 81)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_a_reply_dropped_on_its_way_was_sent_and_not_received(world, after):
+    lookup = world.Lookup()
+    one = world.outcome(lookup.query(), world.dropped(lookup.reply(), after))
+    assert masks(one) == ("Failed", 3, 16 + 3 + 128)
+
+
+def test_a_reply_dropped_in_the_clients_namespace_failed_there(world):
+    lookup = world.Lookup()
+    one = world.outcome(lookup.query(), world.dropped(lookup.reply(), 4, "NO_SOCKET", "__udp4_lib_rcv"))
+    assert masks(one) == ("Failed", 3, 16 + 32 + 3 + 128)
+
+
+@pytest.mark.parametrize(("shape", "path"), [("pod", 17), ("host", 17), ("loopback", 17), ("local", 17), ("server", 1)])
+def test_a_silent_server_received_the_query_and_returned_nothing(world, shape, path):
+    one = world.outcome(world.Lookup(shape=shape).query())
+    assert masks(one) == ("Failed", 1, path)
+
+
+def test_a_query_lost_beyond_the_node_left_it(world):
+    one = world.outcome(world.Lookup(shape="client").query())
+    assert (masks(one), one.vantage, cause(one)) == (("Failed", 1, 17), "client", "LeftNode")
+
+
+def test_a_query_that_got_lost_between_a_pod_and_the_node_did_not_leave_the_node(world):
+    # Lookups before it showed that the pod's device has its other end here.
+    world.outcome(world.Lookup(port=2000).both())
+    one = world.outcome(world.Lookup().query(world.now + world.MS)[:1])
+    assert masks(one) == ("Failed", 0, 16)
+    assert cause(one) == "Unknown"
+
+
+# What was answered
+
+
+@pytest.mark.parametrize("rcode", [0, 3])
+def test_an_answer_and_a_name_error_are_successes(world, rcode):
+    one = world.outcome(world.Lookup().both(rcode=rcode))
+    assert (masks(one), one.rcode) == (("Succeeded", 3, 51), rcode)
+
+
+@pytest.mark.parametrize("rcode", [1, 2, 4, 5, 9])
+def test_a_delivered_error_is_a_failure(world, rcode):
+    one = world.outcome(world.Lookup().both(rcode=rcode))
+    assert (masks(one), one.rcode) == (("Failed", 3, 51), rcode)
+
+
+def test_an_extended_error_is_a_failure_with_all_its_bits(world):
+    lookup = world.Lookup()
+    octets = bytearray(
+        world.message(lookup.name, flags=0x8500, tail=b"\0" + struct.pack("!HHIH", 41, 1232, 1 << 24, 0))
+    )
+    octets[11] = 1
+    one = world.outcome(lookup.query(), lookup.reply(octets=bytes(octets)))
+    assert (one.status, one.rcode) == (Status.FAILED, 16)
+
+
+@pytest.mark.parametrize("rcode", [1, 2, 4, 5])
+def test_dnstap_would_not_have_shown_an_error_that_the_servers_core_wrote(world, rcode):
+    one = world.outcome(world.Lookup().both(rcode=rcode, aa=False))
+    assert (int(one.bitmap), int(one.dnstap_bitmap), one.answer_source) == (3, 1, "server-error")
+
+
+@pytest.mark.parametrize("shape", [{"aa": True}, {"aa": False, "ra": True}, {"aa": False, "an": 1}])
+def test_dnstap_would_have_shown_errors_of_any_other_shape(world, shape):
+    one = world.outcome(world.Lookup().both(rcode=2, **shape))
+    assert int(one.dnstap_bitmap) == 3
+
+
+@pytest.mark.parametrize(
+    ("aa", "ra", "source"),
+    [(True, False, "local"), (True, True, "cache"), (False, True, "forward"), (False, False, None)],
+)
+def test_the_flags_of_an_answer_say_where_it_came_from(world, aa, ra, source):
+    assert world.outcome(world.Lookup().both(aa=aa, ra=ra)).answer_source == source
+
+
+def test_a_first_reply_that_vanished_is_not_the_one_that_counts(world):
+    world.outcome(world.Lookup(port=2000).both())
+    lookup, start = world.Lookup(), world.now + world.MS
+    lost, got = lookup.reply(start + world.MS, **SERVFAIL)[:2], lookup.reply(start + 2 * world.MS)
+    one = world.outcome(lookup.query(start), lost, got)
+    assert (one.status, one.rcode) == (Status.SUCCEEDED, 0)
+
+
+def test_a_dropped_reply_does_not_matter_when_another_was_delivered(world):
+    lookup = world.Lookup()
+    lost = world.dropped(lookup.reply(), 2)
+    one = world.outcome(lookup.query(), lost, lookup.reply(world.START + 50 * world.MS))
+    assert masks(one) == ("Succeeded", 3, 51 + 128)
+
+
+@pytest.mark.parametrize(
+    ("shape", "vantage", "path"),
+    [
+        ("pod", "both", 51),
+        ("host", "both", 51),
+        ("local", "both", 51),
+        ("client", "client", 51),
+        ("server", "server", 3),
+    ],
+)
+def test_the_vantage_says_which_ends_are_on_this_node(world, shape, vantage, path):
+    one = world.outcome(world.Lookup(shape=shape).both())
+    assert (one.vantage, masks(one)) == (vantage, ("Succeeded", 3, path))
+
+
+@pytest.mark.parametrize("shape", ["pod", "host", "loopback", "local", "client", "server"])
+def test_lookups_succeed_where_nothing_is_known_of_addresses(worlds, shape):
+    one = worlds(knows_addresses=False).outcome(worlds.Lookup(shape=shape).both())
+    assert (one.status, int(one.bitmap)) == (Status.SUCCEEDED, 3)
+
+
+# Time
+
+
+def test_an_unanswered_query_is_given_up_after_ten_seconds(world):
+    world.feed(world.Lookup().query())
+    end = world.START + 10 * world.SECOND
+    assert list(world.table.expire(end - 1)) == []
+    assert [one.status for one in world.table.expire(end)] == [Status.FAILED]
+
+
+def test_the_time_out_is_the_users(worlds):
+    world = worlds(timeout_ns=worlds.SECOND)
+    world.feed(world.Lookup().query())
+    assert list(world.table.expire(world.START + world.SECOND - 1)) == []
+    assert len(list(world.table.expire(world.START + world.SECOND))) == 1
+
+
+def test_the_time_out_begins_anew_with_every_attempt(world):
+    lookup = world.Lookup()
+    again = world.START + 5 * world.SECOND
+    world.feed(lookup.query(), lookup.query(again))
+    assert list(world.table.expire(again + 10 * world.SECOND - 1)) == []
+    assert [one.attempts for one in world.table.expire(again + 10 * world.SECOND)] == [2]
+
+
+def test_a_reply_in_the_last_moment_counts(world):
+    lookup = world.Lookup()
+    assert world.outcome(lookup.query(), lookup.reply(world.START + 10 * world.SECOND - 1)).status is Status.SUCCEEDED
+
+
+def test_an_answered_session_lingers_for_late_records_only_shortly(world):
+    hops = world.Lookup().both()
+    end = world.feed(hops).now + world.MS * 100
+    assert list(world.table.expire(end - 1)) == []
+    assert len(list(world.table.expire(end))) == 1
+
+
+def test_a_reply_that_was_sent_and_not_delivered_waits_for_its_late_drop(world):
+    world.outcome(world.Lookup(port=2000).both())
+    lookup, start = world.Lookup(), world.now + world.MS
+    world.feed(lookup.query(start), lookup.reply(start + world.MS)[:2])
+    assert world.later(5 * world.SECOND) == []
+    drop = world.dropped(lookup.reply(start + world.MS), 2, delay=6 * world.SECOND)[2]
+    assert masks(world.outcome([drop])) == ("Failed", 3, 16 + 3 + 128)
+
+
+def test_records_close_sessions_by_their_own_time_when_the_reader_was_stalled(world):
+    first, second = world.Lookup(port=2000), world.Lookup(port=2001)
+    world.feed(first.both(), second.both(world.START + 60 * world.SECOND))
+    assert [one.session.key.client.port for one in world.later(0)] == [2000]
+
+
+# What is no loss
+
+
+@pytest.mark.parametrize("innocent", INNOCENT)
+def test_freed_copies_and_unread_queues_never_change_a_success(world, innocent):
+    lookup = world.Lookup()
+    query, reply = lookup.query(), lookup.reply()
+    drops = [world.dropped(hops, after, **innocent)[-1] for hops in (query, reply) for after in (1, 2, 3, 4)]
+    one = world.outcome(sorted([*query, *reply, *drops], key=lambda hop: hop.ts_ns))
+    assert (masks(one), one.attempts) == (("Succeeded", 3, 51), 1)
+    assert sum(len(leg.transmissions[0].hops) for leg in (one.session.queries, one.session.replies)) == 8
+    assert world.table.counts.innocent_drops == 8
+
+
+@pytest.mark.parametrize("innocent", INNOCENT)
+def test_freed_copies_and_unread_queues_never_explain_a_failure(world, innocent):
+    one = world.outcome(world.dropped(world.Lookup().query(), 4, **innocent))
+    assert (masks(one), cause(one)) == (("Failed", 1, 17), "ServerNoReply")
+
+
+# Losses of the agent itself
+
+
+def test_a_missing_reply_while_records_were_lost_is_no_accusation(world):
+    world.table.record_loss(world.START + world.MS, world.START + world.SECOND)
+    one = world.outcome(world.Lookup().query())
+    assert (one.status, cause(one)) == (Status.SAMPLE_LOSS, "CaptureLoss")
+
+
+def test_a_complete_lookup_is_a_success_whatever_else_was_lost(world):
+    world.table.record_loss(world.START - world.SECOND, world.START + world.SECOND)
+    one = world.outcome(world.Lookup().both())
+    assert (masks(one), cause(one)) == (("Succeeded", 3, 51), None)
+
+
+@pytest.mark.parametrize("interval", [(-2, -1), (11, 12)])
+def test_losses_at_another_time_excuse_nothing(world, interval):
+    world.table.record_loss(*(world.START + seconds * world.SECOND for seconds in interval))
+    assert world.outcome(world.Lookup().query()).status is Status.FAILED
+
+
+@pytest.mark.parametrize("seen", [slice(4, 8), slice(5, 8), slice(6, 8)])
+def test_replies_without_their_query_can_only_come_from_loss(worlds, seen):
+    world = worlds(started_ns=-(10**13))
+    one = world.outcome(world.Lookup().both()[seen])
+    assert (one.status, int(one.bitmap), cause(one)) == (Status.SAMPLE_LOSS, 2, "CaptureLoss")
+
+
+@pytest.mark.parametrize("leg", ["query", "reply"])
+def test_a_proven_drop_stays_a_failure_while_records_were_lost(world, leg):
+    world.table.record_loss(world.START - world.SECOND, world.START + 20 * world.SECOND)
+    lookup = world.Lookup()
+    if leg == "query":
+        hops = world.dropped(lookup.query(), 2)
+    else:
+        hops = [*lookup.query(), *world.dropped(lookup.reply(), 2)]
+    one = world.outcome(hops)
+    assert (one.status, cause(one)) == (Status.FAILED, "KernelDrop")
+
+
+def test_a_delivered_error_stays_a_failure_while_records_were_lost(world):
+    world.table.record_loss(world.START, world.START + world.SECOND)
+    assert world.outcome(world.Lookup().both(**SERVFAIL)).status is Status.FAILED
+
+
+def test_a_lost_attempt_proves_nothing_when_the_records_of_its_retry_were_lost(world):
+    lookup = world.Lookup()
+    again = world.START + 5 * world.SECOND
+    world.table.record_loss(again, again + world.SECOND)
+    one = world.outcome(world.dropped(lookup.query(), 2), lookup.query(again))
+    assert one.status is Status.SAMPLE_LOSS
+
+
+def test_a_dropped_reply_proves_nothing_when_the_records_of_the_next_were_lost(world):
+    world.outcome(world.Lookup(port=2000).both())
+    lookup, start = world.Lookup(), world.now + world.MS
+    again = start + 5 * world.SECOND
+    world.table.record_loss(again, again + world.SECOND)
+    dropped = world.dropped(lookup.reply(start + world.MS), 2)
+    one = world.outcome(lookup.query(start), dropped, lookup.query(again), lookup.reply(again + world.MS)[:2])
+    assert one.status is Status.SAMPLE_LOSS
+
+
+def test_what_the_agent_itself_cuts_short_accuses_nobody(world):
+    world.feed(world.Lookup().query())
+    (one,) = world.table.flush(world.now + world.MS)
+    assert (one.status, cause(one)) == (Status.SAMPLE_LOSS, "CaptureLoss")
+
+
+def test_what_was_complete_when_the_agent_ended_keeps_its_verdict(world):
+    world.feed(world.Lookup().both(), world.dropped(world.Lookup(port=2000).query(), 2))
+    assert sorted(one.status for one in world.table.flush(world.now)) == [Status.FAILED, Status.SUCCEEDED]
