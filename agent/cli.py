@@ -6,7 +6,7 @@ import argparse
 import os
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.capture.errors import CaptureError
@@ -38,6 +38,14 @@ def ring_size(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """A whole number above zero."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("a whole number above 0")
+    return value
+
+
 def positive(text: str) -> float:
     """A number of seconds above zero."""
     value = float(text)
@@ -57,25 +65,29 @@ def record_type(text: str) -> str:
 
 
 class EnvironmentParser(argparse.ArgumentParser):
-    """Every option can also be given as DNSTRAIL_OPTION; the command line wins."""
+    """Every option can also be given as DNSTRAIL_OPTION, with the same checks; the command line wins."""
 
-    def add_option(self, name: str, **settings: object) -> None:
-        """Add `--name`, with its variable as the default and in the help."""
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  argparse's own
+        super().__init__(**settings)
+        self._variables: dict[str, tuple[str, ...]] = {}
+
+    def add_option(self, name: str, **settings: Any) -> None:  # noqa: ANN401  argparse's own
+        """Add `--name`, and its variable to the help."""
         variable = ENVIRONMENT_PREFIX + name.upper().replace("-", "_")
-        given = os.environ.get(variable)
-        if given is not None:
-            # argparse converts defaults that are text, with the same checks as on the command line.
-            settings["default"] = [given] if settings.get("action") == "append" else given
-            self._check_choice(variable, given, settings.get("choices"))
-        self.add_argument(
-            *(["-o"] if name == "output" else []),
-            f"--{name}",
-            **(settings | {"help": f"{settings['help']} [{variable}]"}),  # type: ignore[arg-type]  # argparse's own
-        )
+        spellings = ("-o", "--output") if name == "output" else (f"--{name}",)
+        self._variables[variable] = spellings
+        self.add_argument(*spellings, **(settings | {"help": f"{settings['help']} [{variable}]"}))
 
-    def _check_choice(self, variable: str, given: str, choices: object) -> None:
-        if isinstance(choices, tuple) and given not in choices:
-            self.error(f"{variable}={given}: choose from {', '.join(choices)}")
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
+        """Put the variables before the command line, unless that has the option too."""
+        given = list(sys.argv[1:] if args is None else args)
+        names = {one.split("=", 1)[0] for one in given} | {one[:2] for one in given if not one.startswith("--")}
+        defaults = [
+            f"{spellings[-1]}={os.environ[variable]}"
+            for variable, spellings in self._variables.items()
+            if variable in os.environ and not names.intersection(spellings)
+        ]
+        return super().parse_known_args(defaults + given, namespace)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -96,11 +108,11 @@ def add_run(parser: EnvironmentParser) -> None:
     parser.add_option("ports", type=ports, default="53", help="UDP ports that count as DNS (default %(default)s)")
     parser.add_option("output", choices=("json", "table"), default="json", help="format of the lines")
     parser.add_option("log", choices=("all", "problems", "none"), default="all", help="which sessions get a line")
-    parser.add_option("log-rate", type=int, default=100, help="lines a second for succeeded sessions (default 100)")
+    parser.add_option("log-rate", type=count, default=100, help="lines a second for succeeded sessions (default 100)")
     parser.add_option("duration", type=positive, default=None, help="stop after so many seconds")
     parser.add_option("timeout", type=positive, default="10", help="seconds until a query counts as unanswered")
     parser.add_option("ring-size", type=ring_size, default="16M", help="octets of the ring buffer (default 16M)")
-    parser.add_option("max-sessions", type=int, default=65536, help="open sessions at once (default 65536)")
+    parser.add_option("max-sessions", type=count, default=65536, help="open sessions at once (default 65536)")
     parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
     parser.add_option("name", action="append", default=[], help="only names like this shell pattern (repeatable)")
     parser.add_option("type", action="append", type=record_type, default=[], help="only this record type (repeatable)")

@@ -14,20 +14,41 @@
 
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
+#define ETH_P_8021Q 0x8100
+#define ETH_P_8021AD 0x88A8
+#define VLAN_TAG 4
+#define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
 #define UDP_HEADER 8
+#define TCP_HEADER 20
 #define DNS_HEADER 12
 #define IPV4_HEADER 20
 #define IPV6_HEADER 40
-#define IPV4_FRAGMENT_OFFSET 0x1fff
+#define FRAGMENT_OFFSET 0x1fff
+#define FRAGMENT_MORE 0x2000
+#define TCP_FIN 1
+#define TCP_SYN 2
+#define TCP_RST 4
+
+/* IPv6 extension headers that may precede UDP and TCP (RFC 8200 4) */
+#define EXTENSION_HEADERS 6
+#define NEXTHDR_HOP 0
+#define NEXTHDR_ROUTING 43
+#define NEXTHDR_FRAGMENT 44
+#define NEXTHDR_AUTH 51
+#define NEXTHDR_DEST 60
 
 /* What a message is recognised by: its header and question, if they fit. */
 #define PREFIX 96
 #define PREFIX_BUFFER 128
 #define LABELS 16
-#define RESEND_NS 1000000000ULL
+/* Shorter than Settings.linger_ns: who knew the octets may have forgotten them by then. */
+#define RESEND_NS 50000000ULL
 
 #define be16(x) __builtin_bswap16(x)
+
+/* cgroup_skb: runs at the socket and can read paged data, where tracepoints cannot */
+#define AT_SOCKET(event) ((event) == EVENT_SOCKET_TX || (event) == EVENT_SOCKET_RX)
 
 /*
  * Losses and helper failures of one CPU. User space maps this array and reads
@@ -35,13 +56,13 @@
  * word. agent/capture/counters.py names them in this order.
  */
 struct counters {
-	u64 records[4];		/* submitted, by event */
-	u64 lost[4];		/* ring full, by event */
+	u64 records[8];		/* submitted, by event */
+	u64 lost[8];		/* ring full, by event */
 	u64 last_lost_ns;
-	u64 read_failed;	/* bpf_probe_read_kernel on a DNS packet */
-	u64 seen_failed;	/* the seen map refused an update */
+	u64 read_failed;	/* a read of kernel memory on a DNS packet */
+	u64 seen_failed;	/* the seen or fragments map refused an update */
 	u64 nested;		/* an interrupt hit the program at work */
-	u64 cut;		/* message not wholly in the linear part */
+	u64 cut;		/* hop that could not read all of the message */
 	u64 reserved[3];
 };
 
@@ -59,23 +80,48 @@ struct packet {
 	u64 skb;
 	u64 ip;			/* address of the IP header */
 	u64 payload;		/* address of the DNS message */
-	u32 linear;		/* octets of it that are in the linear part */
+	u32 payload_at;		/* its offset from the IP header */
+	u32 readable;		/* octets of it that this program can read */
+	u8 event;		/* a constant in each program */
+};
+
+/* A datagram whose later fragments we want to recognise. */
+struct fragment_key {
+	u8 saddr[16];
+	u8 daddr[16];
+	u32 identification;
+	u32 netns;
+};
+
+struct fragment_value {
+	u64 message;
+	u16 sport;
+	u16 dport;
+	u8 flags;
+	u8 pad[3];
 };
 
 /* RING_PAGES pages. Full: the record is dropped and counted in `lost`. */
 BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
 
-/* 128 bytes a CPU. Cannot fill up. */
+/* 192 bytes a CPU. Cannot fill up. */
 BPF_F_TABLE("array", int, struct counters, counters, CPUS, BPF_F_MMAPABLE);
 
 /* About 500 bytes a CPU and program, one entry per event. Cannot fill up. */
-BPF_PERCPU_ARRAY(scratch, struct scratch, 4);
+BPF_PERCPU_ARRAY(scratch, struct scratch, 6);
 
 /*
  * Messages whose octets user space has: 64 Ki entries, about 5 MiB. Full: the
  * oldest is forgotten, and its octets are sent once more.
  */
 BPF_TABLE("lru_hash", u64, u64, seen, 65536);
+
+/*
+ * Fragmented datagrams on their way: 4 Ki entries, about 500 KiB. Full: the
+ * oldest is forgotten, and its later fragments are not seen.
+ */
+BPF_TABLE("lru_hash", struct fragment_key, struct fragment_value, fragments,
+	  4096);
 
 static __always_inline struct counters *my_counters(void)
 {
@@ -132,64 +178,103 @@ static __always_inline void map_ipv4(u8 *to, const u8 *from)
 
 /*
  * Address of the IP header. At rx the device layer has just set `data` to it
- * and __netif_receive_skb_core() resets network_header only later; at tx and
- * drop network_header is right, and `data` may be anywhere.
+ * (or to the VLAN tags before it) and __netif_receive_skb_core() resets
+ * network_header only later; elsewhere network_header is right, and `data` may
+ * be anywhere.
  */
-static __always_inline u64 ip_header(u64 skb, u8 event, u16 *protocol)
+static __always_inline u64 ip_header(u64 skb, u8 event)
 {
-	u8 window[SKB_WINDOW_SPAN];
+	u8 window[SKB_WINDOW_SPAN], tag[VLAN_TAG];
+	u16 protocol;
+	u64 data;
 
 	if (read_kernel(window, sizeof(window), skb + SKB_WINDOW))
 		return 0;
-	*protocol = be16(*(u16 *)(window + SK_BUFF_PROTOCOL - SKB_WINDOW));
-	if (*protocol != ETH_P_IP && *protocol != ETH_P_IPV6)
+	protocol = be16(*(u16 *)(window + SK_BUFF_PROTOCOL - SKB_WINDOW));
+	if (protocol != ETH_P_IP && protocol != ETH_P_IPV6 &&
+	    protocol != ETH_P_8021Q && protocol != ETH_P_8021AD)
 		return 0;
-	if (event == EVENT_RX)
-		return *(u64 *)(window + SK_BUFF_DATA - SKB_WINDOW);
-	return *(u64 *)(window + SK_BUFF_HEAD - SKB_WINDOW) +
-	       *(u16 *)(window + SK_BUFF_NETWORK_HEADER - SKB_WINDOW);
+	if (event != EVENT_RX)
+		return *(u64 *)(window + SK_BUFF_HEAD - SKB_WINDOW) +
+		       *(u16 *)(window + SK_BUFF_NETWORK_HEADER - SKB_WINDOW);
+	data = *(u64 *)(window + SK_BUFF_DATA - SKB_WINDOW);
+	for (int i = 0; i < 2; i++) {
+		if (protocol != ETH_P_8021Q && protocol != ETH_P_8021AD)
+			break;
+		if (read_kernel(tag, sizeof(tag), data))
+			return 0;
+		protocol = be16(*(u16 *)(tag + 2));
+		data += VLAN_TAG;
+	}
+	return data;
 }
 
-/*
- * Recognise a DNS packet by its ports and note flow and payload. The first 48
- * octets hold the ports of IPv6 and of IPv4 without options.
- */
-static __always_inline bool parse_flow(struct packet *p, struct record *r,
-				       u16 protocol)
+/* What the IP header says, before it is known whether the packet is DNS. */
+struct ip_facts {
+	u32 l4;			/* offset of the transport header */
+	u32 length;		/* of the packet */
+	u32 identification;
+	u16 fragment;		/* as in Head.fragment */
+	u8 protocol;
+};
+
+/* Walk IPv6 extension headers; false when there is no UDP or TCP behind. */
+static __always_inline bool skip_extensions(u64 ip, struct ip_facts *f)
 {
-	u8 h[IPV6_HEADER + UDP_HEADER];
-	u8 udp[UDP_HEADER];
-	u32 l4 = IPV6_HEADER;
+	u8 h[8];
 
-	if (read_kernel(h, sizeof(h), p->ip))
-		return false;
-	if (protocol == ETH_P_IP) {
-		l4 = (h[0] & 0x0f) * 4;
-		if (h[0] >> 4 != 4 || l4 < IPV4_HEADER || h[9] != IPPROTO_UDP ||
-		    be16(*(u16 *)(h + 6)) & IPV4_FRAGMENT_OFFSET)
+	for (int i = 0; i < EXTENSION_HEADERS; i++) {
+		if (f->protocol == IPPROTO_UDP || f->protocol == IPPROTO_TCP)
+			return true;
+		if (f->protocol != NEXTHDR_HOP &&
+		    f->protocol != NEXTHDR_ROUTING &&
+		    f->protocol != NEXTHDR_FRAGMENT &&
+		    f->protocol != NEXTHDR_AUTH && f->protocol != NEXTHDR_DEST)
 			return false;
-	} else if (h[0] >> 4 != 6 || h[6] != IPPROTO_UDP) {
-		return false;
+		if (read_kernel(h, sizeof(h), ip + f->l4))
+			return false;
+		if (f->protocol == NEXTHDR_FRAGMENT) {
+			u16 field = be16(*(u16 *)(h + 2));
+
+			f->fragment = field >> 3 | (field & 1 ? FRAGMENT_MORE : 0);
+			f->identification = *(u32 *)(h + 4);
+			f->l4 += 8;
+		} else if (f->protocol == NEXTHDR_AUTH) {
+			f->l4 += (h[1] + 2) * 4;
+		} else {
+			f->l4 += (h[1] + 1) * 8;
+		}
+		f->protocol = h[0];
 	}
-	if (l4 == IPV4_HEADER)
-		__builtin_memcpy(udp, h + IPV4_HEADER, UDP_HEADER);
-	else if (l4 == IPV6_HEADER && protocol == ETH_P_IPV6)
-		__builtin_memcpy(udp, h + IPV6_HEADER, UDP_HEADER);
-	else if (read_kernel(udp, sizeof(udp), p->ip + l4))
-		return false;
+	return f->protocol == IPPROTO_UDP || f->protocol == IPPROTO_TCP;
+}
 
-	u16 sport = be16(*(u16 *)udp), dport = be16(*(u16 *)(udp + 2));
-	u16 length = be16(*(u16 *)(udp + 4));
+static __always_inline bool parse_ip(u64 ip, const u8 *h, struct ip_facts *f)
+{
+	if (h[0] >> 4 == 4) {
+		u16 field = be16(*(u16 *)(h + 6));
 
-	if (!IS_DNS_PORT(sport) && !IS_DNS_PORT(dport))
+		f->l4 = (h[0] & 0x0f) * 4;
+		f->length = be16(*(u16 *)(h + 2));
+		f->protocol = h[9];
+		f->fragment = field & (FRAGMENT_OFFSET | FRAGMENT_MORE);
+		f->identification = be16(*(u16 *)(h + 4));
+		return f->l4 >= IPV4_HEADER && (f->protocol == IPPROTO_UDP ||
+						f->protocol == IPPROTO_TCP);
+	}
+	if (h[0] >> 4 != 6)
 		return false;
-	__builtin_memset(r, 0, sizeof(*r));
-	r->sport = sport;
-	r->dport = dport;
-	r->protocol = IPPROTO_UDP;
-	r->payload_bytes = length > UDP_HEADER ? length - UDP_HEADER : 0;
-	p->payload = p->ip + l4 + UDP_HEADER;
-	if (protocol == ETH_P_IP) {
+	f->l4 = IPV6_HEADER;
+	f->length = IPV6_HEADER + be16(*(u16 *)(h + 4));
+	f->protocol = h[6];
+	f->fragment = 0;
+	f->identification = 0;
+	return skip_extensions(ip, f);
+}
+
+static __always_inline void note_addresses(struct record *r, const u8 *h)
+{
+	if (h[0] >> 4 == 4) {
 		r->family = 4;
 		map_ipv4(r->saddr, h + 12);
 		map_ipv4(r->daddr, h + 16);
@@ -198,22 +283,162 @@ static __always_inline bool parse_flow(struct packet *p, struct record *r,
 		__builtin_memcpy(r->saddr, h + 8, 16);
 		__builtin_memcpy(r->daddr, h + 24, 16);
 	}
+}
+
+/* TCP: segments that carry something or change the connection. */
+static __always_inline bool parse_tcp(struct packet *p, struct record *r,
+				      const struct ip_facts *f)
+{
+	u8 tcp[TCP_HEADER];
+	u32 header;
+
+	if (read_kernel(tcp, sizeof(tcp), p->ip + f->l4))
+		return false;
+	header = (tcp[12] >> 4) * 4;
+	r->tcp_flags = tcp[13];
+	r->sequence = __builtin_bswap32(*(u32 *)(tcp + 4));
+	if (f->length > f->l4 + header)
+		r->payload_bytes = f->length - f->l4 - header;
+	p->payload_at = f->l4 + header;
+	return r->payload_bytes || r->tcp_flags & (TCP_SYN | TCP_RST | TCP_FIN) ||
+	       p->event == EVENT_DROP;
+}
+
+/* A later fragment has no ports: it is DNS if its first fragment was. */
+static __always_inline bool later_fragment(struct packet *p, struct record *r,
+					   const struct ip_facts *f,
+					   const u8 *h, u32 netns)
+{
+	struct fragment_key key = { .identification = f->identification,
+				    .netns = netns };
+	struct fragment_value *first;
+
+	__builtin_memset(r, 0, sizeof(*r));
+	note_addresses(r, h);
+	__builtin_memcpy(key.saddr, r->saddr, 16);
+	__builtin_memcpy(key.daddr, r->daddr, 16);
+	first = fragments.lookup(&key);
+	if (!first)
+		return false;
+	r->message = first->message;
+	r->sport = first->sport;
+	r->dport = first->dport;
+	r->flags = first->flags | FLAG_FRAGMENT;
+	r->payload_bytes = f->length > f->l4 ? f->length - f->l4 : 0;
 	return true;
 }
 
-/* How much of the message can be read here: the rest is in page fragments. */
-static __always_inline void find_linear(struct packet *p, struct record *r)
+static __always_inline u32 device_netns(u64 skb)
+{
+	u64 dev = read_pointer(skb + SK_BUFF_DEV);
+
+	return dev ? netns_of(read_pointer(dev + NET_DEVICE_NET)) : 0;
+}
+
+/* A first fragment: remember whose later fragments will come. */
+static __always_inline void remember_fragment(const struct record *r)
+{
+	struct fragment_key key = { .identification = r->sequence,
+				    .netns = r->netns };
+	struct fragment_value value = { .message = r->message,
+					.sport = r->sport,
+					.dport = r->dport,
+					.flags = r->flags & FLAG_RESPONSE };
+
+	__builtin_memcpy(key.saddr, r->saddr, 16);
+	__builtin_memcpy(key.daddr, r->daddr, 16);
+	if (fragments.update(&key, &value))
+		COUNT(seen_failed);
+}
+
+/*
+ * Recognise a DNS packet by its ports and note flow and payload. One read holds
+ * the ports of IPv6 and of IPv4 without options: a packet that is not DNS ends
+ * here, after it.
+ */
+static __always_inline bool parse_flow(struct packet *p, struct record *r)
+{
+	u8 h[IPV6_HEADER + UDP_HEADER], l4[UDP_HEADER];
+	struct ip_facts f = {};
+	u16 sport, dport, length;
+
+	if (read_kernel(h, sizeof(h), p->ip) || !parse_ip(p->ip, h, &f))
+		return false;
+	if (f.fragment & FRAGMENT_OFFSET) {
+		if (f.protocol != IPPROTO_UDP ||
+		    !later_fragment(p, r, &f, h, device_netns(p->skb)))
+			return false;
+		goto fragmented;
+	}
+	if (f.l4 == IPV4_HEADER)
+		__builtin_memcpy(l4, h + IPV4_HEADER, UDP_HEADER);
+	else if (f.l4 == IPV6_HEADER)
+		__builtin_memcpy(l4, h + IPV6_HEADER, UDP_HEADER);
+	else if (read_kernel(l4, sizeof(l4), p->ip + f.l4))
+		return false;
+	sport = be16(*(u16 *)l4);
+	dport = be16(*(u16 *)(l4 + 2));
+	if (!IS_DNS_PORT(sport) && !IS_DNS_PORT(dport))
+		return false;
+
+	__builtin_memset(r, 0, sizeof(*r));
+	note_addresses(r, h);
+	r->sport = sport;
+	r->dport = dport;
+	if (f.protocol == IPPROTO_TCP) {
+		r->protocol = IPPROTO_TCP;
+		if (!parse_tcp(p, r, &f))
+			return false;
+		p->payload = p->ip + p->payload_at;
+		return true;
+	}
+	length = be16(*(u16 *)(l4 + 4));
+	r->payload_bytes = length > UDP_HEADER ? length - UDP_HEADER : 0;
+	p->payload_at = f.l4 + UDP_HEADER;
+	p->payload = p->ip + p->payload_at;
+fragmented:
+	r->protocol = IPPROTO_UDP;
+	if (f.fragment) {
+		r->fragment = f.fragment;
+		r->sequence = f.identification;
+	}
+	return true;
+}
+
+/*
+ * How much of the message this program can read: a tracepoint what is in the
+ * linear part, a socket program all of it.
+ */
+static __always_inline void find_readable(struct packet *p, struct record *r)
 {
 	u64 data = read_pointer(p->skb + SK_BUFF_DATA);
 	u32 len = read_u32(p->skb + SK_BUFF_LEN);
 	u32 nonlinear = read_u32(p->skb + SK_BUFF_DATA_LEN);
 	u64 end = data + len - nonlinear;
 
-	p->linear = end > p->payload ? end - p->payload : 0;
-	if (p->linear < r->payload_bytes)
+	p->readable = 0;
+	if (r->flags & FLAG_FRAGMENT)
+		return;
+	if (AT_SOCKET(p->event)) {
+		p->readable = r->payload_bytes;
+		return;
+	}
+	if (r->protocol == IPPROTO_TCP)
+		return;
+	p->readable = end > p->payload ? end - p->payload : 0;
+	if (p->readable < r->payload_bytes)
 		COUNT(cut);
 	else
-		p->linear = r->payload_bytes;
+		p->readable = r->payload_bytes;
+}
+
+/* Read from the DNS message, wherever its octets are. */
+static __always_inline int read_message(void *ctx, struct packet *p, void *to,
+					u32 size)
+{
+	if (AT_SOCKET(p->event))
+		return bpf_skb_load_bytes(ctx, p->payload_at, to, size);
+	return read_kernel(to, size, p->payload);
 }
 
 static __always_inline u64 mix(u64 hash, u64 word)
@@ -242,6 +467,17 @@ static __always_inline u32 question_end(const u8 *prefix, u32 size)
 	return 0;
 }
 
+/* 127.0.0.0/8 and ::1 are somebody else in every namespace. */
+static __always_inline bool is_loopback(const u8 *address)
+{
+	const u64 *words = (const u64 *)address;
+
+	if (words[0])
+		return false;
+	return *(const u16 *)(address + 10) == 0xffff ? address[12] == 127 :
+							words[1] == 1ULL << 56;
+}
+
 /*
  * A number that all hops of one message share, whatever translation does to the
  * server's address: DNS header and question, and the client's address and port.
@@ -256,6 +492,8 @@ static __always_inline u64 message_of(const struct record *r, const u8 *prefix,
 	u64 hash = mix(port, ((u64 *)client)[0]);
 
 	hash = mix(hash, ((u64 *)client)[1]);
+	if (is_loopback(client))
+		hash = mix(hash, r->netns);
 #pragma unroll
 	for (int i = 0; i < PREFIX / 8; i++) {
 		u64 word = ((u64 *)prefix)[i];
@@ -269,18 +507,19 @@ static __always_inline u64 message_of(const struct record *r, const u8 *prefix,
 	return hash ? hash : 1;
 }
 
-static __always_inline void identify(struct packet *p, struct scratch *s)
+static __always_inline void identify(void *ctx, struct packet *p,
+				     struct scratch *s)
 {
 	struct record *r = &s->record;
-	u32 size = p->linear < PREFIX ? p->linear : PREFIX;
+	u32 size = p->readable < PREFIX ? p->readable : PREFIX;
 	u32 end;
 
-	__builtin_memset(s->prefix, 0, sizeof(s->prefix));
-	if (size < DNS_HEADER)
+	if (r->protocol != IPPROTO_UDP || size < DNS_HEADER)
 		return;
+	__builtin_memset(s->prefix, 0, sizeof(s->prefix));
 	asm volatile("" : "+r"(size));
 	size &= PREFIX_BUFFER - 1;
-	if (read_kernel(s->prefix, size, p->payload)) {
+	if (!size || read_message(ctx, p, s->prefix, size)) {
 		COUNT(read_failed);
 		return;
 	}
@@ -311,7 +550,8 @@ static __always_inline void note_place(struct packet *p, struct record *r,
 	 * A veth peer still shows the sender's socket until ip_rcv() orphans the
 	 * packet, so the socket counts only in its own namespace.
 	 */
-	if (r->event != EVENT_RX && !rx_sk && sk && r->netns == r->socket_netns)
+	if (r->event != EVENT_RX && r->event != EVENT_SOCKET_RX && !rx_sk && sk &&
+	    r->netns == r->socket_netns)
 		r->flags |= FLAG_ORIGIN;
 }
 
@@ -393,7 +633,7 @@ static __always_inline void fill_tail(void *ctx, struct packet *p,
 	}
 	asm volatile("" : "+r"(bytes));
 	bytes &= room - 1;
-	if (bytes && read_kernel(tail + stack, bytes, p->payload))
+	if (bytes && read_message(ctx, p, tail + stack, bytes))
 		COUNT(read_failed);
 	else
 		r->captured_bytes = bytes;
@@ -473,7 +713,10 @@ static __always_inline bool emit(void *ctx, struct packet *p, struct record *r,
 	return emit_large(ctx, p, r, event, bytes);
 }
 
-/* Submit; the message's octets go along unless user space has them already. */
+/*
+ * Submit; the message's octets go along unless user space has all of them. A
+ * TCP segment is never known: it has no number of its own.
+ */
 static __always_inline void submit(void *ctx, struct packet *p,
 				   struct record *r, u8 event)
 {
@@ -482,7 +725,7 @@ static __always_inline void submit(void *ctx, struct packet *p,
 	bool known = sent && now - *sent < RESEND_NS;
 	struct counters *c = my_counters();
 
-	if (!emit(ctx, p, r, event, known ? 0 : p->linear)) {
+	if (!emit(ctx, p, r, event, known ? 0 : p->readable)) {
 		if (c) {
 			__sync_fetch_and_add(&c->lost[event], 1);
 			c->last_lost_ns = now;
@@ -491,68 +734,82 @@ static __always_inline void submit(void *ctx, struct packet *p,
 	}
 	if (c)
 		__sync_fetch_and_add(&c->records[event], 1);
-	if (message && !known && seen.update(&message, &now))
+	if (message && !known && r->captured_bytes == r->payload_bytes &&
+	    seen.update(&message, &now))
 		COUNT(seen_failed);
 }
 
+/* Octets in page fragments: what a tracepoint cannot read. */
+static __always_inline bool is_paged(u64 skb)
+{
+	return read_u32(skb + SK_BUFF_DATA_LEN) != 0;
+}
+
 static __always_inline void observe(void *ctx, struct packet *p,
-				    struct scratch *s, u16 protocol, u8 event,
-				    u64 location, u32 reason, u64 rx_sk)
+				    struct scratch *s, u64 location, u32 reason,
+				    u64 rx_sk)
 {
 	struct record *r = &s->record;
+	u8 event = p->event;
 
-	if (!parse_flow(p, r, protocol))
+	if (!parse_flow(p, r))
+		return;
+	/* At the socket, only what the tracepoints miss. */
+	if (AT_SOCKET(event) && r->protocol == IPPROTO_UDP && !is_paged(p->skb))
 		return;
 	r->ts_ns = bpf_ktime_get_ns();
 	r->event = event;
 	r->skb = p->skb;
 	r->location = location;
 	r->reason = reason;
-	find_linear(p, r);
-	identify(p, s);
 	note_place(p, r, rx_sk);
-	if (event == EVENT_TX && r->flags & FLAG_ORIGIN)
+	find_readable(p, r);
+	identify(ctx, p, s);
+	if (r->fragment == FRAGMENT_MORE && r->message)
+		remember_fragment(r);
+	if ((event == EVENT_TX || event == EVENT_SOCKET_TX) &&
+	    r->flags & FLAG_ORIGIN)
 		note_process(r);
 	note_conntrack(p, s);
 	submit(ctx, p, r, event);
 }
 
-static __always_inline int handle(void *ctx, u64 skb, u8 event, u64 location,
-				  u32 reason, u64 rx_sk)
+static __always_inline void handle(void *ctx, u64 skb, u8 event, u64 location,
+				   u32 reason, u64 rx_sk)
 {
-	struct packet p = { .skb = skb };
+	struct packet p = { .skb = skb, .event = event };
 	int slot = event;
-	u16 protocol = 0;
 	struct scratch *s;
 
-	p.ip = ip_header(skb, event, &protocol);
+	p.ip = ip_header(skb, event);
 	if (!p.ip)
-		return 0;
+		return;
 	s = scratch.lookup(&slot);
 	if (!s)
-		return 0;
+		return;
 	/*
 	 * Before 6.1 nothing keeps an interrupt from running the same program
 	 * on top of itself; it would overwrite the work at hand.
 	 */
 	if (s->busy) {
 		COUNT(nested);
-		return 0;
+		return;
 	}
 	s->busy = 1;
-	observe(ctx, &p, s, protocol, event, location, reason, rx_sk);
+	observe(ctx, &p, s, location, reason, rx_sk);
 	s->busy = 0;
-	return 0;
 }
 
 RAW_TRACEPOINT_PROBE(net_dev_queue)
 {
-	return handle(ctx, ctx->args[0], EVENT_TX, 0, 0, 0);
+	handle(ctx, ctx->args[0], EVENT_TX, 0, 0, 0);
+	return 0;
 }
 
 RAW_TRACEPOINT_PROBE(netif_receive_skb)
 {
-	return handle(ctx, ctx->args[0], EVENT_RX, 0, 0, 0);
+	handle(ctx, ctx->args[0], EVENT_RX, 0, 0, 0);
+	return 0;
 }
 
 /* (skb, location), reason since 5.17, the receiving socket since 6.11 */
@@ -567,5 +824,22 @@ RAW_TRACEPOINT_PROBE(kfree_skb)
 #if KFREE_SKB_ARGS >= 4
 	rx_sk = ctx->args[3];
 #endif
-	return handle(ctx, ctx->args[0], EVENT_DROP, ctx->args[1], reason, rx_sk);
+	handle(ctx, ctx->args[0], EVENT_DROP, ctx->args[1], reason, rx_sk);
+	return 0;
+}
+
+/*
+ * On the root of the cgroup v2 tree: every socket of the node. The context of
+ * these programs is the sk_buff itself. They always let the packet pass.
+ */
+int cgroup_egress(struct __sk_buff *skb)
+{
+	handle(skb, (u64)skb, EVENT_SOCKET_TX, 0, 0, 0);
+	return 1;
+}
+
+int cgroup_ingress(struct __sk_buff *skb)
+{
+	handle(skb, (u64)skb, EVENT_SOCKET_RX, 0, 0, 0);
+	return 1;
 }

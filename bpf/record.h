@@ -6,11 +6,14 @@
 #define EVENT_TX 1
 #define EVENT_RX 2
 #define EVENT_DROP 3
+#define EVENT_SOCKET_TX 4
+#define EVENT_SOCKET_RX 5
 
 #define FLAG_RESPONSE 1
 #define FLAG_ORIGIN 2
 #define FLAG_PROCESS 4
 #define FLAG_CONNTRACK 8
+#define FLAG_FRAGMENT 16
 
 #define STACK_FRAMES 16
 
@@ -25,6 +28,10 @@ struct record {
 	__u8 flags;
 	__u8 family;
 	__u8 protocol;
+	__u32 sequence;
+	__u16 fragment;
+	__u8 tcp_flags;
+	__u8 spare;
 	__u64 location;
 	__u32 reason;
 	__u32 socket_netns;

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 from agent.session.sighting import Event
 
-_LAYOUT = struct.Struct("=4Q4QQQQQQ24x")
+_LAYOUT = struct.Struct("=8Q8QQQQQQ24x")
 """struct counters of bpf/dnstrail.bpf.c, one element a CPU."""
 
 COUNTERS_BYTES = _LAYOUT.size
+EVENT_SLOTS = 8
 COUNTERS_ASSERTION = f'_Static_assert(sizeof(struct counters) == {COUNTERS_BYTES}, "size of struct counters");\n'
 
 
@@ -50,12 +51,12 @@ class CounterMap:
         sums = [sum(column) for column in zip(*rows, strict=True)]
         return Counters(
             records={event.name.lower(): sums[event] for event in Event},
-            lost={event.name.lower(): sums[4 + event] for event in Event},
-            last_lost_ns=max(row[8] for row in rows),
-            read_failed=sums[9],
-            seen_failed=sums[10],
-            nested=sums[11],
-            cut=sums[12],
+            lost={event.name.lower(): sums[EVENT_SLOTS + event] for event in Event},
+            last_lost_ns=max(row[2 * EVENT_SLOTS] for row in rows),
+            read_failed=sums[2 * EVENT_SLOTS + 1],
+            seen_failed=sums[2 * EVENT_SLOTS + 2],
+            nested=sums[2 * EVENT_SLOTS + 3],
+            cut=sums[2 * EVENT_SLOTS + 4],
         )
 
     def close(self) -> None:

@@ -55,6 +55,7 @@ class Capture:
         self._missed = 0
         self._misses_read = 0.0
         self._looked_ns = self.started_ns
+        self.limits = self._loaded.limits
         self.kernel = Kernel(self._loaded.drop_reasons, self._name)
 
     def __enter__(self) -> Self:

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from agent.capture import privileges
+from agent.capture import cgroup, privileges
 from agent.capture.btf import BtfError, load_kernel
 from agent.capture.counters import COUNTERS_ASSERTION
 from agent.capture.errors import CaptureError
@@ -26,6 +26,7 @@ from agent.capture.offsets import drop_reasons, kernel_flags
 TRACEPOINTS = ("net_dev_queue", "netif_receive_skb", "kfree_skb")
 MAPS = ("ring", "counters")
 CHILD_TIMEOUT_SECONDS = 30
+CGROUP_LOSS = "DNS over TCP and datagrams in paged buffers are not seen"
 DIAGNOSTICS_CHARACTERS = 2000
 BCC_MISSING = (
     "the Python module bcc (BCC) is not there or is not BCC: install the Debian package python3-bpfcc and use the "
@@ -41,6 +42,8 @@ class Loaded(NamedTuple):
     ring_bytes: int
     cpus: int
     drop_reasons: dict[int, str]
+    limits: list[str]
+    """What this kernel or process keeps it from seeing, a sentence each."""
 
 
 def source_directory() -> Path:
@@ -93,6 +96,7 @@ def _loaded(answer: dict[str, Any], fds: list[int], diagnostics: str) -> Loaded:
         ring_bytes=answer["ring_bytes"],
         cpus=answer["cpus"],
         drop_reasons={int(value): name for value, name in answer["drop_reasons"].items()},
+        limits=answer["limits"],
     )
 
 
@@ -133,8 +137,29 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
     for name in TRACEPOINTS:
         fds[f"prog:{name}"] = program.funcs[f"raw_tracepoint__{name}".encode()].fd
         fds[f"link:{name}"] = program.raw_tracepoint_fds[name.encode()]
-    learned = {"ring_bytes": order["ring_bytes"], "cpus": cpus, "drop_reasons": drop_reasons(kernel)}
-    return fds, learned
+    links, limits = _attach_cgroup(program)
+    learned = {
+        "ring_bytes": order["ring_bytes"],
+        "cpus": cpus,
+        "drop_reasons": drop_reasons(kernel),
+        "limits": limits,
+    }
+    return fds | links, learned
+
+
+def _attach_cgroup(program: Any) -> tuple[dict[str, int], list[str]]:  # noqa: ANN401  BCC has no types
+    """Attach the socket programs; without them only TCP and paged datagrams are missed."""
+    root = cgroup.cgroup2_root()
+    if root is None:
+        return {}, [f"no cgroup v2 tree is mounted: {CGROUP_LOSS}"]
+    fds: dict[str, int] = {}
+    try:
+        for name, attach_type in cgroup.ATTACH_TYPES.items():
+            fds[f"prog:{name}"] = program.load_func(name, program.CGROUP_SKB).fd
+            fds[f"link:{name}"] = cgroup.link(fds[f"prog:{name}"], root, attach_type)
+    except OSError as error:
+        return {}, [f"cannot attach to {root} ({error.strerror}; needs CAP_NET_ADMIN): {CGROUP_LOSS}"]
+    return fds, []
 
 
 def _child(channel: int, order: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from agent import __version__
@@ -278,7 +279,10 @@ class PcapngWriter:
         self._write_block(_SECTION, struct.pack("<IHHq", _BYTE_ORDER_MAGIC, _MAJOR, 0, -1) + _text_options(*options))
 
     def add_interface(self, name: str, *, linktype: int = LinkType.RAW, description: str = "") -> int:
-        """Describe an interface (4.2), at any time before its first packet; returns its number for `write`."""
+        """Describe an interface (4.2), at any time before its first packet; returns its number for `write`.
+
+        Wireshark reads any mixture, tcpdump only files whose interfaces share one link type.
+        """
         options = _option(_RESOLUTION, b"\x09") + _text_options((_NAME, name), (_DESCRIPTION, description))
         self._write_block(_INTERFACE, struct.pack("<HHI", linktype, 0, self._snaplen) + options)
         self._interfaces += 1
@@ -327,6 +331,8 @@ class PcapngWriter:
         self.size += _BLOCK_BYTES + len(body)
 
 
+# Most comments name a place, and come again with the next packet there.
+@lru_cache(maxsize=1024)
 def _packet_options(comment: str, outbound: bool | None) -> bytes:  # noqa: FBT001  positional for speed
     """Options of one packet."""
     options = _option(_COMMENT, _encode(comment)) if comment else b""

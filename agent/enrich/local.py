@@ -16,6 +16,8 @@ from agent.session.sighting import V4_MAPPED
 FRESH_SECONDS = 5.0
 RESCAN_SECONDS = 1.0
 _LOCAL_V4 = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
+_LOOPBACK_V4 = V4_MAPPED + b"\x7f"
+"""127.0.0.0/8 is one local prefix (RFC 1122 3.2.1.3): systemd-resolved listens on 127.0.0.53."""
 
 
 @dataclass(slots=True)
@@ -37,7 +39,7 @@ class LocalAddresses:
                 self._addresses.pop(netns, None)
                 return None
             known = self._addresses[netns] = (now, addresses)
-        return address in known[1]
+        return address in known[1] or address.startswith(_LOOPBACK_V4)
 
     def _read(self, netns: int, now: float) -> frozenset[bytes] | None:
         pid = self._pid_in(netns, now)

@@ -38,11 +38,15 @@ CAUSES: dict[str, CauseText] = {
         "Look beyond the node: security groups, ACLs, the underlay, a provider's query limit, the server's node.",
     ),
     "ServerError": CauseText(
-        "The DNS server itself answered {rcode}, without asking anybody.",
+        "The DNS server itself answered {rcode}.",
         "Look at the server's configuration: no zone or upstream for this name, or its concurrency limit.",
     ),
+    "UpstreamTimeout": CauseText(
+        "The DNS server asked its upstream {address} and got no answer.",
+        "Look at the network from the DNS server to that upstream, and at the provider's query limit for this node.",
+    ),
     "UpstreamError": CauseText(
-        "The DNS server relayed {rcode} from its upstream.",
+        "The DNS server relayed {rcode} from its upstream{address}.",
         "Ask whoever runs the upstream, with the name, the time and this node.",
     ),
     "Unknown": CauseText(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain.causes import CAUSES
-from agent.session.outcome import Bit, Outcome, Status
+from agent.session.outcome import CQ, CR, FQ, FR, NOERROR, NXDOMAIN, Outcome, Status
 from agent.session.sighting import Event, address_to_text, endpoint_to_text, name_text
 from agent.wire.render import rcode_to_text
 
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.session.drops import Drop
-    from agent.session.sighting import Sighting
+    from agent.session.model import Leg, Transmission
+    from agent.session.sighting import Detail, Sighting
 
 TC_REASONS = {"TC_INGRESS": "tc program (ingress)", "TC_EGRESS": "tc program (egress)"}
+HEALTHY = frozenset({NOERROR, NXDOMAIN})
+HEADER_RCODE = 0xF
+"""The lower bits of an extended rcode, which are in the header (RFC 6891 6.1.3)."""
 EVENT_WORDS = {Event.TX: "leaving by", Event.RX: "arriving at", Event.DROP: "dying at"}
 
 
@@ -51,10 +55,17 @@ def explain(outcome: Outcome) -> Verdict:
 
 
 def _cause(outcome: Outcome) -> Cause | None:
-    lost_something = outcome.query_drop is not None or outcome.reply_drop is not None
+    lost_something = outcome.query_drop is not None or outcome.reply_drop is not None or lost_attempt(outcome)
     if outcome.status is Status.SUCCEEDED and not lost_something:
         return None
     return next((cause for rule in RULES if (cause := rule(outcome)) is not None), None)
+
+
+def lost_attempt(outcome: Outcome) -> bool:
+    """Whether the client sent the query more often than it was answered: an attempt was lost somewhere."""
+    if outcome.attempts == 1 or outcome.lossy:
+        return False
+    return outcome.attempts > len(outcome.session.replies.transmissions)
 
 
 def _say(code: str, confidence: str, evidence: list[str], **found: object) -> Cause:
@@ -118,36 +129,98 @@ def _drops(outcome: Outcome) -> list[tuple[str, Sighting, Drop]]:
 
 def server_no_reply(outcome: Outcome) -> Cause | None:
     """The query was taken in where the server is, and no reply left."""
-    if Bit.CQ not in outcome.path or Bit.CR in outcome.path or outcome.server_netns is None:
+    if not outcome.bits & CQ or outcome.server_netns is None or not _unanswered(outcome):
         return None
-    hop = outcome.session.queries.transmissions[-1].hops[-1]
+    hop = _unanswered_query(outcome).hops[-1]
     evidence = [f"last sighting of the query: {_where(hop)}", "no reply left that namespace"]
+    confidence = "high"
+    if outcome.bits & CR:
+        evidence[1] = _attempts_evidence(outcome)
+        confidence = "low"
     detail = hop.detail
-    return _say("ServerNoReply", "high", evidence, address=endpoint_to_text(detail.daddr, detail.dport))
+    return _say("ServerNoReply", confidence, evidence, address=endpoint_to_text(detail.daddr, detail.dport))
 
 
 def left_node(outcome: Outcome) -> Cause | None:
     """Out by a device whose other end is not on this node."""
-    if not outcome.left_node or Bit.CR in outcome.path:
+    if not outcome.left_node or not _unanswered(outcome):
         return None
-    hop = outcome.session.queries.transmissions[-1].hops[-1]
-    return _say("LeftNode", "medium", [f"last sighting of the query: {_where(hop)}"], interface=_interface(hop))
+    hop = _unanswered_query(outcome).hops[-1]
+    evidence = [f"last sighting of the query: {_where(hop)}"]
+    if outcome.bits & CR:
+        evidence.append(_attempts_evidence(outcome))
+    return _say("LeftNode", "medium", evidence, interface=_interface(hop))
+
+
+def _unanswered(outcome: Outcome) -> bool:
+    return not outcome.bits & CR or (outcome.delivered and lost_attempt(outcome))
+
+
+def _unanswered_query(outcome: Outcome) -> Transmission:
+    """The last query without any reply; of a lookup that was answered in the end, the first: its retry was."""
+    queries = outcome.session.queries.transmissions
+    return queries[0] if outcome.bits & CR else queries[-1]
+
+
+def _attempts_evidence(outcome: Outcome) -> str:
+    replies = len(outcome.session.replies.transmissions)
+    return f"{outcome.attempts} attempts, {replies} {'reply' if replies == 1 else 'replies'}"
+
+
+def upstream_timeout(outcome: Outcome) -> Cause | None:
+    """The server asked upstream, nothing came back, and so it had nothing to say or said SERVFAIL."""
+    if not outcome.bits & FQ or outcome.bits & FR or outcome.rcode in HEALTHY:
+        return None
+    asked = [hop.detail for one in outcome.exchanges for hop in _first_hops(one.queries)]
+    evidence = [f"{len(asked)} queries to {_upstreams(asked)}, no reply"]
+    return _say(
+        "UpstreamTimeout", "medium" if outcome.session.ambiguous else "high", evidence, address=_upstreams(asked)
+    )
+
+
+def _first_hops(leg: Leg) -> list[Sighting]:
+    return [one.hops[0] for one in leg.transmissions]
+
+
+def _upstreams(asked: list[Detail]) -> str:
+    return ", ".join(dict.fromkeys(endpoint_to_text(detail.daddr, detail.dport) for detail in asked))
 
 
 def server_error(outcome: Outcome) -> Cause | None:
-    """A bare error, as a server's core writes it."""
-    if outcome.answer_source != "server-error" or outcome.rcode is None:
+    """An error that nobody upstream was seen to give."""
+    if outcome.rcode is None or outcome.rcode in HEALTHY or not outcome.delivered:
         return None
-    evidence = [f"{rcode_to_text(outcome.rcode)} with AA=0, RA=0 and no records"]
-    return _say("ServerError", "medium", evidence, rcode=rcode_to_text(outcome.rcode))
+    evidence = [f"{rcode_to_text(outcome.rcode)} with {_flags(outcome)}"]
+    bare = outcome.answer_source == "server-error"
+    return _say("ServerError", "medium" if bare else "low", evidence, rcode=rcode_to_text(outcome.rcode))
+
+
+def _flags(outcome: Outcome) -> str:
+    if outcome.answer_source == "server-error":
+        return "AA=0, RA=0 and no records"
+    assert outcome.reply is not None  # noqa: S101  there is no rcode without a reply
+    summary = outcome.reply.wire.summary
+    return f"AA={summary.aa:d}, RA={summary.ra:d}"
 
 
 def upstream_error(outcome: Outcome) -> Cause | None:
-    """An error that carries the flags of a forwarded answer."""
-    if outcome.answer_source != "forward" or outcome.rcode is None:
+    """An error that an upstream was seen to give, or that carries the flags of a forwarded answer."""
+    if outcome.rcode is None or outcome.rcode in HEALTHY or not outcome.delivered:
         return None
-    evidence = [f"{rcode_to_text(outcome.rcode)} with AA=0, RA=1"]
-    return _say("UpstreamError", "low", evidence, rcode=rcode_to_text(outcome.rcode))
+    rcode = rcode_to_text(outcome.rcode)
+    relayed = [
+        one.hops[0].detail
+        for exchange in outcome.exchanges
+        for one in exchange.replies.transmissions
+        if one.wire.summary.rcode == outcome.rcode & HEADER_RCODE
+    ]
+    if relayed:
+        address = endpoint_to_text(relayed[-1].saddr, relayed[-1].sport)
+        confidence = "medium" if outcome.session.ambiguous else "high"
+        return _say("UpstreamError", confidence, [f"{address} answered {rcode}"], rcode=rcode, address=f" {address}")
+    if outcome.answer_source != "forward":
+        return None
+    return _say("UpstreamError", "low", [f"{rcode} with {_flags(outcome)}"], rcode=rcode, address="")
 
 
 def unknown(outcome: Outcome) -> Cause | None:
@@ -163,15 +236,18 @@ RULES: tuple[Callable[[Outcome], Cause | None], ...] = (
     no_listener,
     policy_drop,
     kernel_drop,
+    upstream_timeout,
     server_no_reply,
     left_node,
-    server_error,
     upstream_error,
+    server_error,
     unknown,
 )
 
 FINDINGS: dict[str, Callable[[Outcome], bool]] = {
     "Retransmitted": lambda outcome: outcome.attempts > 1,
+    "UpstreamRetried": lambda outcome: sum(len(one.queries.sent) for one in outcome.exchanges) > 1,
+    "AmbiguousUpstream": lambda outcome: outcome.session.ambiguous,
     "Truncated": lambda outcome: outcome.reply is not None and outcome.reply.wire.summary.tc,
 }
 

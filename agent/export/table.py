@@ -40,7 +40,8 @@ COLUMNS = (
 
 
 def fit(text: str, width: int) -> str:
-    """The text in exactly so many columns; what is cut is shown as cut."""
+    """The text in exactly so many columns; what is cut is shown as cut, what could steer a terminal as a box."""
+    text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     if not width:
         return text
     return text.ljust(width) if len(text) <= width else text[: width - 1] + "…"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.sighting import Event, Flag, Sighting
+from agent.session.sighting import DROP, FRAGMENT, ORIGIN, RX, SOCKET_RX, Sighting
 
 if TYPE_CHECKING:
+    from agent.session.tcp import Tracked
     from agent.wire.message import Summary
 
 MAX_HOPS = 32
 MAX_TRANSMISSIONS = 16
+MAX_EXCHANGES = 64
+MAX_MESSAGES = 64
 SECOND_NS = 1_000_000_000
 
 
@@ -20,18 +24,25 @@ class Settings(NamedTuple):
 
     timeout_ns: int = 10 * SECOND_NS
     """How long an unanswered query waits for its reply or a retransmission."""
+    upstream_timeout_ns: int = 7 * SECOND_NS
+    """How long a query waits at least after its server last asked upstream: CoreDNS gives up after about 6 s."""
     linger_ns: int = SECOND_NS // 10
-    """How long an answered session waits for late records."""
+    """How long an answered session waits for late records. Longer than RESEND_NS of the kernel program, so that a
+    repeat after the session was closed brings its octets again."""
+    lifetime_ns: int = 60 * SECOND_NS
+    """A session is closed after so long even if its client goes on asking: somebody waits for the news."""
     max_sessions: int = 65536
     """Open at once; beyond it the oldest is closed as SampleLoss."""
     tombstones: int = 16384
     """Closed sessions remembered, so that late records of theirs do not look like new ones."""
 
 
-class Wire(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Wire:
     """One distinct DNS message, as octets and as the summary that joining needs."""
 
     payload: bytes
+    """Replaced by more of it when a later hop could read more."""
     length_bytes: int
     """By the UDP header; more than len(payload) if the capture cut it."""
     summary: Summary
@@ -43,52 +54,62 @@ class Transmission:
 
     wire: Wire
     hops: list[Sighting] = field(default_factory=list)
-    places: set[int] = field(default_factory=set)
+    places: list[int] = field(default_factory=list)
+    """`place()` of each hop, in the same order until the session is judged."""
 
     @property
     def origin(self) -> Sighting | None:
         """The hop at which it left its sender's socket, if that was on this node."""
-        return next((hop for hop in self.hops if hop.flags & Flag.ORIGIN), None)
+        return next((hop for hop in self.hops if hop.flags & ORIGIN), None)
 
     @property
     def dead(self) -> bool:
         """Whether it was freed and not seen since."""
-        return self.hops[-1].event == Event.DROP
+        return self.hops[-1].event == DROP
+
+    def accepts(self, wire: Wire, sighting: Sighting, here: int) -> bool:
+        """Whether this hop can be one of this copy's: its message, a new place, and not after its death."""
+        if self.wire is not wire or here in self.places:
+            return False
+        last = self.hops[-1]
+        return last.event != DROP or sighting.ts_ns < last.ts_ns
 
     def arrivals(self, netns: int | None) -> list[Sighting]:
-        """Hops at which it was taken from a device in that namespace."""
-        return [hop for hop in self.hops if hop.event == Event.RX and hop.netns == netns]
+        """Hops at which it was taken in by that namespace."""
+        return [hop for hop in self.hops if hop.netns == netns and hop.event in (RX, SOCKET_RX)]
 
 
 def place(sighting: Sighting) -> int:
-    """Where and how a packet was seen, as one number: a copy passes each place once."""
-    return sighting.netns << 34 | sighting.ifindex << 2 | sighting.event
+    """Where and how a packet was seen, as one number: a copy passes each place once.
+
+    Whether it was the origin belongs to it, so that the places of a copy are all that its path says.
+    """
+    where = sighting.netns << 36 | sighting.ifindex << 4 | sighting.event << 1 | (sighting.flags & ORIGIN and 1)
+    return where | sighting.fragment << 68 if sighting.flags & FRAGMENT else where
 
 
 @dataclass(slots=True, eq=False)
 class Leg:
     """All queries, or all replies, between the client and the server of one session."""
 
-    session: Session
-    response: bool
     transmissions: list[Transmission] = field(default_factory=list)
 
     def add(self, sighting: Sighting, wire: Wire) -> bool:
         """Put a hop where it belongs; False when a bound keeps it out."""
-        target = self._target(sighting, wire)
+        here = place(sighting)
+        copies = self.transmissions
+        if len(copies) == 1 and copies[0].accepts(wire, sighting, here):
+            target: Transmission | None = copies[0]
+        else:
+            target = self._target(sighting, wire, here)
         if target is None or len(target.hops) >= MAX_HOPS:
             return False
         target.hops.append(sighting)
-        target.places.add(place(sighting))
+        target.places.append(here)
         return True
 
-    def _target(self, sighting: Sighting, wire: Wire) -> Transmission | None:
-        here = place(sighting)
-        if len(self.transmissions) == 1:
-            only = self.transmissions[0]
-            if only.wire is wire and here not in only.places and not only.dead:
-                return only
-        free = [one for one in self.transmissions if one.wire is wire and here not in one.places and not one.dead]
+    def _target(self, sighting: Sighting, wire: Wire, here: int) -> Transmission | None:
+        free = [one for one in self.transmissions if one.accepts(wire, sighting, here)]
         if free:
             # An sk_buff keeps its address from hop to hop, so it tells copies apart; else it is the newest one's.
             same = [one for one in free if one.hops[-1].skb == sighting.skb]
@@ -101,10 +122,10 @@ class Leg:
     @property
     def sent(self) -> list[Transmission]:
         """Copies that were really sent anew: those that begin where the first one began."""
-        if not self.transmissions:
-            return []
-        start = place(self.transmissions[0].hops[0])
-        return [one for one in self.transmissions if start in one.places] or self.transmissions[:1]
+        if len(self.transmissions) < 2:  # noqa: PLR2004  a single copy was sent once
+            return self.transmissions
+        start = self.transmissions[0].places[0]
+        return [one for one in self.transmissions if start in one.places]
 
 
 class Endpoint(NamedTuple):
@@ -126,6 +147,22 @@ class Key(NamedTuple):
     scope: int
     """The namespace, for addresses that mean something else in each of them (loopback); else 0."""
 
+    @property
+    def question(self) -> tuple[bytes, int, int]:
+        """Name, type and class: what a server passes on."""
+        return self[3:6]
+
+
+class Background(StrEnum):
+    """Lookups that no client waits for: counted, not sessions of a client."""
+
+    HEALTH_CHECK = "health check"
+    """A server asking its upstream for the root's name servers."""
+    LOOP_PROBE = "loop probe"
+    """A server looking for its own reflection."""
+    REFRESH = "refresh"
+    """Prefetch, or renewal of a stale answer that was already given."""
+
 
 @dataclass(slots=True, eq=False)
 class Session:
@@ -134,20 +171,27 @@ class Session:
     key: Key
     first_ns: int
     deadline_ns: int
-    queries: Leg = field(init=False)
-    replies: Leg = field(init=False)
+    queries: Leg = field(default_factory=Leg)
+    replies: Leg = field(default_factory=Leg)
     keys: list[Key] = field(default_factory=list)
     """Every key it can be found by: source translation gives it a second one."""
     messages: list[int] = field(default_factory=list)
     last_ns: int = 0
+    upstream: list[Session] = field(default_factory=list)
+    """What the server itself asked to answer it, oldest first. Each is a session too, the server being its client."""
+    upstream_of: Key | None = None
+    """The lookup for whose sake this one was made."""
+    background: Background | None = None
+    connection: Tracked | None = None
+    """The TCP connection it used."""
+    ambiguous: bool = False
+    """Which client's lookup an upstream exchange belongs to was a guess among several."""
     overflowed: bool = False
     """A bound kept something out, or closed it early."""
     interrupted: bool = False
     """Closed because the agent ends."""
 
     def __post_init__(self) -> None:
-        self.queries = Leg(self, response=False)
-        self.replies = Leg(self, response=True)
         self.last_ns = self.first_ns
 
     def leg(self, *, response: bool) -> Leg:

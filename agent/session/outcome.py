@@ -1,16 +1,17 @@
 """What became of a session: where its ends are, which messages were seen, BitMap, Status.
 
-The bits are those of dnstap's message types as CoreDNS users know them; the words of the specification are in
-`docs/semantics.md`.
+The bits are those of dnstap's message types as CoreDNS users know them; `docs/semantics.md` has the words.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from enum import IntFlag, StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.sighting import Event, Sighting
+from agent.session.model import Background, place
+from agent.session.sighting import DROP, RX, SOCKET_RX, SOCKET_TX, TX, Sighting
 from agent.wire.message import extended_rcode
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
 SERVER_WRITTEN = frozenset({SERVFAIL, REFUSED, FORMERR, NOTIMP})
 """Rcodes that CoreDNS's server core writes itself, past the dnstap plugin (plugin.ClientWrite)."""
 MAX_KNOWN_NETNS = 65536
+MAX_SHAPES = 4096
+KEPT_LOSSES = 1024
 
 
 class Bit(IntFlag):
@@ -39,7 +42,9 @@ class Bit(IntFlag):
     REPLY_DROPPED = 128
 
 
-BITMAP = Bit.CQ | Bit.CR | Bit.FQ | Bit.FR
+CQ, CR, FQ, FR, SQ, SR, QUERY_DROPPED, REPLY_DROPPED = (int(bit) for bit in Bit)
+BITMAP = CQ | CR | FQ | FR
+COMPLETE = SQ | CQ | CR | SR
 ONLY_BY_LOSS = frozenset({2, 6, 8, 9, 10, 11, 14})
 """BitMaps that no healthy or sick server can produce: a message is missing in the record."""
 
@@ -50,6 +55,32 @@ class Status(StrEnum):
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
     SAMPLE_LOSS = "SampleLoss"
+
+
+class Losses:
+    """When records were lost: intervals of CLOCK_MONOTONIC, the newest ones."""
+
+    def __init__(self) -> None:
+        self._intervals: deque[tuple[int, int]] = deque(maxlen=KEPT_LOSSES)
+
+    def __bool__(self) -> bool:
+        return bool(self._intervals)
+
+    def add(self, start_ns: int, end_ns: int) -> None:
+        """Note one interval."""
+        self._intervals.append((start_ns, end_ns))
+
+    def during(self, start_ns: int, end_ns: int) -> int | None:
+        """When the last loss ended that touches this time; None without any."""
+        return max((end for start, end in self._intervals if start <= end_ns and end >= start_ns), default=None)
+
+
+class Shape(NamedTuple):
+    """What the places of a complete, undisturbed lookup say. They say the same for the next one."""
+
+    client_netns: int
+    server_netns: int
+    path: int
 
 
 @dataclass(slots=True)
@@ -63,32 +94,41 @@ class Knowledge:
     between devices by BPF skips the arrival, so in its pods it means nothing)."""
     forwarding: set[int] = field(default_factory=set)
     """Namespaces that were seen passing packets on."""
+    serving: set[int] = field(default_factory=set)
+    """Namespaces from which replies were sent: a DNS server lives there."""
+    linked: set[tuple[int, int]] = field(default_factory=set)
+    """Devices (namespace, index) whose other end is on this node: what left there came in elsewhere."""
+    shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], Shape] = field(default_factory=dict)
+    """Places of the query and of the reply, for lookups like earlier ones."""
 
-    def learn(self, session: Session) -> None:
+    def learn(self, session: Session, server: int | None) -> None:
         """Take what a session's hops show of the namespaces they were in."""
         if len(self.receiving) > MAX_KNOWN_NETNS:
             self.receiving.clear()
             self.forwarding.clear()
+            self.serving.clear()
+            self.linked.clear()
         for one in (*session.queries.transmissions, *session.replies.transmissions):
-            came_in: set[int] = set()
-            for hop in one.hops:
-                if hop.event == Event.RX:
-                    came_in.add(hop.netns)
-                elif hop.event == Event.TX and hop.netns in came_in:
-                    self.forwarding.add(hop.netns)
-            self.receiving |= came_in
+            self._learn_path(one)
+        if server is not None and session.replies.transmissions:
+            self.serving.add(server)
 
-    def delivered(self, session: Session) -> bool:
-        """Whether some reply reached the client as far as this node can see."""
-        home = client_netns(session)
-        return any(self._delivered(one, home) for one in session.replies.transmissions)
+    def _learn_path(self, one: Transmission) -> None:
+        came_in: set[int] = set()
+        left: Sighting | None = None
+        for hop in one.hops:
+            if hop.event == RX:
+                came_in.add(hop.netns)
+                if left is not None:
+                    self.linked.add((left.netns, left.ifindex))
+            elif hop.event == TX and hop.netns in came_in:
+                self.forwarding.add(hop.netns)
+            left = hop if hop.event == TX else None
+        self.receiving |= came_in
 
-    def _delivered(self, reply: Transmission, home: int | None) -> bool:
-        if self.died(reply, home) is not None:
-            return False
-        if home is None:
-            return True
-        return bool(reply.arrivals(home)) or home not in self.receiving
+    def leaves_node(self, last: Sighting) -> bool:
+        """Whether a packet last seen at this hop is beyond this node."""
+        return last.event == TX and (last.netns, last.ifindex) not in self.linked
 
     def died(self, one: Transmission, end: int | None) -> Drop | None:
         """How a copy died, if it did: a drop with no later hop, and no other copy of it at its end before."""
@@ -106,7 +146,8 @@ class Outcome:
 
     session: Session
     status: Status
-    path: Bit
+    bits: int
+    """PathBitMap, as a plain number."""
     client_netns: int | None
     server_netns: int | None
     reply: Transmission | None
@@ -115,11 +156,12 @@ class Outcome:
     answer_source: str | None
     query_drop: tuple[Sighting, Drop] | None
     reply_drop: tuple[Sighting, Drop] | None
+    delivered: bool
+    """Some reply reached the client as far as this node can see."""
     left_node: bool
     """The last sighting of the query is its departure by a device that has no other end on this node."""
     lossy: bool
     """The agent lost records while the session was open."""
-
     kernel: Kernel
     """Names the drops."""
 
@@ -128,14 +170,25 @@ class Outcome:
         return self.kernel.describe(hop)
 
     @property
+    def path(self) -> Bit:
+        """PathBitMap."""
+        return Bit(self.bits)
+
+    @property
     def bitmap(self) -> Bit:
         """CQ, CR, FQ, FR."""
-        return self.path & BITMAP
+        return Bit(self.bits & BITMAP)
 
     @property
     def dnstap_bitmap(self) -> Bit:
         """What CoreDNS's dnstap plugin would have shown (up to 1.14.7): without a reply the server core wrote."""
-        return self.bitmap & ~Bit.CR if self.answer_source == "server-error" else self.bitmap
+        relayed = any(
+            one.wire.summary.rcode == self.rcode
+            for exchange in self.session.upstream
+            for one in exchange.replies.transmissions
+        )
+        written = self.answer_source == "server-error" and not relayed
+        return Bit(self.bits & BITMAP & ~CR) if written else self.bitmap
 
     @property
     def vantage(self) -> str | None:
@@ -152,6 +205,11 @@ class Outcome:
         return len(self.session.queries.sent)
 
     @property
+    def exchanges(self) -> list[Session]:
+        """What the server asked upstream before it replied; what it asked later served nobody waiting."""
+        return [one for one in self.session.upstream if one.background is None]
+
+    @property
     def duration_ns(self) -> int | None:
         """From the first sighting of the query to the last one of the reply; None without both."""
         if self.reply is None or not self.session.queries.transmissions:
@@ -159,43 +217,102 @@ class Outcome:
         return self.reply.hops[-1].ts_ns - self.session.queries.transmissions[0].hops[0].ts_ns
 
 
-def judge(session: Session, knowledge: Knowledge, *, lossy: bool) -> Outcome:
+def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> Outcome:
     """Conclude what became of a session.
 
     Args:
-        session: closed; its hops are put in the order of time here.
+        session: its hops are put in the order of time here.
         knowledge: of the node; learns from this session.
-        lossy: whether the agent lost records while it was open.
+        lost_until_ns: when records were lost last while it was open; None if none were.
     """
+    shape = _known_shape(session, knowledge)
+    if shape is not None:
+        return _like_earlier_ones(session, knowledge, shape, lossy=lost_until_ns is not None)
     for one in (*session.queries.transmissions, *session.replies.transmissions):
-        one.hops.sort()
-    knowledge.learn(session)
+        _put_in_order(one)
+        session.first_ns = min(session.first_ns, one.hops[0].ts_ns)
     home, there = client_netns(session), server_netns(session, knowledge)
+    knowledge.learn(session, there)
     reply = final_reply(session, knowledge, home)
     query_drop = last_death(session.queries.transmissions, knowledge, there)
     reply_drop = last_death(session.replies.transmissions, knowledge, home)
-    left = there is None and any(one.hops[-1].event == Event.TX for one in session.queries.transmissions)
-    path = query_bits(session, knowledge, home, there) | reply_bits(session, home)
-    path |= Bit.QUERY_DROPPED if query_drop else Bit(0)
-    path |= Bit.REPLY_DROPPED if reply_drop else Bit(0)
-    rcode = extended_rcode(reply.wire.payload, reply.wire.summary) if reply else None
+    bits = query_bits(session, knowledge, home, there) | reply_bits(session, home) | upstream_bits(session, reply)
+    bits |= (QUERY_DROPPED if query_drop else 0) | (REPLY_DROPPED if reply_drop else 0)
     outcome = Outcome(
         session=session,
         status=Status.FAILED,
-        path=path,
+        bits=bits,
         client_netns=home,
         server_netns=there,
         reply=reply,
-        rcode=rcode,
+        rcode=extended_rcode(reply.wire.payload, reply.wire.summary) if reply else None,
         answer_source=answer_source(reply.wire.summary) if reply else None,
         query_drop=query_drop,
         reply_drop=reply_drop,
-        left_node=left,
+        delivered=is_delivered(session, knowledge, home),
+        left_node=there is None and any(knowledge.leaves_node(one.hops[-1]) for one in session.queries.transmissions),
+        lossy=lost_until_ns is not None,
+        kernel=knowledge.kernel,
+    )
+    outcome.status = status(outcome, lost_until_ns)
+    _remember_shape(outcome, knowledge)
+    return outcome
+
+
+def _known_shape(session: Session, knowledge: Knowledge) -> Shape | None:
+    queries, replies = session.queries.transmissions, session.replies.transmissions
+    if len(queries) != 1 or len(replies) != 1 or session.upstream or session.overflowed:
+        return None
+    return knowledge.shapes.get((tuple(queries[0].places), tuple(replies[0].places)))
+
+
+def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, lossy: bool) -> Outcome:
+    reply = session.replies.transmissions[0]
+    rcode = extended_rcode(reply.wire.payload, reply.wire.summary)
+    return Outcome(
+        session=session,
+        status=Status.SUCCEEDED if rcode in (NOERROR, NXDOMAIN) else Status.FAILED,
+        bits=shape.path,
+        client_netns=shape.client_netns,
+        server_netns=shape.server_netns,
+        reply=reply,
+        rcode=rcode,
+        answer_source=answer_source(reply.wire.summary),
+        query_drop=None,
+        reply_drop=None,
+        delivered=True,
+        left_node=False,
         lossy=lossy,
         kernel=knowledge.kernel,
     )
-    outcome.status = status(outcome, delivered=knowledge.delivered(session))
-    return outcome
+
+
+def _remember_shape(outcome: Outcome, knowledge: Knowledge) -> None:
+    """Only what does not depend on anything but the places: both ends seen, nothing dropped, nothing out of order."""
+    queries, replies = outcome.session.queries.transmissions, outcome.session.replies.transmissions
+    if outcome.bits != COMPLETE or len(queries) != 1 or len(replies) != 1 or outcome.session.overflowed:
+        return
+    if outcome.client_netns is None or outcome.server_netns is None or len(knowledge.shapes) >= MAX_SHAPES:
+        return
+    key = (tuple(queries[0].places), tuple(replies[0].places))
+    knowledge.shapes[key] = Shape(outcome.client_netns, outcome.server_netns, outcome.bits)
+
+
+def _put_in_order(one: Transmission) -> None:
+    """Sort the hops by time; a socket's sighting only stands where the tracepoint at its device saw nothing."""
+    hops = sorted(one.hops)
+    if any(hop.event in (SOCKET_TX, SOCKET_RX) for hop in hops):
+        hops = _without_doubles(hops)
+    if hops != one.hops:
+        one.hops = hops
+        one.places = [place(hop) for hop in hops]
+
+
+def _without_doubles(hops: list[Sighting]) -> list[Sighting]:
+    devices = {(hop.netns, hop.event) for hop in hops}
+    plain = {SOCKET_TX: TX, SOCKET_RX: RX}
+    kept = (hop for hop in hops if (hop.netns, plain.get(hop.event)) not in devices)
+    return [hop._replace(event=plain.get(hop.event, hop.event)) for hop in kept]
 
 
 def client_netns(session: Session) -> int | None:
@@ -221,9 +338,9 @@ def _is_end(last: Sighting, session: Session, knowledge: Knowledge) -> bool:
 
     A namespace that owns the address is; where that cannot be found out, one that never passed a packet on.
     """
-    if last.event == Event.TX:
+    if last.event == TX:
         return False
-    if last.event == Event.DROP and not knowledge.kernel.describe(last).at_socket:
+    if last.event == DROP and not knowledge.kernel.describe(last).at_socket:
         return knowledge.is_local(last.netns, last.detail.daddr) is True
     local = knowledge.is_local(last.netns, last.detail.daddr)
     if local is not None:
@@ -231,13 +348,13 @@ def _is_end(last: Sighting, session: Session, knowledge: Knowledge) -> bool:
     return last.netns not in knowledge.forwarding and last.netns != client_netns(session)
 
 
-def query_bits(session: Session, knowledge: Knowledge, home: int | None, there: int | None) -> Bit:
+def query_bits(session: Session, knowledge: Knowledge, home: int | None, there: int | None) -> int:
     """SQ and CQ."""
     queries = session.queries.transmissions
-    bits = Bit.SQ if any(hop.netns == home for one in queries for hop in one.hops) else Bit(0)
+    bits = SQ if home is not None and any(hop.netns == home for one in queries for hop in one.hops) else 0
     answered = bool(session.replies.transmissions)
     if any(reached(one, knowledge, there) for one in queries) or (answered and _must_have_reached(session)):
-        bits |= Bit.CQ
+        bits |= CQ
     return bits
 
 
@@ -245,30 +362,56 @@ def reached(query: Transmission, knowledge: Knowledge, there: int | None) -> boo
     """Whether a copy of the query got to the server; beyond the node, whether it left towards it."""
     last = query.hops[-1]
     if there is None:
-        return last.event == Event.TX
+        return knowledge.leaves_node(last)
     drop = knowledge.died(query, there)
     return bool(query.arrivals(there)) and (drop is None or drop.at_socket)
 
 
 def _must_have_reached(session: Session) -> bool:
     """The server replied and a query was last seen leaving: some CNIs hand it over without a sighting."""
-    return any(one.hops[-1].event == Event.TX for one in session.queries.transmissions)
+    return any(one.hops[-1].event == TX for one in session.queries.transmissions)
 
 
-def reply_bits(session: Session, home: int | None) -> Bit:
+def reply_bits(session: Session, home: int | None) -> int:
     """CR and SR."""
     replies = session.replies.transmissions
-    bits = Bit.CR if replies else Bit(0)
-    if home is not None and any(one.arrivals(home) for one in replies):
-        bits |= Bit.SR
-    return bits
+    if not replies:
+        return 0
+    return CR | SR if home is not None and any(one.arrivals(home) for one in replies) else CR
+
+
+def upstream_bits(session: Session, reply: Transmission | None) -> int:
+    """FQ and FR: what the server asked, and what came back to it."""
+    if reply is not None and answer_source(reply.wire.summary) == "cache":
+        _set_refreshes_apart(session, reply)
+    exchanges = [one for one in session.upstream if one.background is None]
+    bits = FQ if any(one.queries.transmissions for one in exchanges) else 0
+    return bits | FR if any(one.replies.transmissions for one in exchanges) else bits
+
+
+def _set_refreshes_apart(session: Session, reply: Transmission) -> None:
+    """A cached answer was not waited for: what the server asked meanwhile renews its cache."""
+    sent_ns = reply.hops[0].ts_ns
+    for exchange in session.upstream:
+        replies = exchange.replies.transmissions
+        if not replies or replies[0].hops[-1].ts_ns > sent_ns:
+            exchange.background = Background.REFRESH
 
 
 def final_reply(session: Session, knowledge: Knowledge, home: int | None) -> Transmission | None:
     """The first reply that was delivered: the client takes that one. Else the last that was sent."""
     replies = session.replies.transmissions
-    alive = (one for one in replies if knowledge.died(one, home) is None)
-    return next(alive, replies[-1] if replies else None)
+    alive = [one for one in replies if knowledge.died(one, home) is None]
+    arrived = [one for one in alive if home is not None and one.arrivals(home)]
+    return next(iter(arrived or alive or replies[-1:]), None)
+
+
+def is_delivered(session: Session, knowledge: Knowledge, home: int | None) -> bool:
+    """Whether some reply reached the client as far as this node can see."""
+    alive = [one for one in session.replies.transmissions if knowledge.died(one, home) is None]
+    if home is None or home not in knowledge.receiving:
+        return bool(alive)
+    return any(one.arrivals(home) for one in alive)
 
 
 def last_death(
@@ -286,18 +429,25 @@ def answer_source(reply: Summary) -> str | None:
     """Where the answer came from, by the reply's AA and RA flags, as CoreDNS sets them in every version looked at."""
     if reply.rcode in SERVER_WRITTEN and not (reply.aa or reply.ra or reply.ancount or reply.nscount):
         return "server-error"
-    return {(True, False): "local", (True, True): "cache", (False, True): "forward"}.get((reply.aa, reply.ra))
+    if reply.aa:
+        return "cache" if reply.ra else "local"
+    return "forward" if reply.ra else None
 
 
-def status(outcome: Outcome, *, delivered: bool) -> Status:
+def status(outcome: Outcome, lost_until_ns: int | None) -> Status:
     """Succeeded, Failed, or SampleLoss when the record itself has a gap that could explain it."""
-    if int(outcome.bitmap) in ONLY_BY_LOSS or outcome.session.overflowed:
+    if outcome.bits & BITMAP in ONLY_BY_LOSS or outcome.session.overflowed:
         return Status.SAMPLE_LOSS
-    if delivered and outcome.rcode in (NOERROR, NXDOMAIN):
+    if outcome.delivered and outcome.rcode in (NOERROR, NXDOMAIN):
         return Status.SUCCEEDED
-    proven = outcome.query_drop or outcome.reply_drop or (delivered and outcome.rcode is not None)
-    unsure = outcome.lossy or outcome.session.interrupted
-    return Status.SAMPLE_LOSS if unsure and not proven else Status.FAILED
+    if outcome.session.interrupted or lost_until_ns is not None:
+        return Status.FAILED if _is_proven(outcome, lost_until_ns or 0) else Status.SAMPLE_LOSS
+    return Status.FAILED
 
 
-__all__ = ["BITMAP", "ONLY_BY_LOSS", "Bit", "Knowledge", "Outcome", "Status", "judge"]
+def _is_proven(outcome: Outcome, lost_until_ns: int) -> bool:
+    """Whether no missing record could change it: a delivered error, or a death after which nothing was lost."""
+    if outcome.delivered and outcome.rcode is not None:
+        return True
+    deaths = (death[0].ts_ns for death in (outcome.query_drop, outcome.reply_drop) if death is not None)
+    return any(ts_ns > lost_until_ns for ts_ns in deaths)

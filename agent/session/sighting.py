@@ -32,6 +32,10 @@ class Event(IntEnum):
     """Taken from a device: tracepoint net:netif_receive_skb."""
     DROP = 3
     """Freed as lost: tracepoint skb:kfree_skb. A candidate, not yet a verdict."""
+    SOCKET_TX = 4
+    """Leaving its socket, whole: cgroup_skb egress. Brings what tracepoints cannot read: TCP, and paged UDP."""
+    SOCKET_RX = 5
+    """Delivered to its socket, whole: cgroup_skb ingress."""
 
 
 class Flag(IntFlag):
@@ -45,6 +49,16 @@ class Flag(IntFlag):
     """`tgid` and `comm` are the sender's: an origin, and the current task lives in the sender's namespace."""
     CONNTRACK = 8
     """The `ct_` fields hold the packet's conntrack entry."""
+    FRAGMENT = 16
+    """A later IP fragment: it has no ports and no octets of its own; they are those of its first fragment."""
+
+
+# The hot path compares plain integers: an enum operation costs as much as a whole record's decoding.
+TX, RX, DROP, SOCKET_TX, SOCKET_RX = (int(event) for event in Event)
+RESPONSE, ORIGIN, PROCESS, CONNTRACK, FRAGMENT = (int(flag) for flag in Flag)
+
+UDP, TCP = 17, 6
+"""IANA protocol numbers."""
 
 
 class Head(NamedTuple):
@@ -68,6 +82,13 @@ class Head(NamedTuple):
     """4 or 6."""
     protocol: U8
     """IANA protocol number: 17 UDP, 6 TCP."""
+    sequence: U32
+    """TCP: sequence number of the segment. IP fragments: their identification. Else 0."""
+    fragment: U16
+    """Fragment offset in units of 8 octets (RFC 791), plus 0x2000 when more follow; 0 for whole packets."""
+    tcp_flags: U8
+    """FIN 1, SYN 2, RST 4, PSH 8, ACK 16 (RFC 9293 3.1)."""
+    spare: U8
 
 
 class Detail(NamedTuple):
@@ -83,7 +104,7 @@ class Detail(NamedTuple):
     ct_status: U32
     """enum ip_conntrack_status bits."""
     payload_bytes: U32
-    """Length of the DNS message by the UDP header."""
+    """Length of the DNS message by the UDP header; of the TCP segment's payload."""
     captured_bytes: U32
     """How much of it follows the record; 0 when it was sent with an earlier hop."""
     sport: U16
@@ -130,7 +151,11 @@ class Sighting(NamedTuple):
     flags: int
     family: int
     protocol: int
-    rest: bytes
+    sequence: int = 0
+    fragment: int = 0
+    tcp_flags: int = 0
+    spare: int = 0
+    rest: bytes = b""
     """The detail, then the tail."""
 
     @property

@@ -7,27 +7,32 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
 
+from agent.session import upstream
 from agent.session.drops import UNKNOWN_KERNEL, Kernel
-from agent.session.model import Endpoint, Key, Leg, Session, Settings, Wire
-from agent.session.outcome import Knowledge, Outcome, judge
-from agent.session.sighting import V4_MAPPED, Detail, Event, Flag, Sighting
+from agent.session.model import MAX_MESSAGES, Background, Endpoint, Key, Session, Settings, Wire, place
+from agent.session.outcome import Knowledge, Losses, Outcome, judge
+from agent.session.sighting import DROP, ORIGIN, TCP, V4_MAPPED, Detail, Sighting
+from agent.session.tcp import TcpStage
 from agent.wire.errors import WireError
 from agent.wire.message import summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agent.wire.message import Question
+    from agent.wire.message import Summary
 
 LOOPBACK_V6 = bytes(15) + b"\x01"
 LOOPBACK_V4 = V4_MAPPED + b"\x7f"
-KEPT_LOSS_INTERVALS = 1024
 REPLY_CT_INFO = 3
 """enum ip_conntrack_info: from here on the packet goes in the reply direction."""
+MAX_SAME_QUESTION = 256
+"""Open sessions with one question that an upstream query is compared with."""
+MAX_RECENT = 256
+DNS_PORTS = frozenset({53})
 
 
 @dataclass(slots=True)
@@ -42,13 +47,17 @@ class Counts:
     """Hops of a message whose octets never arrived here."""
     innocent_drops: int = 0
     late: int = 0
-    """Hops of sessions that were closed already."""
+    """Messages of sessions that were closed already."""
     started_mid_lookup: int = 0
     """Replies to queries that were sent before the agent started."""
     evicted: int = 0
     """Sessions closed before their time because there were too many."""
     overflowed: int = 0
     """Hops that a bound kept out of their session."""
+    upstream_exchanges: int = 0
+    """Lookups of servers on this node at servers beyond it, told as part of their clients' sessions."""
+    background: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Background, 0))
+    """Lookups that servers made for themselves, by kind."""
 
 
 class SessionTable:
@@ -59,6 +68,7 @@ class SessionTable:
         kernel: names drop reasons and places.
         is_local: whether an address belongs to a namespace of this node; None when that is not known.
         started_ns: when capture began; a reply whose query was before that is nobody's fault.
+        ports: ports that count as DNS.
     """
 
     def __init__(
@@ -68,18 +78,24 @@ class SessionTable:
         kernel: Kernel = UNKNOWN_KERNEL,
         is_local: Callable[[int, bytes], bool | None] = lambda _netns, _address: None,
         started_ns: int = 0,
+        ports: frozenset[int] = DNS_PORTS,
     ) -> None:
         self.settings = settings or Settings()
         self.counts = Counts()
         self.knowledge = Knowledge(kernel=kernel, is_local=is_local)
         self._started_ns = started_ns
-        self._by_message: dict[int, tuple[Leg, Wire]] = {}
+        self._tcp = TcpStage(ports)
+        self._by_message: dict[int, tuple[Session, bool, Wire]] = {}
         self._by_key: dict[Key, Session] = {}
+        self._by_question: dict[tuple[bytes, int, int], OrderedDict[Session, None]] = {}
         self._open: OrderedDict[Session, None] = OrderedDict()
+        self._parents: dict[Session, Session] = {}
+        # Most sessions are answered before their first look and closed at it; the heap is for the others.
+        self._first_looks: deque[tuple[int, Session]] = deque()
         self._deadlines: list[tuple[int, int, Session]] = []
         self._sequence = count()
-        self._closed: OrderedDict[Key, int] = OrderedDict()
-        self._losses: deque[tuple[int, int]] = deque(maxlen=KEPT_LOSS_INTERVALS)
+        self._closed: OrderedDict[Key, int | None] = OrderedDict()
+        self._losses = Losses()
         self._ready: list[Outcome] = []
 
     def __len__(self) -> int:
@@ -88,29 +104,22 @@ class SessionTable:
     def observe(self, sighting: Sighting) -> None:
         """Take one sighting in."""
         self.counts.sightings += 1
-        if self._deadlines and self._deadlines[0][0] <= sighting.ts_ns:
+        now_ns = sighting.ts_ns
+        if (self._first_looks and self._first_looks[0][0] <= now_ns) or (
+            self._deadlines and self._deadlines[0][0] <= now_ns
+        ):
             # Time is the record's, so that a stalled reader and a replay close sessions where a prompt reader does.
-            self._advance(sighting.ts_ns)
-        if sighting.event == Event.DROP and self.knowledge.kernel.describe(sighting).innocent:
+            self._advance(now_ns)
+        if sighting.event == DROP and self.knowledge.kernel.describe(sighting).innocent:
             self.counts.innocent_drops += 1
-            return
-        found = self._by_message.get(sighting.message) or self._introduce(sighting)
-        if found is None:
-            return
-        leg, wire = found
-        session = leg.session
-        if not leg.add(sighting, wire):
-            self.counts.overflowed += 1
-            session.overflowed = True
-        session.last_ns = max(session.last_ns, sighting.ts_ns)
-        if leg.response:
-            session.deadline_ns = sighting.ts_ns + self.settings.linger_ns
-        elif not session.replies.transmissions and sighting.flags & Flag.ORIGIN:
-            session.deadline_ns = sighting.ts_ns + self.settings.timeout_ns
+        elif sighting.protocol == TCP:
+            self._observe_segment(sighting)
+        else:
+            self._observe_message(sighting)
 
     def record_loss(self, start_ns: int, end_ns: int) -> None:
         """Say that records were lost some time in this interval."""
-        self._losses.append((start_ns, end_ns))
+        self._losses.add(start_ns, end_ns)
 
     def expire(self, now_ns: int) -> Iterator[Outcome]:
         """Close every session whose time has come; `now_ns` must not be newer than sightings still to come."""
@@ -123,28 +132,75 @@ class SessionTable:
         self._advance(now_ns)
         for session in list(self._open):
             session.interrupted = True
-            self._close(session, now_ns)
+            self._close(session, self._judge(session, now_ns))
         yield from self.expire(now_ns)
 
     def _advance(self, now_ns: int) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now_ns:
-            _, _, session = heapq.heappop(self._deadlines)
-            if session not in self._open:
-                continue
-            if session.deadline_ns <= now_ns:
-                self._extend_if_reply_is_missing(session)
-            if session.deadline_ns > now_ns:
-                heapq.heappush(self._deadlines, (session.deadline_ns, next(self._sequence), session))
-            else:
-                self._close(session, session.deadline_ns)
+        looks, deadlines = self._first_looks, self._deadlines
+        while looks and looks[0][0] <= now_ns:
+            self._look(looks.popleft()[1], now_ns)
+        while deadlines and deadlines[0][0] <= now_ns:
+            self._look(heapq.heappop(deadlines)[2], now_ns)
 
-    def _extend_if_reply_is_missing(self, session: Session) -> None:
-        """A reply that was sent and not delivered: the client may ask again, and a late drop may tell why."""
-        if session.queries.transmissions and not self.knowledge.delivered(session):
-            last_query = max(one.hops[0].ts_ns for one in session.queries.transmissions)
-            session.deadline_ns = last_query + self.settings.timeout_ns
+    def _look(self, session: Session, now_ns: int) -> None:
+        """Close the session if its time has come, else look again when it will have."""
+        if session not in self._open:
+            return
+        if session.deadline_ns <= now_ns:
+            outcome = self._judge(session, session.deadline_ns)
+            if outcome.delivered or not session.queries.transmissions or not self._extend(session, now_ns):
+                self._close(session, outcome)
+                return
+        heapq.heappush(self._deadlines, (session.deadline_ns, next(self._sequence), session))
 
-    def _introduce(self, sighting: Sighting) -> tuple[Leg, Wire] | None:
+    def _extend(self, session: Session, now_ns: int) -> bool:
+        """A query without a delivered reply: the client may ask again, and a late drop may tell why."""
+        last_query = max(one.hops[0].ts_ns for one in session.queries.transmissions)
+        deadline = last_query + self.settings.timeout_ns
+        if session.upstream:
+            deadline = max(deadline, session.upstream[-1].last_ns + self.settings.upstream_timeout_ns)
+        session.deadline_ns = min(max(deadline, session.deadline_ns), session.first_ns + self.settings.lifetime_ns)
+        return session.deadline_ns > now_ns
+
+    def _observe_segment(self, sighting: Sighting) -> None:
+        detail = sighting.detail
+        response = self._tcp.is_response(detail)
+        client, _ = clients(detail, response=response)
+        connection, messages = self._tcp.feed(sighting, detail, client, self._scope(client, sighting))
+        for message in messages:
+            session = self._observe_message(message)
+            if session is not None:
+                session.connection = connection
+
+    def _observe_message(self, sighting: Sighting) -> Session | None:
+        found = self._by_message.get(sighting.message) or self._introduce(sighting)
+        if found is None:
+            return None
+        session, response, wire = found
+        if sighting.tail_bytes and len(wire.payload) < wire.length_bytes:
+            wire.payload = max(wire.payload, sighting.payload(sighting.detail), key=len)
+        if not session.leg(response=response).add(sighting, wire):
+            self.counts.overflowed += 1
+            session.overflowed = True
+        if sighting.ts_ns > session.last_ns:  # noqa: PLR1730  max() costs four times as much, on the hottest path
+            session.last_ns = sighting.ts_ns
+        if response:
+            self._wait_until(session, sighting.ts_ns + self.settings.linger_ns)
+        elif sighting.flags & ORIGIN and not session.replies.transmissions:
+            self._wait_until(session, max(session.deadline_ns, sighting.ts_ns + self.settings.timeout_ns))
+        if session.upstream_of is not None:
+            self._keep_parent_open(session, sighting.ts_ns)
+        return session
+
+    def _wait_until(self, session: Session, deadline_ns: int) -> None:
+        session.deadline_ns = min(deadline_ns, session.first_ns + self.settings.lifetime_ns)
+
+    def _keep_parent_open(self, session: Session, ts_ns: int) -> None:
+        parent = self._parents.get(session)
+        if parent is not None and not parent.replies.transmissions:
+            self._wait_until(parent, max(parent.deadline_ns, ts_ns + self.settings.upstream_timeout_ns))
+
+    def _introduce(self, sighting: Sighting) -> tuple[Session, bool, Wire] | None:
         """First sighting of a message here: read it and find its session, or open one."""
         detail = sighting.detail
         payload = sighting.payload(detail)
@@ -155,37 +211,73 @@ class SessionTable:
             summary = summarize(payload)
         except WireError:
             summary = None
-        if summary is None or summary.question is None:
+        if summary is None or (summary.question is None and not summary.is_response):
             self.counts.malformed += 1
             return None
         wire = Wire(payload, detail.payload_bytes, summary)
-        session = self._session_of(sighting, detail, summary.id, summary.question, response=summary.is_response)
+        response = summary.is_response
+        if summary.question is None:
+            session = self._asked_under(sighting, detail, summary)
+        else:
+            session = self._session_of(sighting, detail, wire, response=response)
         if session is None:
             return None
-        leg = session.leg(response=summary.is_response)
+        if len(session.messages) >= MAX_MESSAGES:
+            self.counts.overflowed += 1
+            session.overflowed = True
+            return None
         # The same octets under another number: source translation changed the client's address.
-        wire = next((one.wire for one in leg.transmissions if one.wire.payload == payload), wire)
+        for one in session.leg(response=response).transmissions:
+            if one.wire.payload == payload:
+                wire = one.wire
+                break
+        found = (session, response, wire)
         if sighting.message:
-            self._by_message[sighting.message] = (leg, wire)
+            self._by_message[sighting.message] = found
             session.messages.append(sighting.message)
-        return leg, wire
+        return found
 
-    def _session_of(
-        self, sighting: Sighting, detail: Detail, identifier: int, question: Question, *, response: bool
-    ) -> Session | None:
+    def _asked_under(self, sighting: Sighting, detail: Detail, summary: Summary) -> Session | None:
+        """The open lookup of this client and id: an error reply may come without the question (RFC 1035 4.1.1)."""
+        client, spelled = clients(detail, response=True)
+        recent = (one for one, _ in zip(reversed(self._open), range(MAX_RECENT), strict=False))
+        for one in recent:
+            key = one.key
+            if key.client in (client, spelled) and key.id == summary.id and key.protocol == sighting.protocol:
+                return one
+        self.counts.malformed += 1
+        return None
+
+    def _session_of(self, sighting: Sighting, detail: Detail, wire: Wire, *, response: bool) -> Session | None:
         client, translated = clients(detail, response=response)
-        scope = sighting.netns if is_loopback(client.address) else 0
-        key = Key(client, sighting.protocol, identifier, question.name, question.rdtype, question.rdclass, scope)
-        session = self._by_key.get(key) or (self._new(key, sighting) if self._is_new(key, sighting, response) else None)
+        key = self._key(client, sighting, wire.summary)
+        session = self._by_key.get(key)
+        if session is None and self._is_new(key, sighting, response=response):
+            session = self._new(key, sighting)
+            if not response and sighting.flags & ORIGIN:
+                self._join_upstream(session, sighting, wire)
         if session is not None and translated != client:
-            self._alias(session, key._replace(client=translated))
+            self._alias(session, key._replace(client=translated, scope=self._scope(translated, sighting)))
         return session
 
-    def _is_new(self, key: Key, sighting: Sighting, response: bool) -> bool:  # noqa: FBT001  one caller, one line
-        """Whether a message without an open session deserves one of its own."""
-        if not response and sighting.flags & Flag.ORIGIN:
+    def _key(self, client: Endpoint, sighting: Sighting, summary: Summary) -> Key:
+        question = summary.question
+        assert question is not None  # noqa: S101  _introduce() has seen to it
+        scope = self._scope(client, sighting)
+        return Key(client, sighting.protocol, summary.id, question.name, question.rdtype, question.rdclass, scope)
+
+    @staticmethod
+    def _scope(client: Endpoint, sighting: Sighting) -> int:
+        return sighting.netns if is_loopback(client.address) else 0
+
+    def _is_new(self, key: Key, sighting: Sighting, *, response: bool) -> bool:
+        """Whether a message without an open session deserves one of its own.
+
+        A late record of a closed one does not; a query that begins where the closed one began is a new attempt.
+        """
+        if not response and sighting.flags & ORIGIN:
             return True
-        if key in self._closed:
+        if key in self._closed and self._closed[key] != place(sighting):
             self.counts.late += 1
             return False
         if response and not self._losses and sighting.ts_ns < self._started_ns + self.settings.timeout_ns:
@@ -198,24 +290,70 @@ class SessionTable:
             oldest = next(iter(self._open))
             oldest.overflowed = True
             self.counts.evicted += 1
-            self._close(oldest, sighting.ts_ns)
+            self._close(oldest, self._judge(oldest, sighting.ts_ns))
         session = Session(key, sighting.ts_ns, sighting.ts_ns + self.settings.timeout_ns)
         self.counts.sessions += 1
         self._open[session] = None
         self._alias(session, key)
-        # The first deadline is only when to look again: most sessions are answered long before they time out.
-        heapq.heappush(self._deadlines, (sighting.ts_ns + self.settings.linger_ns, next(self._sequence), session))
+        same = self._by_question.get(key.question)
+        if same is None:
+            self._by_question[key.question] = OrderedDict.fromkeys((session,))
+        else:
+            same[session] = None
+        self._first_looks.append((sighting.ts_ns + 2 * self.settings.linger_ns, session))
         return session
+
+    def _join_upstream(self, session: Session, sighting: Sighting, wire: Wire) -> None:
+        """If a server asks this, find out for whom."""
+        same = self._by_question[session.key.question]
+        if len(same) > 1:
+            oldest = [one for one, _ in zip(same, range(MAX_SAME_QUESTION), strict=False)]
+            match = upstream.find_parent(session, sighting, wire, oldest)
+            if match is not None:
+                self._attach(match.session, session, ambiguous=match.ambiguous)
+                return
+        if sighting.netns not in self.knowledge.serving:
+            return
+        session.background = upstream.background_of(session)
+        if session.background is None and self._refreshes(session, sighting):
+            session.background = Background.REFRESH
+        if session.background is None:
+            recent = [one for one, _ in zip(reversed(self._open), range(MAX_RECENT), strict=False)]
+            rewritten = upstream.find_rewritten(session, sighting, recent)
+            if rewritten is not None:
+                self._attach(rewritten, session, ambiguous=False)
+
+    def _attach(self, parent: Session, child: Session, *, ambiguous: bool) -> None:
+        if upstream.attach(parent, child, ambiguous=ambiguous):
+            self._parents[child] = parent
+
+    def _refreshes(self, session: Session, sighting: Sighting) -> bool:
+        """Whether this server has just answered this very question."""
+        replied = (
+            one.replies.transmissions[-1].hops[0]
+            for one in self._by_question[session.key.question]
+            if one is not session and one.replies.transmissions
+        )
+        return any(hop.netns == sighting.netns and sighting.ts_ns - hop.ts_ns <= upstream.REFRESH_NS for hop in replied)
 
     def _alias(self, session: Session, key: Key) -> None:
         if key not in self._by_key:
             self._by_key[key] = session
             session.keys.append(key)
 
-    def _close(self, session: Session, end_ns: int) -> None:
+    def _judge(self, session: Session, end_ns: int) -> Outcome:
+        return judge(session, self.knowledge, self._losses.during(session.first_ns, max(end_ns, session.last_ns)))
+
+    def _close(self, session: Session, outcome: Outcome) -> None:
         self._forget(session)
-        lossy = any(start <= end_ns and end >= session.first_ns for start, end in self._losses)
-        self._ready.append(judge(session, self.knowledge, lossy=lossy))
+        if session.background is not None:
+            self.counts.background[session.background] += 1
+            return
+        if session.upstream_of is not None and outcome.server_netns is None:
+            # The exchange is part of the lookup it was made for; only a server on this node makes it one of its own.
+            self.counts.upstream_exchanges += 1
+            return
+        self._ready.append(outcome)
 
     def _forget(self, session: Session) -> None:
         del self._open[session]
@@ -223,8 +361,16 @@ class SessionTable:
             del self._by_key[key]
         for message in session.messages:
             self._by_message.pop(message, None)
-        self._closed[session.key] = session.last_ns
-        if len(self._closed) > self.settings.tombstones:
+        same = self._by_question[session.key.question]
+        del same[session]
+        if not same:
+            del self._by_question[session.key.question]
+        self._parents.pop(session, None)
+        queries = session.queries.transmissions
+        begins = queries[0].places[0] if queries else None
+        for key in session.keys:
+            self._closed[key] = begins
+        while len(self._closed) > self.settings.tombstones:
             self._closed.popitem(last=False)
 
 

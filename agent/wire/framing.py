@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from agent.wire.errors import CutError, WireError
-from agent.wire.message import HEADER_BYTES, MAX_NAME_BYTES, summarize
+from agent.wire.message import HEADER_BYTES, MAX_NAME_BYTES, Summary, summarize
 
 PREFIX_BYTES = 2
 MESSAGE_START_BYTES = PREFIX_BYTES + HEADER_BYTES
@@ -24,6 +24,7 @@ _MIN_RECORD_BYTES = 11
 _OPCODES = frozenset({0, 2, 4, 5, 6})
 """QUERY, STATUS, NOTIFY, UPDATE, DSO: the IANA registry without what is obsolete or free."""
 _CLASSES = frozenset({1, 3, 4, 254, 255})
+"""IN, CH, HS, NONE, ANY."""
 _ONE_QUESTION = b"\0\1"
 
 SEARCHING, UNSURE, CERTAIN = range(3)
@@ -116,12 +117,20 @@ def _is_message_start(octets: bytes, *, ended: bool) -> bool | None:
     needed = min(length, _QUESTION_END_BYTES)
     short = len(octets) < PREFIX_BYTES + needed
     try:
-        question = summarize(octets[PREFIX_BYTES : PREFIX_BYTES + needed]).question
+        summary = summarize(octets[PREFIX_BYTES : PREFIX_BYTES + needed])
     except CutError:
         return (ended or None) if short else False
     except WireError:
         return False
-    return question is not None and question.rdclass in _CLASSES
+    return _question_fits(summary, length)
+
+
+def _question_fits(summary: Summary, length: int) -> bool:
+    """Whether there is room for the records after the question, and nothing there if there are none."""
+    records = summary.ancount + summary.nscount + summary.arcount
+    spare = length - summary.end - _MIN_RECORD_BYTES * records
+    room = spare >= 0 if records else spare == 0
+    return room and summary.question is not None and summary.question.rdclass in _CLASSES
 
 
 class Framer:

@@ -26,6 +26,10 @@ _read_type_and_class = struct.Struct("!HH").unpack_from
 read_record = struct.Struct("!HHIH").unpack_from
 """Type, class, TTL and length of the data: what follows a record's owner name (RFC 1035 4.1.3)."""
 RECORD_BYTES = 10
+OPTION_BYTES = 4
+COOKIE = 10
+"""EDNS option code (RFC 7873 4)."""
+CLIENT_COOKIE_BYTES = 8
 
 # RFC 1035 5.1 and RFC 4343 2.1: what has a meaning in master files gets a backslash, what does not print its number.
 _ESCAPES = {octet: f"\\{octet:03d}" for octet in range(256) if octet == ord(" ") or not chr(octet).isprintable()}
@@ -233,25 +237,49 @@ def extended_rcode(wire: bytes, summary: Summary) -> int:
         wire: The message.
         summary: What `summarize` said of it.
     """
+    opt = _find_opt(wire, summary)
+    return summary.rcode if opt is None else opt.ttl >> 24 << 4 | summary.rcode
+
+
+def client_cookie(wire: bytes, summary: Summary) -> bytes | None:
+    """The client's part of the COOKIE option, 8 octets (RFC 7873 4); None if there is none. Never raises."""
+    opt = _find_opt(wire, summary)
+    if opt is None:
+        return None
+    offset, end = opt.data, min(opt.end, len(wire))
+    while offset + OPTION_BYTES <= end:
+        code, length = _read_type_and_class(wire, offset)
+        offset += OPTION_BYTES
+        if code == COOKIE and length >= CLIENT_COOKIE_BYTES:
+            return wire[offset : offset + CLIENT_COOKIE_BYTES]
+        offset += length
+    return None
+
+
+class Opt(NamedTuple):
+    """An OPT record: its TTL field, and where its options lie."""
+
+    ttl: int
+    data: int
+    end: int
+
+
+def _find_opt(wire: bytes, summary: Summary) -> Opt | None:
+    """The first OPT record of the additional section; None if there is none, or something before it is malformed."""
     if not summary.arcount:
-        return summary.rcode
-    try:
-        return _find_opt_rcode(wire, summary) | summary.rcode
-    except (WireError, struct.error):
-        return summary.rcode
-
-
-def _find_opt_rcode(wire: bytes, summary: Summary) -> int:
-    """The OPT record's bits of the response code in their place, 0 without an OPT record."""
+        return None
     offset = summary.end
     before = summary.ancount + summary.nscount
-    for index in range(before + summary.arcount):
-        offset = skip_name(wire, offset)
-        rdtype, _, ttl, rdlength = read_record(wire, offset)
-        if rdtype == OPT and index >= before:
-            return ttl >> 24 << 4  # type: ignore[no-any-return]
-        offset += RECORD_BYTES + rdlength
-    return 0
+    try:
+        for index in range(before + summary.arcount):
+            offset = skip_name(wire, offset)
+            rdtype, _, ttl, rdlength = read_record(wire, offset)
+            offset += RECORD_BYTES + rdlength
+            if rdtype == OPT and index >= before:
+                return Opt(ttl, offset - rdlength, offset)
+    except (WireError, struct.error):
+        return None
+    return None
 
 
 # 8192 names: nearly every lookup of a node; at most some 10 MB even if all are hostile.

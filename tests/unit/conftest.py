@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
@@ -11,14 +11,14 @@ import pytest
 from agent.session.drops import Kernel
 from agent.session.model import Settings
 from agent.session.outcome import Outcome
-from agent.session.sighting import DETAIL, STACK_FRAMES, Detail, Event, Flag, Sighting
+from agent.session.sighting import DETAIL, STACK_FRAMES, Detail, Event, Flag, Head, Sighting
 from agent.session.table import SessionTable, is_loopback
 
 US = 1_000
 MS = 1_000_000
 SECOND = 1_000_000_000
 START = 1_000 * SECOND
-RESEND_NS = SECOND
+RESEND_NS = SECOND // 20
 """After so long the kernel program sends the octets of a message once more."""
 PREFIX = 96
 """A question that ends behind this octet leaves a message without a number."""
@@ -31,9 +31,8 @@ BACKEND, BACKEND6 = ("10.244.1.53", 53), ("fd00:244::53", 53)
 MASQUERADED, MASQUERADED6 = ("192.0.2.10", 61000), ("2001:db8::10", 61000)
 LOCAL = {CLIENT: {POD[0], POD6[0]}, NODE: {HOST[0], HOST6[0], "169.254.20.10"}, SERVER: {BACKEND[0], BACKEND6[0]}}
 
-REASONS = {
-    number: name
-    for number, name in enumerate(
+REASONS = dict(
+    enumerate(
         (
             "NOT_SPECIFIED",
             "NO_SOCKET",
@@ -48,7 +47,7 @@ REASONS = {
         ),
         start=2,
     )
-}
+)
 REASON_NUMBERS = {name: number for number, name in REASONS.items()}
 SYMBOLS = (
     "nf_hook_slow",
@@ -70,6 +69,8 @@ TEXT = 0xFFFFFFFF81000000
 ADDRESSES = {name: TEXT + 0x1000 * index for index, name in enumerate(SYMBOLS, start=1)}
 NAMES = {address >> 12: name for name, address in ADDRESSES.items()}
 KERNEL = Kernel(REASONS, lambda address: NAMES.get(address >> 12))
+
+NO_HEAD, NO_DETAIL = dict.fromkeys(Head._fields, 0), dict.fromkeys(Detail._fields, 0)
 
 Endpoint = tuple[str, int]
 
@@ -150,6 +151,8 @@ class Recorder:
             return 0
         address, port = hop.destination if hop.flags & Flag.RESPONSE else hop.source
         seed = packed(address) + struct.pack("!H", port) + hop.octets[:end]
+        if is_loopback(packed(address)):
+            seed += struct.pack("!I", hop.netns)
         return zlib.crc32(seed) << 32 | zlib.adler32(seed) or 1
 
     def pack(self, hop: Hop) -> Sighting:
@@ -166,45 +169,45 @@ class Recorder:
             tail = struct.pack(f"={STACK_FRAMES}Q", *frames, *[0] * (STACK_FRAMES - len(frames))) + carried
         none = ("::", 0)
         tracked = hop.conntrack or (none, none, none, none, 0)
-        detail = Detail(
-            location=ADDRESSES.get(hop.location, 0),
-            reason=REASON_NUMBERS.get(hop.reason, 0),
-            socket_netns=hop.netns if hop.flags & Flag.ORIGIN else 0,
-            tgid=hop.tgid,
-            ct_status=0,
-            payload_bytes=len(hop.octets),
-            captured_bytes=len(carried),
-            sport=hop.source[1],
-            dport=hop.destination[1],
-            ct_original_sport=tracked[0][1],
-            ct_original_dport=tracked[1][1],
-            ct_reply_sport=tracked[2][1],
-            ct_reply_dport=tracked[3][1],
-            ct_info=tracked[4],
-            stack_frames=len(hop.stack),
-            pad=0,
-            saddr=packed(hop.source[0]),
-            daddr=packed(hop.destination[0]),
-            ct_original_saddr=packed(tracked[0][0]),
-            ct_original_daddr=packed(tracked[1][0]),
-            ct_reply_saddr=packed(tracked[2][0]),
-            ct_reply_daddr=packed(tracked[3][0]),
-            comm=hop.comm,
-            ifname=hop.ifname,
-        )
-        return Sighting(
-            ts_ns=hop.ts_ns,
-            message=number,
-            skb=hop.skb,
-            netns=hop.netns,
-            ifindex=hop.ifindex,
-            tail_bytes=len(tail),
-            event=hop.event,
-            flags=hop.flags | (Flag.CONNTRACK if hop.conntrack else 0),
-            family=6 if ":" in hop.source[0] else 4,
-            protocol=17,
-            rest=DETAIL.pack(*detail) + tail,
-        )
+        detail = {
+            "location": ADDRESSES.get(hop.location, 0),
+            "reason": REASON_NUMBERS.get(hop.reason, 0),
+            "socket_netns": hop.netns if hop.flags & Flag.ORIGIN else 0,
+            "tgid": hop.tgid,
+            "ct_status": 0,
+            "payload_bytes": len(hop.octets),
+            "captured_bytes": len(carried),
+            "sport": hop.source[1],
+            "dport": hop.destination[1],
+            "ct_original_sport": tracked[0][1],
+            "ct_original_dport": tracked[1][1],
+            "ct_reply_sport": tracked[2][1],
+            "ct_reply_dport": tracked[3][1],
+            "ct_info": tracked[4],
+            "stack_frames": len(hop.stack),
+            "saddr": packed(hop.source[0]),
+            "daddr": packed(hop.destination[0]),
+            "ct_original_saddr": packed(tracked[0][0]),
+            "ct_original_daddr": packed(tracked[1][0]),
+            "ct_reply_saddr": packed(tracked[2][0]),
+            "ct_reply_daddr": packed(tracked[3][0]),
+            "comm": hop.comm,
+            "ifname": hop.ifname,
+        }
+        head = {
+            "ts_ns": hop.ts_ns,
+            "message": number,
+            "skb": hop.skb,
+            "netns": hop.netns,
+            "ifindex": hop.ifindex,
+            "tail_bytes": len(tail),
+            "event": hop.event,
+            "flags": hop.flags | (Flag.CONNTRACK if hop.conntrack else 0),
+            "family": 6 if ":" in hop.source[0] else 4,
+            "protocol": 17,
+        }
+        rest = DETAIL.pack(*Detail(**NO_DETAIL | detail)) + tail
+        return Sighting(*Head(**NO_HEAD | head), rest)
 
 
 @dataclass
@@ -355,13 +358,12 @@ class Lookup:
         aa: bool = True,
         ra: bool = False,
         tc: bool = False,
-        **more,
+        an: int = 0,
+        octets: bytes | None = None,
     ) -> list[Hop]:
         """The hops of one reply, all the way to the client, or out of the node."""
         flags = 0x8100 | aa << 10 | tc << 9 | ra << 7 | rcode
-        octets = more.pop("octets", None) or message(
-            self.name, self.rdtype, self.identifier, flags=flags, rdclass=self.rdclass, **more
-        )
+        octets = octets or message(self.name, self.rdtype, self.identifier, flags=flags, rdclass=self.rdclass, an=an)
         return self._hops(octets, ts_ns, response=True)
 
     def both(self, ts_ns: int = START, **reply: object) -> list[Hop]:
@@ -369,8 +371,13 @@ class Lookup:
         return [*self.query(ts_ns), *self.reply(ts_ns + 125_600, **reply)]
 
 
-def dropped(
-    hops: list[Hop], after: int, reason: str = "NETFILTER_DROP", location: str = "nf_hook_slow", stack=(), delay=2 * US
+def dropped(  # noqa: PLR0917  what, how far and why, in this order
+    hops: list[Hop],
+    after: int,
+    reason: str = "NETFILTER_DROP",
+    location: str = "nf_hook_slow",
+    stack: Sequence[str] = (),
+    delay: int = 2 * US,
 ) -> list[Hop]:
     """The first `after` of the hops, then its death where it was seen last."""
     last = hops[after - 1]
@@ -439,6 +446,6 @@ def worlds() -> type[World]:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
-    """A node whose addresses are known; nothing may be left in its table's books when every session is closed."""
+def world() -> World:
+    """A node whose addresses are known."""
     return World()

@@ -55,7 +55,9 @@ RIGHT = [
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch):
+def no_variables_and_no_capture(monkeypatch):
+    for command in cli.COMMANDS:
+        monkeypatch.setitem(cli.COMMANDS, command, lambda _arguments: 0)
     for name, *_ in WRONG + RIGHT:
         monkeypatch.delenv(variable(name), raising=False)
 
@@ -64,7 +66,7 @@ def variable(name):
     return "DNSTRAIL_" + name.upper().replace("-", "_")
 
 
-def parsed(*arguments):
+def parsed(*arguments: str):
     return vars(build_parser().parse_args(["run", *arguments]))
 
 
@@ -163,7 +165,7 @@ def test_ports_are_numbers_separated_by_commas():
 
 
 def test_a_kernel_that_cannot_capture_ends_with_one_sentence_and_exit_code_1(monkeypatch, capsys):
-    def refuse(_arguments):
+    def refuse(_arguments: argparse.Namespace) -> int:
         raise CaptureError("this kernel has no BTF")
 
     monkeypatch.setitem(cli.COMMANDS, "run", refuse)

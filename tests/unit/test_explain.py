@@ -32,7 +32,15 @@ def vanished_reply(world):
     return world.outcome(lookup.query(start), lookup.reply(start + world.MS)[:2])
 
 
+def silent_upstream(world):
+    lookup = world.Lookup()
+    asked = world.Lookup(shape="client", client_netns=world.SERVER, client=("10.244.1.53", 41000))
+    failed = lookup.reply(world.START + 6 * world.SECOND, rcode=2, aa=False)
+    return world.outcome(lookup.query(), asked.query(world.START + world.MS), failed)
+
+
 CASES = {
+    "UpstreamTimeout": (silent_upstream, "high"),
     "CaptureLoss": (sample_loss, "high"),
     "NoListener": (lambda world: lost_query(world, 4, "NO_SOCKET", "__udp4_lib_rcv"), "high"),
     "PolicyDrop": (lambda world: lost_query(world, 2, "NETFILTER_DROP", "nft_do_chain"), "high"),

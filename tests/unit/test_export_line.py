@@ -14,15 +14,43 @@ from agent.export.clock import rfc3339
 from agent.export.line import Context, build
 
 WALL = 1_795_239_674_352_334_704
-LINE = set(
-    "Time Node Vantage Status BitMap DnstapBitMap PathBitMap Question Protocol Family TransactionId Rcode AnswerSource "
-    "DurationSeconds Client Server Attempts Cause Findings Latency Path Messages".split()
-)
-CLIENT = set("Address Port Netns Namespace Pod Workload Container Process Pid".split())
-SERVER = set("Address Port Service Backend BackendNetns Namespace Pod TranslatedBy".split())
+LINE = {
+    "Time",
+    "Node",
+    "Vantage",
+    "Status",
+    "BitMap",
+    "DnstapBitMap",
+    "PathBitMap",
+    "Question",
+    "Protocol",
+    "Family",
+    "TransactionId",
+    "Rcode",
+    "AnswerSource",
+    "DurationSeconds",
+    "Client",
+    "Server",
+    "Attempts",
+    "Cause",
+    "Findings",
+    "Latency",
+    "Path",
+    "Messages",
+}
+CLIENT = {"Address", "Port", "Netns", "Namespace", "Pod", "Workload", "Container", "Process", "Pid"}
+SERVER = {"Address", "Port", "Service", "Backend", "BackendNetns", "Namespace", "Pod", "TranslatedBy"}
 CAUSE = {"Code", "Confidence", "Message", "Evidence", "Remedy", "Doc"}
 HOP = {"Message", "Event", "OffsetSeconds", "Netns", "Interface", "Source", "Destination"}
-MESSAGE = set("type socket_family socket_protocol query_address query_port response_address response_port".split())
+MESSAGE = {
+    "type",
+    "socket_family",
+    "socket_protocol",
+    "query_address",
+    "query_port",
+    "response_address",
+    "response_port",
+}
 
 
 def context(world):

@@ -16,7 +16,7 @@ def refused(world):
     return world.outcome(world.Lookup(name="a.example.", rdtype=28).both(rcode=5, aa=False))
 
 
-def passes(outcome, **fields):
+def passes(outcome, **fields: tuple[str, ...]):
     return Filter(**fields).wants(outcome, explain(outcome))
 
 

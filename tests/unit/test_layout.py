@@ -23,7 +23,7 @@ def test_both_parts_are_whole_words_so_that_records_follow_each_other_without_ga
     assert HEAD.size + DETAIL.size == RECORD_BYTES
 
 
-@pytest.mark.parametrize(("name", "ctype", "count", "offset"), fields())
+@pytest.mark.parametrize(("name", "ctype", "count", "offset"), list(fields()))
 def test_every_field_lies_where_a_compiler_puts_it_without_padding(name, ctype, count, offset):
     assert offset % SIZES[ctype] == 0, name
     assert offset + SIZES[ctype] * count <= RECORD_BYTES

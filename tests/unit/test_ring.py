@@ -7,11 +7,16 @@ import struct
 import pytest
 
 from agent.capture.ring import BUSY, DISCARD, Ring
-from agent.session.sighting import DETAIL, HEAD
+from agent.session.sighting import DETAIL, HEAD, Head
 
 PAGE = mmap.PAGESIZE
 SIZE = 4096
 RECORD = HEAD.size + DETAIL.size
+
+
+def head(ts_ns: int, tail_bytes: int) -> bytes:
+    fields = dict.fromkeys(Head._fields, 0) | {"ts_ns": ts_ns, "netns": 3, "tail_bytes": tail_bytes}
+    return HEAD.pack(*Head(**fields))
 
 
 class Producer:
@@ -23,8 +28,7 @@ class Producer:
         self.position = 0
 
     def write(self, ts_ns: int, tail: bytes = b"", flags: int = 0) -> int:
-        head = HEAD.pack(ts_ns, 1, 2, 3, 4, len(tail), 1, 0, 4, 17)
-        octets = head + bytes(DETAIL.size) + tail
+        octets = head(ts_ns, len(tail)) + bytes(DETAIL.size) + tail
         begin = self.position
         self.put(begin, struct.pack("=II", len(octets) | flags, 0) + octets)
         self.position += (8 + len(octets) + 7) & ~7
@@ -85,7 +89,7 @@ def test_records_come_in_order_with_their_octets_and_their_room_is_given_back(ri
 
 def test_what_was_reserved_and_not_used_is_no_part_of_a_record(ring, producer):
     begin = producer.write(1, b"abcdef" + bytes(50))
-    producer.put(begin + 8, HEAD.pack(1, 1, 2, 3, 4, 6, 1, 0, 4, 17))
+    producer.put(begin + 8, head(1, 6))
     (only,) = drained(ring)
     assert only.rest[DETAIL.size :] == b"abcdef"
     assert producer.consumed == producer.position

@@ -77,7 +77,7 @@ def shuffled(hops, data):
 @pytest.mark.parametrize("shape", SHAPES)
 @given(data=st.data())
 def test_hops_in_any_order_come_to_the_same_session(worlds, shape, data):
-    def facts(hops):
+    def facts(hops) -> tuple[object, ...]:
         one = worlds(started_ns=-(10**12)).outcome(hops)
         line = line_of(one)
         return one.status, one.path, one.vantage, one.attempts, line.duration_seconds, line.latency, line.messages
@@ -232,6 +232,16 @@ def test_a_loopback_client_that_is_masqueraded_on_its_way_out_is_one_session(wor
 def test_a_server_in_the_nodes_namespace_is_its_end(world):
     one = world.outcome(world.Lookup(shape="local").both())
     assert (one.status, int(one.path), one.vantage, one.server_netns) == (Status.SUCCEEDED, 51, "both", world.NODE)
+
+
+def test_the_question_of_a_process_of_the_node_is_its_own_while_a_pods_query_passes_the_node(world):
+    pod, host = world.Lookup(), world.Lookup(shape="host", port=50000)
+    passing = pod.query()
+    asked = world.START + 47 * world.US
+    outcomes = world.outcomes(
+        passing[:3], host.query(asked), passing[3:], host.reply(asked + world.MS), pod.reply(asked + world.MS)
+    )
+    assert [(int(one.path), one.session.upstream_of) for one in outcomes] == [(51, None), (51, None)]
 
 
 # Late, early, too much

@@ -31,9 +31,11 @@ SECOND = 1_000_000_000
 MAX_MESSAGE = 65535
 
 
-def message(ident: int, name: bytes = b"\3www\7example\3com\0", tail: bytes = b"", flags: int = 0x0100) -> bytes:
-    header = b"".join(number.to_bytes(2, "big") for number in (ident, flags, 1, 0, 0, 0))
-    return header + name + b"\0\1\0\1" + tail
+def message(ident: int, name: bytes = b"\3www\7example\3com\0", data: bytes = b"", flags: int = 0x0100) -> bytes:
+    """A message with one question and, if there is data for it, one additional record of a private type."""
+    header = b"".join(number.to_bytes(2, "big") for number in (ident, flags, 1, 0, 0, 1 if data else 0))
+    record = b"\0\xff\0\0\1\0\0\0\0" + len(data).to_bytes(2, "big") + data if data else b""
+    return header + name + b"\0\1\0\1" + record
 
 
 def framed(*wires: bytes) -> bytes:
@@ -107,7 +109,7 @@ def test_replies_out_of_order_are_messages_in_the_order_of_the_stream():
 def test_messages_of_every_length_are_found(size):
     wire = Wire()
     # Twelve octets are a header alone: FORMERR as some servers send it.
-    wanted = (message(7, b"\0", bytes(size)) if size > 17 else b"\0\7\x81\1" + bytes(size))[:size]
+    wanted = (message(7, b"\0", bytes(size - 28)) if size > 28 else b"\0\7\x81\1" + bytes(size))[:size]
     data = framed(wanted, A)
     found = [each for at in range(0, len(data), 1460) for each in wire.feed(at, data[at : at + 1460])]
     assert payloads(found) == [wanted, A]
@@ -203,7 +205,7 @@ def test_sequence_numbers_wrap_around(isn):
 
 
 def test_a_stream_may_be_longer_than_the_sequence_numbers():
-    wire, big = Wire(2**32 - 100_000), framed(message(1, tail=bytes(30_000)))
+    wire, big = Wire(2**32 - 100_000), framed(message(1, data=bytes(30_000)))
     for count in range(8):
         assert len(wire.feed(count * len(big), big)) == 1
 
@@ -269,7 +271,7 @@ def test_an_acknowledgement_of_what_was_seen_loses_nothing():
 
 
 def test_too_many_octets_beyond_a_gap_give_it_up():
-    wire, big = Wire(), framed(message(1, tail=bytes(1400)))
+    wire, big = Wire(), framed(message(1, data=bytes(1400)))
     found = []
     for count in range(1, 60):
         found += wire.feed(count * len(big), big)
@@ -279,7 +281,7 @@ def test_too_many_octets_beyond_a_gap_give_it_up():
 
 
 def test_a_message_cut_by_the_capture_says_so_and_the_stream_goes_on():
-    wire, big = Wire(), message(1, tail=bytes(1200))
+    wire, big = Wire(), message(1, data=bytes(1200))
     data = framed(big)
     assert wire.feed(0, data[:96], length=len(data)) == [StreamMessage(big[:94], len(big), 2, 2, 1, certain=True)]
     assert payloads(wire.feed(len(data), framed(B))) == [B]
@@ -287,7 +289,7 @@ def test_a_message_cut_by_the_capture_says_so_and_the_stream_goes_on():
 
 
 def test_a_message_whose_first_segment_was_cut_has_no_octets_of_the_second():
-    wire, big = Wire(), message(1, tail=bytes(range(256)) * 8)
+    wire, big = Wire(), message(1, data=bytes(range(256)) * 8)
     data = framed(big)
     assert wire.feed(0, data[:96], length=1460) == []
     (found,) = wire.feed(1460, data[1460:])
@@ -301,9 +303,10 @@ def test_a_prefix_cut_by_the_capture_costs_the_boundary_until_the_next_segment()
 
 
 def test_a_cut_message_can_be_found_again_too():
-    wire, data = Wire(syn=False), framed(message(1, tail=bytes(1200)))
-    assert [each.length_bytes for each in wire.feed(0, data[:20], length=len(data))] == [len(data) - 2]
-    assert wire.feed(len(data), data[:13], length=len(data)) == []
+    data = framed(message(1, data=bytes(1200)))
+    (found,) = Wire(syn=False).feed(0, data[:20], length=len(data))
+    assert (found.payload, found.length_bytes, found.certain) == (data[2:20], len(data) - 2, False)
+    assert Wire(syn=False).feed(0, data[:13], length=len(data)) == []  # not even a header to judge by
 
 
 # Older than the observer, reused, or far away.
@@ -331,6 +334,23 @@ def test_a_body_without_its_prefix_is_not_taken_for_a_message():
     assert wire.feed(2, A) == []
     assert wire.feed(SIZE, framed(B)[:2]) == []
     assert payloads(wire.feed(SIZE + 2, B)) == [B]
+
+
+@pytest.mark.parametrize(
+    "lookalike",
+    [
+        A[:12] + b"\x80" * 17 + A[29:],  # a label type that does not exist
+        A[:-2] + b"\x7f\xff",  # a class that does not exist
+        A + b"\0",  # octets after the question, but no record
+        b"\0\0\x78\0" + A[4:],  # opcode 15
+        A[:6] + b"\0\1" + A[8:],  # a record, but no octets for it
+        A[:12] + b"\x3f" * (len(A) - 12),  # a name that does not end
+    ],
+)
+def test_what_only_resembles_a_message_is_no_boundary(lookalike):
+    wire = Wire(syn=False)
+    assert wire.feed(0, framed(lookalike)) == []
+    assert payloads(wire.feed(len(lookalike) + 2, framed(B))) == [B]
 
 
 def test_a_boundary_that_the_next_message_contradicts_is_given_up():
@@ -468,7 +488,7 @@ messages = st.builds(
     message,
     ident=st.integers(0, 0xFFFF),
     name=names,
-    tail=st.binary(max_size=300),
+    data=st.binary(max_size=300),
     flags=st.sampled_from([0x0000, 0x0100, 0x8180, 0x8583, 0x8182]),
 )
 sequence_numbers = st.integers(0, 2**32 - 1) | st.integers(2**32 - 3000, 2**32 - 1)

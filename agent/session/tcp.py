@@ -1,0 +1,123 @@
+"""DNS over TCP: from segments to messages, so that the table sees the same sightings as for UDP.
+
+A segment's octets come from the socket programs (`SOCKET_TX`, `SOCKET_RX`); the tracepoints tell where it went.
+Every end of a connection is reassembled for itself, so a loss at one end does not hide what the other saw. A message
+that took several segments has the hops of the one that completed it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.session.sighting import DETAIL, SOCKET_RX, SOCKET_TX, Detail, Sighting
+from agent.wire.stream import Connection, ConnectionFacts, Side
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.session.model import Endpoint
+    from agent.wire.framing import StreamMessage
+
+MAX_CONNECTIONS = 4096
+MAX_SEGMENTS = 256
+"""Segments of one connection whose messages, or whose hops without a message yet, are remembered."""
+NUMBER_MASK = (1 << 64) - 1
+RESPONSE_BIT = 0x80
+
+
+class Segment(NamedTuple):
+    """What tells a segment apart within its connection."""
+
+    response: bool
+    sequence: int
+
+
+@dataclass(slots=True, eq=False)
+class Tracked:
+    """One connection, seen from each of its ends on this node."""
+
+    ends: dict[int, Connection] = field(default_factory=dict)
+    """By namespace."""
+    messages: OrderedDict[Segment, list[int]] = field(default_factory=OrderedDict)
+    waiting: OrderedDict[Segment, list[Sighting]] = field(default_factory=OrderedDict)
+
+    @property
+    def facts(self) -> ConnectionFacts:
+        """What is known of it, from the end that knows most."""
+        return max((end.facts for end in self.ends.values()), key=_knowledge, default=ConnectionFacts())
+
+    def at_socket(self, sighting: Sighting, detail: Detail, client: Endpoint, side: Side) -> Iterator[Sighting]:
+        """Feed one end; the messages it completed, and the hops that waited for them."""
+        end = self.ends.setdefault(sighting.netns, Connection())
+        payload = sighting.payload(detail)
+        found = end.feed(
+            sighting.sequence, sighting.tcp_flags, payload, detail.payload_bytes, sighting.ts_ns, sender=side
+        )
+        segment = Segment(side is Side.SERVER, sighting.sequence)
+        for message in found:
+            number = hash((client, segment.response, message.payload)) & NUMBER_MASK or 1
+            numbers = self.messages.setdefault(segment, [])
+            if number not in numbers:
+                numbers.append(number)
+            yield _as_message(sighting, detail, message, number)
+        for hop in self.waiting.pop(segment, ()) if found else ():
+            yield from self.passing(hop, segment)
+        _bound(self.messages)
+
+    def passing(self, sighting: Sighting, segment: Segment) -> Iterator[Sighting]:
+        """A hop between the ends: it is one of each message that its segment completed."""
+        numbers = self.messages.get(segment)
+        if numbers is None:
+            self.waiting.setdefault(segment, []).append(sighting)
+            _bound(self.waiting)
+            return
+        for number in numbers:
+            yield sighting._replace(message=number)
+
+
+def _knowledge(facts: ConnectionFacts) -> int:
+    return sum(bool(fact) for fact in facts)
+
+
+def _bound(remembered: OrderedDict[Segment, list[int]] | OrderedDict[Segment, list[Sighting]]) -> None:
+    while len(remembered) > MAX_SEGMENTS:
+        remembered.popitem(last=False)
+
+
+def _as_message(sighting: Sighting, detail: Detail, message: StreamMessage, number: int) -> Sighting:
+    """The sighting of a whole message, as the kernel program would have written it for a datagram."""
+    fixed = detail._replace(payload_bytes=message.length_bytes, captured_bytes=len(message.payload))
+    return sighting._replace(message=number, rest=DETAIL.pack(*fixed) + message.payload)
+
+
+class TcpStage:
+    """All connections; bounded, the one longest unused is forgotten first."""
+
+    def __init__(self, ports: frozenset[int]) -> None:
+        self._ports = ports
+        self._connections: OrderedDict[tuple[Endpoint, int], Tracked] = OrderedDict()
+
+    def feed(
+        self, sighting: Sighting, detail: Detail, client: Endpoint, scope: int
+    ) -> tuple[Tracked, Iterator[Sighting]]:
+        """The connection of a segment, and the message sightings that it brings."""
+        key = (client, scope)
+        connection = self._connections.get(key)
+        if connection is None:
+            connection = self._connections[key] = Tracked()
+            if len(self._connections) > MAX_CONNECTIONS:
+                self._connections.popitem(last=False)
+        else:
+            self._connections.move_to_end(key)
+        side = Side.SERVER if self.is_response(detail) else Side.CLIENT
+        if sighting.event in (SOCKET_TX, SOCKET_RX):
+            return connection, connection.at_socket(sighting, detail, client, side)
+        if not detail.payload_bytes:
+            return connection, iter(())
+        return connection, connection.passing(sighting, Segment(side is Side.SERVER, sighting.sequence))
+
+    def is_response(self, detail: Detail) -> bool:
+        """Whether the segment goes from the server to the client: it comes from a DNS port."""
+        return detail.sport in self._ports and detail.dport not in self._ports

@@ -1,0 +1,111 @@
+"""For whose sake a server asked its upstream: joining FQ and FR to the client's query.
+
+On the wire the server's own query has another id and port, so what is left is the server's namespace, the question, an
+EDNS cookie where there is one, and time: the query lies between the client's query and the reply. Identical questions
+at the same time are told apart by age only, and said to be ambiguous.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.session.model import MAX_EXCHANGES, Background, Session
+from agent.session.sighting import RX, SOCKET_RX
+from agent.wire.message import client_cookie
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agent.session.model import Wire
+    from agent.session.sighting import Sighting
+
+NS, HINFO = 2, 13
+REWRITE_NS = 10_000_000
+"""A server that asks under another name (rewrite, autopath, CNAME) does so within so long after the query."""
+REFRESH_NS = 5_000_000
+"""A cache that renews what it has just answered does so within so long after the reply."""
+LOOP_NAME = re.compile(rb"[\x01-\x14]\d+[\x01-\x14]\d+")
+"""CoreDNS's loop plugin asks for <random>.<random>.<zone> HINFO."""
+
+
+class Match(NamedTuple):
+    """The lookup that an upstream query serves, and whether it was one of several that fit."""
+
+    session: Session
+    ambiguous: bool
+
+
+def arrived_in(session: Session, netns: int) -> int | None:
+    """When the query came to that namespace to stay; None if it did not, or was passed on."""
+    ends = (one.hops[-1] for one in session.queries.transmissions if one.arrivals(netns))
+    return min((last.ts_ns for last in ends if last.netns == netns and last.event in (RX, SOCKET_RX)), default=None)
+
+
+def is_waiting(session: Session, netns: int) -> bool:
+    """Whether that namespace has the query and has not replied."""
+    replied = any(one.hops[0].netns == netns for one in session.replies.transmissions)
+    return not replied and arrived_in(session, netns) is not None
+
+
+def find_parent(asking: Session, sighting: Sighting, query: Wire, same: Iterable[Session]) -> Match | None:
+    """The open lookup with this question that the server is at work on.
+
+    Args:
+        asking: the session that the upstream query would open.
+        sighting: its first hop, at its socket.
+        query: what it asks.
+        same: open sessions with the same question, oldest first.
+    """
+    waiting = [one for one in same if one is not asking and is_waiting(one, sighting.netns)]
+    if not waiting:
+        return None
+    cookie = client_cookie(query.payload, query.summary)
+    if cookie is not None:
+        alike = [one for one in waiting if _cookie(one) == cookie]
+        if alike:
+            return Match(alike[0], len(alike) > 1)
+    fresh = [one for one in waiting if not one.upstream]
+    # The oldest that was not passed on yet; all passed on: the attempt belongs to the one that waits longest.
+    chosen = fresh[0] if fresh else min(waiting, key=lambda one: one.upstream[-1].first_ns)
+    return Match(chosen, len(fresh) > 1 or (not fresh and len(waiting) > 1))
+
+
+def _cookie(session: Session) -> bytes | None:
+    query = session.queries.transmissions[0].wire
+    return client_cookie(query.payload, query.summary)
+
+
+def find_rewritten(asking: Session, sighting: Sighting, recent: Iterable[Session]) -> Session | None:
+    """The one young query at this server that was not passed on: it may have been, under another name."""
+    young = [
+        one
+        for one in recent
+        if one is not asking
+        and not one.upstream
+        and is_waiting(one, sighting.netns)
+        and sighting.ts_ns - (arrived_in(one, sighting.netns) or 0) <= REWRITE_NS
+    ]
+    return young[0] if len(young) == 1 else None
+
+
+def background_of(asking: Session) -> Background | None:
+    """What kind of query of a server's own this is, by its question alone."""
+    name, rdtype, _ = asking.key.question
+    if name == b"\0" and rdtype == NS:
+        return Background.HEALTH_CHECK
+    if rdtype == HINFO and LOOP_NAME.match(name):
+        return Background.LOOP_PROBE
+    return None
+
+
+def attach(parent: Session, child: Session, *, ambiguous: bool) -> bool:
+    """Make the exchange one of the parent's; False when it has too many already."""
+    if len(parent.upstream) >= MAX_EXCHANGES:
+        parent.overflowed = True
+        return False
+    parent.upstream.append(child)
+    child.upstream_of = parent.key
+    parent.ambiguous |= ambiguous
+    child.ambiguous |= ambiguous
+    return True
