@@ -82,13 +82,13 @@ class Head(NamedTuple):
     """4 or 6."""
     protocol: U8
     """IANA protocol number: 17 UDP, 6 TCP."""
-    sequence: U32
+    sequence: U32 = 0
     """TCP: sequence number of the segment. IP fragments: their identification. Else 0."""
-    fragment: U16
+    fragment: U16 = 0
     """Fragment offset in units of 8 octets (RFC 791), plus 0x2000 when more follow; 0 for whole packets."""
-    tcp_flags: U8
+    tcp_flags: U8 = 0
     """FIN 1, SYN 2, RST 4, PSH 8, ACK 16 (RFC 9293 3.1)."""
-    spare: U8
+    spare: U8 = 0
 
 
 class Detail(NamedTuple):

@@ -42,10 +42,23 @@ def arrived_in(session: Session, netns: int) -> int | None:
     return min((last.ts_ns for last in ends if last.netns == netns and last.event in (RX, SOCKET_RX)), default=None)
 
 
-def is_waiting(session: Session, netns: int) -> bool:
-    """Whether that namespace has the query and has not replied."""
-    replied = any(one.hops[0].netns == netns for one in session.replies.transmissions)
-    return not replied and arrived_in(session, netns) is not None
+def is_waiting(session: Session, asked: Sighting) -> bool:
+    """Whether the namespace that asks has this query and has not replied.
+
+    A query to the very server that the waiting one went to is another client's: nobody asks himself.
+    """
+    netns = asked.netns
+    if any(one.hops[0].netns == netns for one in session.replies.transmissions):
+        return False
+    if arrived_in(session, netns) is None:
+        return False
+    there = _destination(asked)
+    return all(_destination(hop) != there for one in session.queries.transmissions for hop in one.hops)
+
+
+def _destination(hop: Sighting) -> tuple[bytes, int]:
+    detail = hop.detail
+    return detail.daddr, detail.dport
 
 
 def find_parent(asking: Session, sighting: Sighting, query: Wire, same: Iterable[Session]) -> Match | None:
@@ -57,7 +70,7 @@ def find_parent(asking: Session, sighting: Sighting, query: Wire, same: Iterable
         query: what it asks.
         same: open sessions with the same question, oldest first.
     """
-    waiting = [one for one in same if one is not asking and is_waiting(one, sighting.netns)]
+    waiting = [one for one in same if one is not asking and is_waiting(one, sighting)]
     if not waiting:
         return None
     cookie = client_cookie(query.payload, query.summary)
@@ -83,7 +96,7 @@ def find_rewritten(asking: Session, sighting: Sighting, recent: Iterable[Session
         for one in recent
         if one is not asking
         and not one.upstream
-        and is_waiting(one, sighting.netns)
+        and is_waiting(one, sighting)
         and sighting.ts_ns - (arrived_in(one, sighting.netns) or 0) <= REWRITE_NS
     ]
     return young[0] if len(young) == 1 else None
