@@ -34,7 +34,9 @@ def vanished_reply(world):
 
 def silent_upstream(world):
     lookup = world.Lookup()
-    asked = world.Lookup(shape="client", client_netns=world.SERVER, client=("10.244.1.53", 41000))
+    asked = world.Lookup(
+        shape="client", client_netns=world.SERVER, client=("10.244.1.53", 41000), vip=("100.100.2.136", 53)
+    )
     failed = lookup.reply(world.START + 6 * world.SECOND, rcode=2, aa=False)
     return world.outcome(lookup.query(), asked.query(world.START + world.MS), failed)
 
