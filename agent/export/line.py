@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import msgspec
 
 from agent.export.clock import SECOND_NS, rfc3339
-from agent.export.messages import messages
-from agent.session.outcome import Bit
+from agent.export.messages import family, messages, protocol
+from agent.session.outcome import CQ, SR
 from agent.session.sighting import Event, Flag, address_to_text, endpoint_to_text, name_text
-from agent.wire.message import name_to_text
+from agent.wire.message import extended_rcode, name_to_text
 from agent.wire.render import rcode_to_text, rdclass_to_text, rdtype_to_text
 
 if TYPE_CHECKING:
     from agent.explain.rules import Verdict
-    from agent.session.model import Transmission
+    from agent.session.model import Key, Session, Transmission
     from agent.session.outcome import Outcome
     from agent.session.sighting import Detail, Sighting
 
@@ -78,6 +78,36 @@ class CauseLine(msgspec.Struct, rename="pascal"):
     doc: Annotated[str, doc("Where it is explained.")]
 
 
+class Connection(msgspec.Struct, rename="pascal"):
+    """How the TCP connection of the lookup went."""
+
+    syn_retransmissions: Annotated[int, doc("How often the client asked again for the connection.")]
+    refused: Annotated[bool, doc("The server answered the first packet with RST.")]
+    reset_by: Annotated[str | None, doc("client or server: who ended it with RST.")]
+    closed_by: Annotated[str | None, doc("client or server: who ended it with FIN first.")]
+
+
+class Exchange(msgspec.Struct, rename="pascal"):
+    """One question of the server to an upstream."""
+
+    address: Annotated[str, doc("The upstream, as the server addressed it.")]
+    port: int
+    protocol: Annotated[str, doc("UDP or TCP.")]
+    transaction_id: Annotated[int, doc("DNS message id on that leg.")]
+    name: Annotated[str, doc("Name asked for; another than the client's where the server rewrites.")]
+    rcode: Annotated[str | None, doc("Of its reply; null without one.")]
+    offset_seconds: Annotated[float, doc("Since Time.")]
+    duration_seconds: Annotated[float | None, doc("Until its reply came to the server; null without one.")]
+
+
+class Parent(msgspec.Struct, rename="pascal"):
+    """The lookup that this one was made for, by a server on this node."""
+
+    client: Annotated[str, doc("address:port of its client.")]
+    transaction_id: Annotated[int, doc("Its DNS message id.")]
+    name: Annotated[str, doc("Name that was asked for.")]
+
+
 class Latency(msgspec.Struct, rename="pascal"):
     """Seconds spent on each leg; null when one end of it was not seen."""
 
@@ -123,6 +153,9 @@ class Line(msgspec.Struct, rename="pascal"):
     server: Server
     attempts: Annotated[int, doc("How often the client sent the query.")]
     cause: CauseLine | None
+    connection: Connection | None
+    upstream: Annotated[list[Exchange], doc("What the server asked upstream for it, each attempt by itself.")]
+    upstream_of: Parent | None
     findings: Annotated[list[str], doc("Remarks that do not change the status.")]
     latency: Latency
     path: list[Hop]
@@ -141,7 +174,7 @@ def build(outcome: Outcome, verdict: Verdict, context: Context) -> Line:
     """The line of a closed session."""
     session = outcome.session
     key = session.key
-    v4 = next(iter(_all(outcome))).hops[0].family == 4  # noqa: PLR2004  IP version
+    first = next(iter(_all(outcome))).hops[0]
     return Line(
         time=rfc3339(session.first_ns + context.wall_offset_ns),
         node=context.node,
@@ -151,8 +184,8 @@ def build(outcome: Outcome, verdict: Verdict, context: Context) -> Line:
         dnstap_bit_map=int(outcome.dnstap_bitmap),
         path_bit_map=int(outcome.path),
         question=Question(name_to_text(key.name), rdtype_to_text(key.rdtype), rdclass_to_text(key.rdclass)),
-        protocol="UDP",
-        family="INET" if v4 else "INET6",
+        protocol=protocol(first),
+        family=family(first),
         transaction_id=key.id,
         rcode=None if outcome.rcode is None else rcode_to_text(outcome.rcode),
         answer_source=outcome.answer_source,
@@ -161,6 +194,9 @@ def build(outcome: Outcome, verdict: Verdict, context: Context) -> Line:
         server=_server(outcome),
         attempts=outcome.attempts,
         cause=CauseLine(*verdict.cause, verdict.cause.doc) if verdict.cause else None,
+        connection=_connection(outcome),
+        upstream=[_exchange(one, outcome) for one in outcome.exchanges],
+        upstream_of=_parent(outcome.session.upstream_of),
         findings=verdict.findings,
         latency=_latency(outcome),
         path=_path(outcome),
@@ -227,12 +263,55 @@ def _in_direction(hop: Sighting, detail: Detail, *, response: bool) -> bool:
     return bool(hop.flags & Flag.CONNTRACK) and (detail.ct_info >= REPLY_CT_INFO) == response
 
 
+def _connection(outcome: Outcome) -> Connection | None:
+    if outcome.session.connection is None:
+        return None
+    facts = outcome.session.connection.facts
+    return Connection(facts.syn_retransmissions, facts.refused, facts.reset_by, facts.fin_by)
+
+
+def _exchange(exchange: Session, outcome: Outcome) -> Exchange:
+    sent = exchange.queries.transmissions[0].hops[0]
+    detail = sent.detail
+    reply = next(iter(exchange.replies.transmissions), None)
+    duration_ns = _arrived_ns(reply, outcome) - sent.ts_ns if reply else None
+    return Exchange(
+        address=address_to_text(detail.daddr),
+        port=detail.dport,
+        protocol=protocol(sent),
+        transaction_id=exchange.key.id,
+        name=name_to_text(exchange.key.name),
+        rcode=rcode_to_text(extended_rcode(reply.wire.payload, reply.wire.summary)) if reply else None,
+        offset_seconds=(sent.ts_ns - outcome.session.first_ns) / SECOND_NS,
+        duration_seconds=_seconds(duration_ns),
+    )
+
+
+def _arrived_ns(reply: Transmission, outcome: Outcome) -> int:
+    """When an upstream's reply came to the server."""
+    return next(iter(reply.arrivals(outcome.server_netns)), reply.hops[-1]).ts_ns
+
+
+def _parent(key: Key | None) -> Parent | None:
+    return Parent(endpoint_to_text(*key.client), key.id, name_to_text(key.name)) if key else None
+
+
+def _upstream_seconds(outcome: Outcome) -> float | None:
+    """From the first question to the last reply that came while the client waited."""
+    asked = [one.queries.transmissions[0].hops[0].ts_ns for one in outcome.exchanges if one.queries.transmissions]
+    replied = [
+        _arrived_ns(one, outcome) for exchange in outcome.exchanges for one in exchange.replies.transmissions[:1]
+    ]
+    return _seconds(max(replied) - min(asked)) if asked and replied else None
+
+
 def _latency(outcome: Outcome) -> Latency:
     query = _ends(outcome.session.queries.transmissions, outcome.server_netns)
     reply = _ends([outcome.reply] if outcome.reply else [], outcome.client_netns)
     sent, arrived = query
     replied, returned = reply
-    return Latency(_between(sent, arrived), _between(arrived, replied), None, _between(replied, returned))
+    upstream = _upstream_seconds(outcome)
+    return Latency(_between(sent, arrived), _between(arrived, replied), upstream, _between(replied, returned))
 
 
 def _ends(transmissions: list[Transmission], netns: int | None) -> tuple[int | None, int | None]:
@@ -250,18 +329,25 @@ def _between(start_ns: int | None, end_ns: int | None) -> float | None:
 
 
 def _path(outcome: Outcome) -> list[Hop]:
+    legs = (outcome.session.queries, outcome.session.replies)
     hops = [
-        (hop.ts_ns, hop, one, one in outcome.session.replies.transmissions) for one in _all(outcome) for hop in one.hops
+        (hop, _message_type(hop, one, outcome, response=leg is outcome.session.replies))
+        for leg in legs
+        for one in leg.transmissions
+        for hop in one.hops
     ]
-    hops.sort(key=lambda item: item[0])
-    return [_hop(hop, one, outcome, response=response) for _, hop, one, response in hops]
+    for exchange in outcome.exchanges:
+        for name, leg in (("FORWARDER_QUERY", exchange.queries), ("FORWARDER_RESPONSE", exchange.replies)):
+            hops += [(hop, name) for one in leg.transmissions for hop in one.hops]
+    hops.sort(key=lambda item: item[0].ts_ns)
+    return [_hop(hop, name, outcome) for hop, name in hops]
 
 
-def _hop(hop: Sighting, one: Transmission, outcome: Outcome, *, response: bool) -> Hop:
+def _hop(hop: Sighting, name: str, outcome: Outcome) -> Hop:
     detail = hop.detail
     drop = outcome.drop_of(hop) if hop.event == Event.DROP else None
     return Hop(
-        message=_message_type(hop, one, outcome, response=response),
+        message=name,
         event=Event(hop.event).name.lower(),
         offset_seconds=(hop.ts_ns - outcome.session.first_ns) / SECOND_NS,
         netns=hop.netns,
@@ -279,5 +365,5 @@ def _message_type(hop: Sighting, one: Transmission, outcome: Outcome, *, respons
     end = outcome.client_netns if response else outcome.server_netns
     arrived = any(arrival.ts_ns <= hop.ts_ns for arrival in one.arrivals(end)) if end is not None else False
     if response:
-        return "STUB_RESPONSE" if arrived and Bit.SR in outcome.path else "CLIENT_RESPONSE"
-    return "CLIENT_QUERY" if arrived and Bit.CQ in outcome.path else "STUB_QUERY"
+        return "STUB_RESPONSE" if arrived and outcome.bits & SR else "CLIENT_RESPONSE"
+    return "CLIENT_QUERY" if arrived and outcome.bits & CQ else "STUB_QUERY"

@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent.export.clock import rfc3339
-from agent.session.outcome import Bit
-from agent.session.sighting import Event, Sighting, address_to_text
+from agent.session.outcome import CQ
+from agent.session.sighting import TCP, Event, Sighting, address_to_text
 from agent.wire.render import render
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from agent.session.model import Transmission, Wire
     from agent.session.outcome import Outcome
 
 Ends = tuple[Sighting | None, Sighting | None]
 
 
+class Seen(NamedTuple):
+    """One message at one of its ends."""
+
+    name: str
+    """dnstap message type."""
+    hop: Sighting
+    wire: Wire
+    response: bool
+
+
 def messages(outcome: Outcome, wall_offset_ns: int) -> list[dict[str, Any]]:
     """Every message of the session in the order of time; each distinct one is rendered once."""
-    seen: list[tuple[int, dict[str, Any]]] = []
-    rendered: dict[Wire, dict[str, object]] = {}
+    seen = sorted((*_of_client(outcome), *_of_upstream(outcome)), key=lambda one: one.hop.ts_ns)
+    rendered: dict[int, dict[str, object]] = {}
+    for one in seen:
+        if id(one.wire) not in rendered:
+            rendered[id(one.wire)] = render(one.wire.payload, length_bytes=one.wire.length_bytes)
+    return [_message(one, rendered[id(one.wire)], wall_offset_ns) for one in seen]
+
+
+def _of_client(outcome: Outcome) -> Iterator[Seen]:
     for response, leg in ((False, outcome.session.queries), (True, outcome.session.replies)):
+        names = ("CLIENT_RESPONSE", "STUB_RESPONSE") if response else ("STUB_QUERY", "CLIENT_QUERY")
         for one in leg.transmissions:
-            content = rendered.get(one.wire) or rendered.setdefault(one.wire, _render(one.wire))
             ends = reply_ends(one, outcome) if response else query_ends(one, outcome)
-            names = ("CLIENT_RESPONSE", "STUB_RESPONSE") if response else ("STUB_QUERY", "CLIENT_QUERY")
             for name, hop in zip(names, ends, strict=True):
                 if hop is not None:
-                    seen.append((hop.ts_ns, _message(name, hop, content, wall_offset_ns, response=response)))
-    seen.sort(key=lambda item: item[0])
-    return [message for _, message in seen]
+                    yield Seen(name, hop, one.wire, response)
 
 
-def _render(wire: Wire) -> dict[str, object]:
-    return render(wire.payload, length_bytes=wire.length_bytes)
+def _of_upstream(outcome: Outcome) -> Iterator[Seen]:
+    """The server's own exchanges, as they left it and as they came to it."""
+    for exchange in outcome.exchanges:
+        for one in exchange.queries.transmissions:
+            yield Seen("FORWARDER_QUERY", one.hops[0], one.wire, response=False)
+        for one in exchange.replies.transmissions:
+            arrived = _arrival(one, outcome.server_netns)
+            yield Seen("FORWARDER_RESPONSE", arrived or one.hops[-1], one.wire, response=True)
 
 
 def query_ends(query: Transmission, outcome: Outcome) -> Ends:
     """Where it was a STUB_QUERY and where it became a CLIENT_QUERY."""
     sent = next((hop for hop in query.hops if hop.netns == outcome.client_netns), None)
-    arrived = _arrival(query, outcome.server_netns) if Bit.CQ in outcome.path else None
-    if outcome.server_netns is None and Bit.CQ in outcome.path and query.hops[-1].event == Event.TX:
+    arrived = _arrival(query, outcome.server_netns) if outcome.bits & CQ else None
+    if outcome.server_netns is None and outcome.bits & CQ and query.hops[-1].event == Event.TX:
         arrived = query.hops[-1]
     return sent, arrived
 
@@ -54,21 +76,29 @@ def _arrival(one: Transmission, netns: int | None) -> Sighting | None:
     return next(iter(one.arrivals(netns)), None) if netns is not None else None
 
 
-def _message(
-    name: str, hop: Sighting, content: dict[str, object], wall_offset_ns: int, *, response: bool
-) -> dict[str, Any]:
-    detail = hop.detail
+def _message(one: Seen, content: dict[str, object], wall_offset_ns: int) -> dict[str, Any]:
+    detail = one.hop.detail
     source, destination = (detail.saddr, detail.sport), (detail.daddr, detail.dport)
-    query, answer = (destination, source) if response else (source, destination)
-    kind = "response" if response else "query"
+    query, answer = (destination, source) if one.response else (source, destination)
+    kind = "response" if one.response else "query"
     return {
-        "type": name,
-        "socket_family": "INET" if hop.family == 4 else "INET6",  # noqa: PLR2004  IP version
-        "socket_protocol": "UDP",
+        "type": one.name,
+        "socket_family": family(one.hop),
+        "socket_protocol": protocol(one.hop),
         "query_address": address_to_text(query[0]),
         "query_port": query[1],
         "response_address": address_to_text(answer[0]),
         "response_port": answer[1],
-        f"{kind}_time": rfc3339(hop.ts_ns + wall_offset_ns),
+        f"{kind}_time": rfc3339(one.hop.ts_ns + wall_offset_ns),
         f"{kind}_message": content,
     }
+
+
+def family(hop: Sighting) -> str:
+    """SocketFamily of dnstap."""
+    return "INET" if hop.family == 4 else "INET6"  # noqa: PLR2004  IP version
+
+
+def protocol(hop: Sighting) -> str:
+    """SocketProtocol of dnstap, as far as port 53 goes."""
+    return "TCP" if hop.protocol == TCP else "UDP"
