@@ -26,10 +26,12 @@ class Filter(NamedTuple):
     def wants(self, outcome: Outcome, verdict: Verdict) -> bool:
         """Whether this session passes."""
         key = outcome.session.key
+        if outcome.session.connecting and (self.names or self.types):
+            return False
         rcode = "" if outcome.rcode is None else rcode_to_text(outcome.rcode)
         return (
             _among(outcome.status.value, self.statuses)
-            and _among(rdtype_to_text(key.rdtype), self.types)
+            and (not self.types or _among(rdtype_to_text(key.rdtype), self.types))
             and _among(rcode, self.rcodes)
             and _among(verdict.cause.code if verdict.cause else "", self.causes)
             and _matches(key.name, self.names)

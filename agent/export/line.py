@@ -94,8 +94,9 @@ class Exchange(msgspec.Struct, rename="pascal"):
     port: int
     protocol: Annotated[str, doc("UDP or TCP.")]
     transaction_id: Annotated[int, doc("DNS message id on that leg.")]
-    name: Annotated[str, doc("Name asked for; another than the client's where the server rewrites.")]
+    name: Annotated[str | None, doc("Name asked for; null when not even the TCP connection came about.")]
     rcode: Annotated[str | None, doc("Of its reply; null without one.")]
+    refused: Annotated[bool, doc("The upstream answered the request for a TCP connection with RST.")]
     offset_seconds: Annotated[float, doc("Since Time.")]
     duration_seconds: Annotated[float | None, doc("Until its reply came to the server; null without one.")]
 
@@ -142,7 +143,7 @@ class Line(msgspec.Struct, rename="pascal"):
     bit_map: Annotated[int, doc("CQ=1, CR=2, FQ=4, FR=8, as on the wire.")]
     dnstap_bit_map: Annotated[int, doc("BitMap as CoreDNS's dnstap plugin would show it.")]
     path_bit_map: Annotated[int, doc("BitMap + SQ=16 + SR=32 + query dropped=64 + reply dropped=128.")]
-    question: Question
+    question: Annotated[Question | None, doc("What was asked; null for a TCP connection that failed before it was.")]
     protocol: Annotated[str, doc("UDP or TCP.")]
     family: Annotated[str, doc("INET or INET6.")]
     transaction_id: Annotated[int, doc("DNS message id of the query.")]
@@ -183,7 +184,7 @@ def build(outcome: Outcome, verdict: Verdict, context: Context) -> Line:
         bit_map=int(outcome.bitmap),
         dnstap_bit_map=int(outcome.dnstap_bitmap),
         path_bit_map=int(outcome.path),
-        question=Question(name_to_text(key.name), rdtype_to_text(key.rdtype), rdclass_to_text(key.rdclass)),
+        question=None if session.connecting else _question(key),
         protocol=protocol(first),
         family=family(first),
         transaction_id=key.id,
@@ -202,6 +203,10 @@ def build(outcome: Outcome, verdict: Verdict, context: Context) -> Line:
         path=_path(outcome),
         messages=messages(outcome, context.wall_offset_ns),
     )
+
+
+def _question(key: Key) -> Question:
+    return Question(name_to_text(key.name), rdtype_to_text(key.rdtype), rdclass_to_text(key.rdclass))
 
 
 def _all(outcome: Outcome) -> list[Transmission]:
@@ -280,11 +285,16 @@ def _exchange(exchange: Session, outcome: Outcome) -> Exchange:
         port=detail.dport,
         protocol=protocol(sent),
         transaction_id=exchange.key.id,
-        name=name_to_text(exchange.key.name),
-        rcode=rcode_to_text(extended_rcode(reply.wire.payload, reply.wire.summary)) if reply else None,
+        name=None if exchange.connecting else name_to_text(exchange.key.name),
+        rcode=_rcode(reply) if reply and not exchange.connecting else None,
+        refused=exchange.connection is not None and exchange.connection.facts.refused,
         offset_seconds=(sent.ts_ns - outcome.session.first_ns) / SECOND_NS,
         duration_seconds=_seconds(duration_ns),
     )
+
+
+def _rcode(reply: Transmission) -> str:
+    return rcode_to_text(extended_rcode(reply.wire.payload, reply.wire.summary))
 
 
 def _arrived_ns(reply: Transmission, outcome: Outcome) -> int:

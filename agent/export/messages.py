@@ -30,6 +30,8 @@ class Seen(NamedTuple):
 
 def messages(outcome: Outcome, wall_offset_ns: int) -> list[dict[str, Any]]:
     """Every message of the session in the order of time; each distinct one is rendered once."""
+    if outcome.session.connecting:
+        return []
     seen = sorted((*_of_client(outcome), *_of_upstream(outcome)), key=lambda one: one.hop.ts_ns)
     rendered: dict[int, dict[str, object]] = {}
     for one in seen:
@@ -51,6 +53,8 @@ def _of_client(outcome: Outcome) -> Iterator[Seen]:
 def _of_upstream(outcome: Outcome) -> Iterator[Seen]:
     """The server's own exchanges, as they left it and as they came to it."""
     for exchange in outcome.exchanges:
+        if exchange.connecting:
+            continue
         for one in exchange.queries.transmissions:
             yield Seen("FORWARDER_QUERY", one.hops[0], one.wire, response=False)
         for one in exchange.replies.transmissions:

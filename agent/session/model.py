@@ -194,6 +194,11 @@ class Session:
     def __post_init__(self) -> None:
         self.last_ns = self.first_ns
 
+    @property
+    def connecting(self) -> bool:
+        """Whether this is no lookup yet, but the request for the TCP connection of one."""
+        return not self.key.name
+
     def leg(self, *, response: bool) -> Leg:
         """The leg a message belongs to."""
         return self.replies if response else self.queries

@@ -245,8 +245,8 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         client_netns=home,
         server_netns=there,
         reply=reply,
-        rcode=extended_rcode(reply.wire.payload, reply.wire.summary) if reply else None,
-        answer_source=answer_source(reply.wire.summary) if reply else None,
+        rcode=None if reply is None or session.connecting else extended_rcode(reply.wire.payload, reply.wire.summary),
+        answer_source=None if reply is None or session.connecting else answer_source(reply.wire.summary),
         query_drop=query_drop,
         reply_drop=reply_drop,
         delivered=is_delivered(session, knowledge, home),
@@ -261,7 +261,7 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
 
 def _known_shape(session: Session, knowledge: Knowledge) -> Shape | None:
     queries, replies = session.queries.transmissions, session.replies.transmissions
-    if len(queries) != 1 or len(replies) != 1 or session.upstream or session.overflowed:
+    if len(queries) != 1 or len(replies) != 1 or session.upstream or session.overflowed or session.connecting:
         return None
     return knowledge.shapes.get((tuple(queries[0].places), tuple(replies[0].places)))
 
@@ -291,6 +291,8 @@ def _remember_shape(outcome: Outcome, knowledge: Knowledge) -> None:
     """Only what does not depend on anything but the places: both ends seen, nothing dropped, nothing out of order."""
     queries, replies = outcome.session.queries.transmissions, outcome.session.replies.transmissions
     if outcome.bits != COMPLETE or len(queries) != 1 or len(replies) != 1 or outcome.session.overflowed:
+        return
+    if outcome.session.connecting:
         return
     if outcome.client_netns is None or outcome.server_netns is None or len(knowledge.shapes) >= MAX_SHAPES:
         return
@@ -373,9 +375,9 @@ def _must_have_reached(session: Session) -> bool:
 
 
 def reply_bits(session: Session, home: int | None) -> int:
-    """CR and SR."""
+    """CR and SR. A refused connection is the kernel's answer, not the server's."""
     replies = session.replies.transmissions
-    if not replies:
+    if not replies or session.connecting:
         return 0
     return CR | SR if home is not None and any(one.arrivals(home) for one in replies) else CR
 
@@ -384,7 +386,7 @@ def upstream_bits(session: Session, reply: Transmission | None) -> int:
     """FQ and FR: what the server asked, and what came back to it."""
     if reply is not None and answer_source(reply.wire.summary) == "cache":
         _set_refreshes_apart(session, reply)
-    exchanges = [one for one in session.upstream if one.background is None]
+    exchanges = [one for one in session.upstream if one.background is None and not one.connecting]
     bits = FQ if any(one.queries.transmissions for one in exchanges) else 0
     return bits | FR if any(one.replies.transmissions for one in exchanges) else bits
 

@@ -18,12 +18,13 @@ from agent.session.outcome import Knowledge, Losses, Outcome, judge
 from agent.session.sighting import DROP, ORIGIN, TCP, V4_MAPPED, Detail, Sighting
 from agent.session.tcp import TcpStage
 from agent.wire.errors import WireError
-from agent.wire.message import summarize
+from agent.wire.message import Summary, summarize
+from agent.wire.stream import ACK, RST, SYN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agent.wire.message import Summary
+    from agent.session.tcp import Tracked
 
 LOOPBACK_V6 = bytes(15) + b"\x01"
 LOOPBACK_V4 = V4_MAPPED + b"\x7f"
@@ -33,6 +34,8 @@ MAX_SAME_QUESTION = 256
 """Open sessions with one question that an upstream query is compared with."""
 MAX_RECENT = 256
 DNS_PORTS = frozenset({53})
+NO_MESSAGE = Wire(b"", 0, Summary(0, 0, 0, 0, 0, 0, None, 0))
+"""Stands for the message that a segment of a handshake is not."""
 
 
 @dataclass(slots=True)
@@ -171,6 +174,44 @@ class SessionTable:
             session = self._observe_message(message)
             if session is not None:
                 session.connection = connection
+                self._connected(session.key)
+        if sighting.tcp_flags & (SYN | RST):
+            self._observe_handshake(sighting, client, connection, response=response)
+
+    def _observe_handshake(self, sighting: Sighting, client: Endpoint, connection: Tracked, *, response: bool) -> None:
+        """Follow the request for a connection like a query, and what answers it like a reply.
+
+        It becomes a session only if nothing was ever asked over it: then it is all there is to tell.
+        """
+        flags = sighting.tcp_flags & (SYN | RST | ACK)
+        if flags & SYN and bool(flags & ACK) != response:
+            return
+        key = connecting_key(client, self._scope(client, sighting))
+        session = self._by_key.get(key)
+        if session is None and flags == SYN and key not in self._closed:
+            session = self._new(key, sighting)
+            session.connection = connection
+            if sighting.flags & ORIGIN:
+                self._join_upstream(session, sighting, NO_MESSAGE)
+        if session is None:
+            return
+        leg = session.leg(response=response)
+        wire = next((one.wire for one in leg.transmissions if one.wire.payload[0] == flags), None)
+        if leg.add(sighting, wire or Wire(bytes((flags,)), 0, NO_MESSAGE.summary)):
+            wait_ns = self.settings.linger_ns if response else self.settings.timeout_ns
+            session.last_ns = max(session.last_ns, sighting.ts_ns)
+            self._wait_until(session, sighting.ts_ns + wait_ns)
+
+    def _connected(self, key: Key) -> None:
+        """The connection carries messages: they tell everything."""
+        session = self._by_key.get(connecting_key(key.client, key.scope))
+        if session is None:
+            return
+        parent = self._parents.get(session)
+        if parent is not None and session in parent.upstream:
+            parent.upstream.remove(session)
+        self._forget(session)
+        self.counts.sessions -= 1
 
     def _observe_message(self, sighting: Sighting) -> Session | None:
         found = self._by_message.get(sighting.message) or self._introduce(sighting)
@@ -349,7 +390,11 @@ class SessionTable:
         if session.background is not None:
             self.counts.background[session.background] += 1
             return
-        if session.upstream_of is not None and outcome.server_netns is None:
+        if session.connecting and any(one.wire.payload[0] & SYN for one in session.replies.transmissions):
+            # A connection that came about and was not used.
+            self.counts.sessions -= 1
+            return
+        if session.upstream_of is not None and (outcome.server_netns is None or session.connecting):
             # The exchange is part of the lookup it was made for; only a server on this node makes it one of its own.
             self.counts.upstream_exchanges += 1
             return
@@ -372,6 +417,11 @@ class SessionTable:
             self._closed[key] = begins
         while len(self._closed) > self.settings.tombstones:
             self._closed.popitem(last=False)
+
+
+def connecting_key(client: Endpoint, scope: int) -> Key:
+    """The key of a client's request for a TCP connection, which has no question yet."""
+    return Key(client, TCP, 0, b"", 0, 0, scope)
 
 
 def clients(detail: Detail, *, response: bool) -> tuple[Endpoint, Endpoint]:

@@ -1,0 +1,66 @@
+"""One dnstrail for many tests: each asks for a name of its own and finds its session lines by it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from agent.lab import wait_until
+from tests.kernel.conftest import LINE_SECONDS, Line, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_numbers = itertools.count(1)
+
+
+def new_name(word: str) -> str:
+    """A name that nobody else asks for; its first label tells the scripted server what to do."""
+    return f"{word}.n{next(_numbers)}-{os.getpid()}.test"
+
+
+def of_name(watch: Watch, name: str) -> list[Line]:
+    """The complete lines so far about a name, or about any name under it."""
+    text = watch.out.read_text()
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    found = [json.loads(line) for line in lines if name in line]
+    return [line for line in found if _asked(line).endswith(f"{name}.")]
+
+
+def _asked(line: Line) -> str:
+    return (line["Question"] or {}).get("Name", "")
+
+
+def wait_for(watch: Watch, name: str, count: int = 1, seconds: float = LINE_SECONDS) -> list[Line]:
+    """The lines about a name once there are so many, and no more."""
+    return wait_for_lines(watch, lambda: of_name(watch, name), name, count, seconds)
+
+
+def wait_for_lines(
+    watch: Watch, find: Callable[[], list[Line]], what: str, count: int = 1, seconds: float = LINE_SECONDS
+) -> list[Line]:
+    """The lines that `find` returns once there are so many, and no more."""
+    wait_until(lambda: len(find()) >= count or not _alive(watch), f"{count} lines about {what}", seconds=seconds)
+    assert _alive(watch), f"dnstrail ended: {watch.diagnostics()}"
+    lines = find()
+    assert len(lines) == count, [(line["Question"], line["Client"], line["Server"]) for line in lines]
+    return lines
+
+
+def _alive(watch: Watch) -> bool:
+    return watch.process.poll() is None
+
+
+def masks(line: Line) -> tuple[str, int, int]:
+    """Status, BitMap, PathBitMap."""
+    return line["Status"], line["BitMap"], line["PathBitMap"]
+
+
+def payloads(line: Line) -> dict[str, list[dict[str, Any]]]:
+    """The DNS messages of a line by dnstap type, in the order of time."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for message in line["Messages"]:
+        found.setdefault(message["type"], []).append(message.get("query_message") or message["response_message"])
+    return found
