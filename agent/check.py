@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.capture import privileges
 from agent.capture.btf import BtfError, load_kernel
+from agent.capture.cgroup import cgroup2_root
 from agent.capture.live import Capture
 from agent.capture.loader import TRACEPOINTS
 from agent.capture.offsets import conntrack_layout, drop_reasons
@@ -210,12 +211,15 @@ def shows_netns(process: Path) -> bool:
     return True
 
 
-def probe_cgroup(root: Path = Path("/sys/fs/cgroup")) -> Finding:
-    """Alone, or beside version 1 as `unified`."""
-    for path in (root, root / "unified"):
-        if (path / "cgroup.controllers").exists():
-            return Finding(True, str(path))
-    return Finding(False, f"no cgroup v2 below {root}")
+def probe_sockets(mounts: Path = Path("/proc/self/mountinfo"), capabilities: int | None = None) -> Finding:
+    """Whether the socket programs have a place to attach to, and may."""
+    root = cgroup2_root(mounts)
+    if root is None:
+        return Finding(False, "no cgroup v2 tree is mounted")
+    mask = privileges.effective() if capabilities is None else capabilities
+    if not privileges.holds(privileges.named("CAP_NET_ADMIN"), mask):
+        return Finding(False, "CAP_NET_ADMIN is missing")
+    return Finding(True, f"cgroup v2 at {root}")
 
 
 def probe_memlock() -> Finding:
@@ -308,11 +312,11 @@ FEATURES = (
         probe_processes,
     ),
     Feature(
-        "cgroup v2",
-        "see DNS over TCP",
-        "nothing yet, as this version watches UDP alone",
-        "mount cgroup2 on /sys/fs/cgroup",
-        probe_cgroup,
+        "sockets of the node",
+        "see DNS over TCP, and datagrams in paged buffers",
+        "lookups over TCP are not seen, and very large datagrams in part only",
+        "mount cgroup2 (in a container, the host's /sys/fs/cgroup) and grant CAP_NET_ADMIN",
+        probe_sockets,
     ),
     Feature(
         "locked memory",

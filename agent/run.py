@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
-
-import msgspec
 
 from agent.capture.live import Capture
 from agent.enrich.local import LocalAddresses
 from agent.explain.rules import explain
-from agent.export import line, table
 from agent.export.clock import wall_offset_ns
-from agent.export.filters import Filter, is_problem
+from agent.export.printer import LineOptions, Printer
+from agent.process import abandon_stdout, say, spare_the_collector
 from agent.session.model import Settings
 from agent.session.table import SessionTable
 
@@ -25,8 +21,6 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from agent.capture.live import Loss
-    from agent.explain.rules import Verdict
-    from agent.session.outcome import Outcome
     from agent.session.sighting import Sighting
 
 WAIT_SECONDS = 0.05
@@ -40,64 +34,9 @@ class Options(NamedTuple):
 
     ports: tuple[int, ...] = (53,)
     ring_bytes: int = 16 << 20
-    output: str = "json"
-    log: str = "all"
-    log_rate: int = 100
-    """Lines a second for succeeded sessions; others are never held back."""
     duration_seconds: float | None = None
-    node: str = ""
     settings: Settings = Settings()
-    filter: Filter = Filter()
-
-
-@dataclass(slots=True)
-class RateLimit:
-    """Lets so many pass in each second."""
-
-    rate: int
-    second: int = 0
-    passed: int = 0
-
-    def passes(self, now: float) -> bool:
-        """Whether one more may pass."""
-        if int(now) != self.second:
-            self.second, self.passed = int(now), 0
-        self.passed += 1
-        return self.passed <= self.rate
-
-
-class Printer:
-    """Writes the sessions that the user wants to see."""
-
-    def __init__(self, options: Options, out: TextIO) -> None:
-        self._options = options
-        self._out = out
-        self._limit = RateLimit(options.log_rate)
-        self._encoder = msgspec.json.Encoder()
-        self.suppressed = 0
-        self.written = 0
-        self.context = line.Context(options.node, wall_offset_ns())
-        if options.output == "table":
-            print(table.heading(), file=out, flush=True)
-
-    def show(self, outcome: Outcome, verdict: Verdict) -> None:
-        """Print the session, or count why not."""
-        if not self._options.filter.wants(outcome, verdict) or self._options.log == "none":
-            return
-        problem = is_problem(outcome, verdict)
-        if not problem and self._options.log == "problems":
-            return
-        if not problem and not self._limit.passes(time.monotonic()):
-            self.suppressed += 1
-            return
-        built = line.build(outcome, verdict, self.context)
-        self._out.write(table.row(built) if self._options.output == "table" else self._encoder.encode(built).decode())
-        self._out.write("\n")
-        self.written += 1
-
-    def flush(self) -> None:
-        """Let readers see what was written."""
-        self._out.flush()
+    lines: LineOptions = LineOptions()
 
 
 class Agent:
@@ -106,7 +45,7 @@ class Agent:
     def __init__(self, options: Options, capture: Capture, out: TextIO) -> None:
         self._options = options
         self._capture = capture
-        self.printer = Printer(options, out)
+        self.printer = Printer(options.lines, out, wall_offset_ns())
         self.table = SessionTable(
             options.settings,
             kernel=capture.kernel,
@@ -165,28 +104,12 @@ class Agent:
         suppressed = self.printer.suppressed - self._suppressed_said
         lost = self._capture.lost_records - self._lost_said
         if suppressed:
-            say(f"{suppressed} lines of succeeded sessions held back (--log-rate {self._options.log_rate})")
+            say(f"{suppressed} lines of succeeded sessions held back (--log-rate {self._options.lines.log_rate})")
         if lost:
             say(f"{lost} records lost by the capture itself: sessions concerned are SampleLoss (--ring-size)")
         self._suppressed_said += suppressed
         self._lost_said += lost
         self.printer.context = self.printer.context._replace(wall_offset_ns=wall_offset_ns())
-
-
-def say(text: str) -> None:
-    """Diagnostics go to stderr: stdout carries data only."""
-    print(f"dnstrail: {text}", file=sys.stderr, flush=True)
-
-
-def spare_the_collector() -> None:
-    """Keep the cyclic garbage collector from walking every open session again and again.
-
-    The hot path makes no reference cycles, so reference counts free what it drops; the few others (exceptions) are
-    collected with the reports.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.disable()
 
 
 def run(options: Options) -> int:
@@ -210,9 +133,5 @@ def run(options: Options) -> int:
         try:
             agent.work()
         except BrokenPipeError:
-            # The reader of our lines is gone: nothing left to do, and nothing to complain about.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            abandon_stdout()
     return 0
-
-
-__all__ = ["Agent", "Options", "run", "say"]

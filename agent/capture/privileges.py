@@ -29,6 +29,13 @@ CAPABILITIES = (
         "kernel/bpf/syscall.c: is_perfmon_prog_type()",
     ),
     Capability(
+        "CAP_NET_ADMIN",
+        12,
+        False,
+        "attach to the sockets of the node: DNS over TCP, and datagrams in paged buffers",
+        "kernel/bpf/syscall.c: bpf_prog_attach_check_attach_type()",
+    ),
+    Capability(
         "CAP_SYSLOG",
         34,
         False,
@@ -57,6 +64,11 @@ def holds(capability: Capability, mask: int) -> bool:
     """Whether the mask grants it, by itself or through CAP_SYS_ADMIN where that implies it."""
     implied = capability.required and mask >> CAP_SYS_ADMIN & 1
     return bool(mask >> capability.bit & 1 or implied)
+
+
+def named(name: str) -> Capability:
+    """The capability of that name."""
+    return next(one for one in CAPABILITIES if one.name == name)
 
 
 def missing(mask: int | None = None) -> list[str]:

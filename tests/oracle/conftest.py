@@ -2,6 +2,45 @@
 
 from __future__ import annotations
 
-from tests.kernel.conftest import watch
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-__all__ = ["watch"]
+import pytest
+
+from agent.lab import Lab, Pod
+from agent.lab.servers import PROGRAMS, find_program
+from tests.kernel.conftest import Line, Watch
+
+POLL_SECONDS = 0.3
+
+
+@contextmanager
+def watching(folder: Path, *options: str) -> Iterator[Watch]:
+    """`dnstrail run` while the block lasts."""
+    dnstrail = Watch(folder, *options)
+    try:
+        yield dnstrail
+    finally:
+        dnstrail.process.kill()
+        dnstrail.process.wait()
+
+
+def lines_of(dnstrail: Watch, lab: Lab, client: Pod, count: int, seconds: float = 15.0) -> list[Line]:
+    """A pod's lookups, once there are so many; after a while those there are, for the test to say what is missing."""
+
+    def lines() -> list[Line]:
+        return [line for line in dnstrail.lines(lab) if line["Client"]["Netns"] == client.netns_id]
+
+    deadline = time.monotonic() + seconds
+    while len(lines()) < count and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return lines()
+
+
+def need(*programs: str) -> None:
+    """Skip where one of these is missing, and say so."""
+    missing = [program for program in programs if find_program(program) is None]
+    if missing:
+        pytest.skip(f"{' and '.join(missing)} not in {PROGRAMS}: `make oracles` provides it (CoreDNS only where Go is)")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -118,10 +117,3 @@ def difference(ours: list[Any], theirs: list[Any]) -> str:
         [f"only dnstrail: {one}" for one in (mine - other).elements()]
         + [f"only dnstap:   {one}" for one in (other - mine).elements()]
     )
-
-
-@contextlib.contextmanager
-def quiet(lab: Lab) -> Iterator[None]:
-    """Forget the connections so far, so that the lookups of the lab's own start are no part of what follows."""
-    lab.node.run(["conntrack", "--flush"])
-    yield

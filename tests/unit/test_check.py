@@ -152,13 +152,13 @@ def test_the_proc_of_a_container_is_known_as_such(tmp_path: Path):
     assert "of this container" in check.probe_processes(tmp_path / "empty").text
 
 
-def test_cgroup_v2_alone_beside_v1_and_missing(tmp_path: Path):
-    assert not check.probe_cgroup(tmp_path).ok
-    (tmp_path / "unified").mkdir()
-    (tmp_path / "unified/cgroup.controllers").touch()
-    assert check.probe_cgroup(tmp_path) == Finding(True, str(tmp_path / "unified"))
-    (tmp_path / "cgroup.controllers").touch()
-    assert check.probe_cgroup(tmp_path) == Finding(True, str(tmp_path))
+def test_sockets_are_seen_where_cgroup_v2_is_mounted_and_may_be_attached_to(tmp_path: Path):
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("25 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n")
+    assert not check.probe_sockets(mounts, 1 << 12).ok
+    mounts.write_text("26 25 0:23 / /sys/fs/cgroup/unified rw,nosuid - cgroup2 cgroup2 rw\n")
+    assert check.probe_sockets(mounts, 1 << 12) == Finding(True, "cgroup v2 at /sys/fs/cgroup/unified")
+    assert "CAP_NET_ADMIN" in check.probe_sockets(mounts, 0).text
 
 
 @pytest.mark.parametrize(("limit", "ok"), [(-1, True), (1 << 30, True), (65536, False)])

@@ -1,0 +1,87 @@
+"""Session lines on stdout: which ones, in which form, and how many a second."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from agent.export import line, table
+from agent.export.filters import Filter, is_problem
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+    from agent.explain.rules import Verdict
+    from agent.session.outcome import Outcome
+
+
+class LineOptions(NamedTuple):
+    """What the user wants to see of the sessions."""
+
+    output: str = "json"
+    log: str = "all"
+    log_rate: int | None = 100
+    """Lines a second for succeeded sessions; others are never held back. None: no limit."""
+    node: str = ""
+    filter: Filter = Filter()
+
+
+@dataclass(slots=True)
+class RateLimit:
+    """Lets so many pass in each second."""
+
+    rate: int | None
+    second: int = 0
+    passed: int = 0
+
+    def passes(self, now: float) -> bool:
+        """Whether one more may pass."""
+        if self.rate is None:
+            return True
+        if int(now) != self.second:
+            self.second, self.passed = int(now), 0
+        self.passed += 1
+        return self.passed <= self.rate
+
+
+class Printer:
+    """Writes the sessions that the user wants to see.
+
+    Args:
+        options: which ones, and how.
+        out: where to.
+        wall_offset_ns: added to the sightings' stamps to get UTC.
+    """
+
+    def __init__(self, options: LineOptions, out: TextIO, wall_offset_ns: int) -> None:
+        self._options = options
+        self._out = out
+        self._limit = RateLimit(options.log_rate)
+        self._encoder = msgspec.json.Encoder()
+        self.suppressed = 0
+        self.written = 0
+        self.context = line.Context(options.node, wall_offset_ns)
+        if options.output == "table":
+            print(table.heading(), file=out, flush=True)
+
+    def show(self, outcome: Outcome, verdict: Verdict) -> None:
+        """Print the session, or count why not."""
+        if not self._options.filter.wants(outcome, verdict) or self._options.log == "none":
+            return
+        problem = is_problem(outcome, verdict)
+        if not problem and self._options.log == "problems":
+            return
+        if not problem and not self._limit.passes(time.monotonic()):
+            self.suppressed += 1
+            return
+        built = line.build(outcome, verdict, self.context)
+        self._out.write(table.row(built) if self._options.output == "table" else self._encoder.encode(built).decode())
+        self._out.write("\n")
+        self.written += 1
+
+    def flush(self) -> None:
+        """Let readers see what was written."""
+        self._out.flush()
