@@ -11,8 +11,11 @@ RUN_PACKAGES := python3-bpfcc python3-venv
 # iproute2 iptables nftables conntrack: the lab's namespaces, translation and faults; bind9-dnsutils dnsmasq-base: real
 # clients and servers; dnsperf tcpdump: the bench's load and the peer it is compared with
 LAB_PACKAGES := iproute2 iptables nftables conntrack bind9-dnsutils dnsmasq-base dnsperf tcpdump
+# golang-github-dnstap-golang-dnstap-cli: the command `dnstap`, reads what the servers of tests/oracle tell of themselves
+ORACLE_PACKAGES := golang-github-dnstap-golang-dnstap-cli
+PROGRAMS := .cache/bin
 
-.PHONY: help setup setup-lab setup-dev run demo test check bench lock clean
+.PHONY: help setup setup-lab setup-dev oracles coredns run demo test check bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,13 +39,26 @@ $(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
 	@touch $@
 
+oracles: setup-lab $(PROGRAMS)/unbound $(if $(shell command -v go),coredns) ## DNS servers to compare with, in .cache
+	@bash deploy/apt-install $(ORACLE_PACKAGES)
+
+# Only the program: the package would start a name server on this machine.
+$(PROGRAMS)/unbound: deploy/apt-extract
+	@bash deploy/apt-extract unbound usr/sbin/unbound $@
+
+coredns: $(PROGRAMS)/coredns
+
+# 35 s on two cores with nothing downloaded before; kept in .cache until its sources change.
+$(PROGRAMS)/coredns: $(wildcard tests/oracle/coredns/*)
+	cd tests/oracle/coredns && go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
+
 run: setup ## watch this host's DNS: one JSON line a session
 	@exec $(BIN)/dnstrail run $(ARGS)
 
 demo: setup-lab ## a small node with real servers, real faults, and what dnstrail says of each
 	@exec $(BIN)/dnstrail demo $(ARGS)
 
-test: setup-dev ## all tests, on this machine's real kernel
+test: setup-dev oracles ## all tests, on this machine's real kernel
 	$(BIN)/python -m pytest $(ARGS)
 
 check: setup-dev ## lint, types, layers
@@ -59,4 +75,4 @@ lock: ## renew requirements/*.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --group dev pyproject.toml -o requirements/dev.txt
 
 clean: ## remove what the targets made here
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

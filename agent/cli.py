@@ -14,10 +14,14 @@ from agent.capture.errors import CaptureError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from agent.export.printer import LineOptions
+    from agent.session.model import Settings
+
 ENVIRONMENT_PREFIX = "DNSTRAIL_"
 STATUSES = ("Succeeded", "Failed", "SampleLoss")
 SIZE_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 MIN_RING_BYTES = 4096
+MIN_FILE_BYTES = 256 << 10
 MAX_PORTS = 16
 
 
@@ -29,12 +33,25 @@ def ports(text: str) -> tuple[int, ...]:
     return values
 
 
+def octets(text: str) -> int:
+    """`20M` as octets."""
+    unit = SIZE_UNITS.get(text[-1:].lower(), 1)
+    return int(text[:-1] if unit > 1 else text) * unit
+
+
 def ring_size(text: str) -> int:
     """`16M` as octets: a power of two, at least one page."""
-    unit = SIZE_UNITS.get(text[-1:].lower(), 1)
-    value = int(text[:-1] if unit > 1 else text) * unit
+    value = octets(text)
     if value < MIN_RING_BYTES or value & (value - 1):
         raise argparse.ArgumentTypeError("a power of two of at least 4096, such as 4096, 512K or 16M")
+    return value
+
+
+def file_size(text: str) -> int:
+    """`20M` as octets: room for some of the largest packets."""
+    value = octets(text)
+    if value < MIN_FILE_BYTES:
+        raise argparse.ArgumentTypeError("at least 256K octets, such as 256K, 20M or 1G")
     return value
 
 
@@ -98,6 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dnstrail {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=EnvironmentParser)
     add_run(commands.add_parser("run", help="watch this node: one line a session on stdout"))
+    add_replay(commands.add_parser("replay", help="the sessions of capture files: pcap, pcapng, our own recordings"))
+    add_record(commands.add_parser("record", help="write every hop and drop to rotating pcapng files"))
     commands.add_parser("check", help="can this kernel and process do it? exit 1 if not")
     add_demo(commands.add_parser("demo", help="a small node with real servers, real faults, and what is said of each"))
     return parser
@@ -105,15 +124,52 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_run(parser: EnvironmentParser) -> None:
     """The options of `run`."""
-    parser.add_option("ports", type=ports, default="53", help="UDP ports that count as DNS (default %(default)s)")
+    add_capture(parser)
+    add_sessions(parser)
+    parser.add_option("log-rate", type=count, default=100, help="lines a second for succeeded sessions (default 100)")
+    parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
+
+
+def add_replay(parser: EnvironmentParser) -> None:
+    """The options of `replay`."""
+    parser.epilog = (
+        "Exit code: 0 fine, 1 a file is foreign, damaged or cut (the sessions up to there are printed first), "
+        "2 usage, or a file that cannot be opened."
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="pcap or pcapng; - is standard input")
+    add_ports(parser)
+    add_sessions(parser)
+    parser.add_option("log-rate", type=count, default=None, help="lines a second for succeeded sessions (no limit)")
+    parser.add_option("node", default="", help="name of the node (default: what a recording says)")
+
+
+def add_record(parser: EnvironmentParser) -> None:
+    """The options of `record`."""
+    add_capture(parser)
+    parser.add_option("write", required=True, metavar="FILE", help="FILE.pcapng means FILE-00001.pcapng and so on")
+    parser.add_option("max-size", type=file_size, default="20M", help="octets of one file (default 20M)")
+    parser.add_option("max-files", type=count, default=200, help="files kept, the newest ones (default 200)")
+    parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
+
+
+def add_ports(parser: EnvironmentParser) -> None:
+    """What counts as DNS."""
+    parser.add_option("ports", type=ports, default="53", help="UDP and TCP ports that count as DNS (%(default)s)")
+
+
+def add_capture(parser: EnvironmentParser) -> None:
+    """Options of everything that captures live."""
+    add_ports(parser)
+    parser.add_option("duration", type=positive, default=None, help="stop after so many seconds")
+    parser.add_option("ring-size", type=ring_size, default="16M", help="octets of the ring buffer (default 16M)")
+
+
+def add_sessions(parser: EnvironmentParser) -> None:
+    """Options of everything that joins sessions and prints them."""
     parser.add_option("output", choices=("json", "table"), default="json", help="format of the lines")
     parser.add_option("log", choices=("all", "problems", "none"), default="all", help="which sessions get a line")
-    parser.add_option("log-rate", type=count, default=100, help="lines a second for succeeded sessions (default 100)")
-    parser.add_option("duration", type=positive, default=None, help="stop after so many seconds")
     parser.add_option("timeout", type=positive, default="10", help="seconds until a query counts as unanswered")
-    parser.add_option("ring-size", type=ring_size, default="16M", help="octets of the ring buffer (default 16M)")
     parser.add_option("max-sessions", type=count, default=65536, help="open sessions at once (default 65536)")
-    parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
     parser.add_option("name", action="append", default=[], help="only names like this shell pattern (repeatable)")
     parser.add_option("type", action="append", type=record_type, default=[], help="only this record type (repeatable)")
     parser.add_option("status", action="append", choices=STATUSES, default=[], help="only this status (repeatable)")
@@ -126,11 +182,10 @@ def add_demo(parser: EnvironmentParser) -> None:
     parser.add_option("translation", choices=("iptables", "nftables"), default="nftables", help="how the VIP is made")
 
 
-def command_run(arguments: argparse.Namespace) -> int:
-    """Translate the options and be the agent."""
-    from agent import run  # noqa: PLC0415  only the command that is asked for is imported
-    from agent.export.filters import Filter  # noqa: PLC0415
-    from agent.session.model import SECOND_NS, Settings  # noqa: PLC0415
+def line_options(arguments: argparse.Namespace) -> LineOptions:
+    """Which sessions are printed, and how."""
+    from agent.export.filters import Filter  # noqa: PLC0415  only the command that is asked for is imported
+    from agent.export.printer import LineOptions  # noqa: PLC0415  as above
 
     wanted = Filter(
         names=tuple(arguments.name),
@@ -139,18 +194,52 @@ def command_run(arguments: argparse.Namespace) -> int:
         rcodes=tuple(arguments.rcode),
         causes=tuple(arguments.cause),
     )
+    return LineOptions(arguments.output, arguments.log, arguments.log_rate, arguments.node, wanted)
+
+
+def settings(arguments: argparse.Namespace) -> Settings:
+    """Time-outs and bounds of the sessions."""
+    from agent.session.model import SECOND_NS, Settings  # noqa: PLC0415  as above
+
+    return Settings(timeout_ns=int(arguments.timeout * SECOND_NS), max_sessions=arguments.max_sessions)
+
+
+def command_run(arguments: argparse.Namespace) -> int:
+    """Translate the options and be the agent."""
+    from agent import run  # noqa: PLC0415  as above
+
     options = run.Options(
         ports=arguments.ports,
         ring_bytes=arguments.ring_size,
-        output=arguments.output,
-        log=arguments.log,
-        log_rate=arguments.log_rate,
         duration_seconds=arguments.duration,
-        node=arguments.node,
-        settings=Settings(timeout_ns=int(arguments.timeout * SECOND_NS), max_sessions=arguments.max_sessions),
-        filter=wanted,
+        settings=settings(arguments),
+        lines=line_options(arguments),
     )
     return run.run(options)
+
+
+def command_replay(arguments: argparse.Namespace) -> int:
+    """Translate the options and read the files."""
+    from agent import replay  # noqa: PLC0415  as above
+
+    files = tuple(arguments.files)
+    return replay.replay(replay.Options(files, arguments.ports, settings(arguments), line_options(arguments)))
+
+
+def command_record(arguments: argparse.Namespace) -> int:
+    """Translate the options and write the files."""
+    from agent import record  # noqa: PLC0415  as above
+
+    options = record.Options(
+        write=arguments.write,
+        max_bytes=arguments.max_size,
+        max_files=arguments.max_files,
+        ports=arguments.ports,
+        ring_bytes=arguments.ring_size,
+        duration_seconds=arguments.duration,
+        node=arguments.node,
+    )
+    return record.record(options)
 
 
 def command_check(_arguments: argparse.Namespace) -> int:
@@ -167,7 +256,13 @@ def command_demo(arguments: argparse.Namespace) -> int:
     return demo.main(arguments.translation)
 
 
-COMMANDS = {"run": command_run, "check": command_check, "demo": command_demo}
+COMMANDS = {
+    "run": command_run,
+    "replay": command_replay,
+    "record": command_record,
+    "check": command_check,
+    "demo": command_demo,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

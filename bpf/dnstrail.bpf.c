@@ -297,6 +297,7 @@ static __always_inline bool parse_tcp(struct packet *p, struct record *r,
 	header = (tcp[12] >> 4) * 4;
 	r->tcp_flags = tcp[13];
 	r->sequence = __builtin_bswap32(*(u32 *)(tcp + 4));
+	r->acknowledgement = __builtin_bswap32(*(u32 *)(tcp + 8));
 	if (f->length > f->l4 + header)
 		r->payload_bytes = f->length - f->l4 - header;
 	p->payload_at = f->l4 + header;

@@ -56,6 +56,8 @@ struct record {
 	__u8 ct_reply_daddr[16];
 	char comm[16];
 	char ifname[16];
+	__u32 acknowledgement;
+	__u32 reserved;
 };
 
 #endif

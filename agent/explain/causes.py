@@ -41,6 +41,10 @@ CAUSES: dict[str, CauseText] = {
         "The DNS server itself answered {rcode}.",
         "Look at the server's configuration: no zone or upstream for this name, or its concurrency limit.",
     ),
+    "UpstreamTCPUnavailable": CauseText(
+        "The DNS server asked its upstream {address} over TCP and got no connection.",
+        "Let the server prefer UDP upstream (CoreDNS: prefer_udp; NodeLocal: no force_tcp), or open TCP port 53 there.",
+    ),
     "UpstreamTimeout": CauseText(
         "The DNS server asked its upstream {address} and got no answer.",
         "Look at the network from the DNS server to that upstream, and at the provider's query limit for this node.",

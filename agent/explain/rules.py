@@ -88,7 +88,16 @@ def capture_loss(outcome: Outcome) -> Cause | None:
 
 
 def no_listener(outcome: Outcome) -> Cause | None:
-    """UDP found no socket for the query: certain."""
+    """The kernel found no socket for it: certain. Over TCP its RST says the same."""
+    if outcome.session.refused:
+        detail = outcome.session.queries.transmissions[-1].hops[-1].detail
+        return _say(
+            "NoListener",
+            "high",
+            ["RST answered the request for a connection"],
+            address=address_to_text(detail.daddr),
+            port=detail.dport,
+        )
     if outcome.query_drop is None or outcome.query_drop[1].reason != "NO_SOCKET":
         return None
     hop, drop = outcome.query_drop
@@ -124,7 +133,10 @@ def kernel_drop(outcome: Outcome) -> Cause | None:
 
 def _drops(outcome: Outcome) -> list[tuple[str, Sighting, Drop]]:
     named = (("query", outcome.query_drop), ("reply", outcome.reply_drop))
-    return [(message, *death) for message, death in named if death is not None]
+    own = [(message, *death) for message, death in named if death is not None]
+    # A server that lost an attempt upstream and answered well all the same needs no explanation.
+    upstream = [outcome.upstream_drop] if outcome.upstream_drop and outcome.rcode not in HEALTHY else []
+    return own + upstream
 
 
 def server_no_reply(outcome: Outcome) -> Cause | None:
@@ -165,6 +177,16 @@ def _unanswered_query(outcome: Outcome) -> Transmission:
 def _attempts_evidence(outcome: Outcome) -> str:
     replies = len(outcome.session.replies.transmissions)
     return f"{outcome.attempts} attempts, {replies} {'reply' if replies == 1 else 'replies'}"
+
+
+def upstream_tcp_unavailable(outcome: Outcome) -> Cause | None:
+    """The server could not even ask: zones served over UDP only, behind a cache that asks over TCP."""
+    failed = [one for one in outcome.exchanges if one.connecting]
+    if not failed or outcome.bits & FR or outcome.rcode in HEALTHY:
+        return None
+    how = "refused" if failed[-1].refused else "no answer to the request for a connection"
+    asked = [hop.detail for one in failed for hop in _first_hops(one.queries)]
+    return _say("UpstreamTCPUnavailable", "high", [f"{_upstreams(asked)}: {how}"], address=_upstreams(asked))
 
 
 def upstream_timeout(outcome: Outcome) -> Cause | None:
@@ -236,6 +258,7 @@ RULES: tuple[Callable[[Outcome], Cause | None], ...] = (
     no_listener,
     policy_drop,
     kernel_drop,
+    upstream_tcp_unavailable,
     upstream_timeout,
     server_no_reply,
     left_node,

@@ -272,7 +272,8 @@ def _connection(outcome: Outcome) -> Connection | None:
     if outcome.session.connection is None:
         return None
     facts = outcome.session.connection.facts
-    return Connection(facts.syn_retransmissions, facts.refused, facts.reset_by, facts.fin_by)
+    refused = facts.refused or outcome.session.refused
+    return Connection(facts.syn_retransmissions, refused, facts.reset_by, facts.fin_by)
 
 
 def _exchange(exchange: Session, outcome: Outcome) -> Exchange:
@@ -287,7 +288,7 @@ def _exchange(exchange: Session, outcome: Outcome) -> Exchange:
         transaction_id=exchange.key.id,
         name=None if exchange.connecting else name_to_text(exchange.key.name),
         rcode=_rcode(reply) if reply and not exchange.connecting else None,
-        refused=exchange.connection is not None and exchange.connection.facts.refused,
+        refused=exchange.refused,
         offset_seconds=(sent.ts_ns - outcome.session.first_ns) / SECOND_NS,
         duration_seconds=_seconds(duration_ns),
     )

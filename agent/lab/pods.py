@@ -103,11 +103,13 @@ class Pod:
         argv: Sequence[str],
         *,
         options: str = "timeout:1 attempts:2",
-        nameserver: str = VIP,
+        nameserver: str | Sequence[str] = VIP,
         search: str = "",
     ) -> list[str]:
         """Return a command, for `run` or `popen`, that sees a resolv.conf of its own by a private mount namespace."""
-        lines = [f"nameserver {nameserver}", f"options {options}", *([f"search {search}"] if search else [])]
+        nameservers = [nameserver] if isinstance(nameserver, str) else nameserver
+        lines = [*(f"nameserver {one}" for one in nameservers), f"options {options}"]
+        lines += [f"search {search}"] if search else []
         files = [self._file("\n".join([*lines, ""])), self._file(NSSWITCH)]
         return ["unshare", "--mount", "sh", "-c", PRIVATE_RESOLVER, "sh", *map(str, files), *argv]
 

@@ -157,16 +157,18 @@ class Script:
         """A reply with the flags of a forwarded answer, and EDNS if the query has it."""
         reply = dns.message.make_response(query, recursion_available=True)
         if query.edns >= 0:
-            reply.use_edns(0, query.ednsflags, payload=UDP_SIZE, options=[_option(one) for one in query.options])
+            options = [known for one in query.options if (known := _option(one))]
+            reply.use_edns(0, query.ednsflags, payload=UDP_SIZE, options=options)
         return reply
 
 
-def _option(asked: dns.edns.Option) -> dns.edns.Option:
+def _option(asked: dns.edns.Option) -> dns.edns.Option | None:
+    """What an option is answered with; None for one that is not known here."""
     if isinstance(asked, dns.edns.CookieOption):
         return dns.edns.CookieOption(asked.client, SERVER_COOKIE)
     if isinstance(asked, dns.edns.ECSOption):
         return dns.edns.ECSOption(asked.address, asked.srclen, asked.srclen)
-    return asked
+    return None
 
 
 def _answer(query: dns.message.Message) -> list[dns.rrset.RRset]:

@@ -34,6 +34,8 @@ INNOCENT = frozenset(
         ("SKB_CONSUMED", None),
         ("CONSUMED", None),
         ("PACKET_SOCK_ERROR", None),  # a sniffer's copy that its filter refused (net/packet/af_packet.c)
+        ("TCP_OLD_DATA", None),  # octets that the receiver had already (net/ipv4/tcp_input.c)
+        ("TCP_OFOMERGE", None),
         ("QUEUE_PURGE", None),  # a closed socket's unread queue
         (None, "skb_release_data"),  # refragmentation frees the old fragment list
         (None, "udp_destruct_common"),  # a closed socket's unread queue

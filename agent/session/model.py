@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.sighting import DROP, FRAGMENT, ORIGIN, RX, SOCKET_RX, Sighting
+from agent.session.sighting import DROP, FRAGMENT, ORIGIN, RX, SOCKET_RX, TCP, Sighting
 
 if TYPE_CHECKING:
     from agent.session.tcp import Tracked
@@ -17,6 +17,7 @@ MAX_TRANSMISSIONS = 16
 MAX_EXCHANGES = 64
 MAX_MESSAGES = 64
 SECOND_NS = 1_000_000_000
+TCP_RST = 4
 
 
 class Settings(NamedTuple):
@@ -198,6 +199,16 @@ class Session:
     def connecting(self) -> bool:
         """Whether this is no lookup yet, but the request for the TCP connection of one."""
         return not self.key.name
+
+    @property
+    def sent(self) -> list[Transmission]:
+        """The client's attempts. TCP repeats segments by itself: over a connection there is one."""
+        return self.queries.transmissions[:1] if self.key.protocol == TCP and self.key.name else self.queries.sent
+
+    @property
+    def refused(self) -> bool:
+        """Whether the request for a connection was answered by RST."""
+        return self.connecting and any(one.wire.payload[0] & TCP_RST for one in self.replies.transmissions)
 
     def leg(self, *, response: bool) -> Leg:
         """The leg a message belongs to."""

@@ -11,7 +11,7 @@ from enum import IntFlag, StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.model import Background, place
-from agent.session.sighting import DROP, RX, SOCKET_RX, SOCKET_TX, TX, Sighting
+from agent.session.sighting import DROP, PROCESS, RX, SOCKET_RX, SOCKET_TX, TX, Sighting
 from agent.wire.message import extended_rcode
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ SERVER_WRITTEN = frozenset({SERVFAIL, REFUSED, FORMERR, NOTIMP})
 """Rcodes that CoreDNS's server core writes itself, past the dnstap plugin (plugin.ClientWrite)."""
 MAX_KNOWN_NETNS = 65536
 MAX_SHAPES = 4096
+MAX_SERVERS = 64
 KEPT_LOSSES = 1024
+REFRESH_NS = 5_000_000
+"""How long before a cached reply the question that renews it may go out, and how long after."""
 
 
 class Bit(IntFlag):
@@ -94,14 +97,25 @@ class Knowledge:
     between devices by BPF skips the arrival, so in its pods it means nothing)."""
     forwarding: set[int] = field(default_factory=set)
     """Namespaces that were seen passing packets on."""
-    serving: set[int] = field(default_factory=set)
-    """Namespaces from which replies were sent: a DNS server lives there."""
+    serving: dict[int, set[int]] = field(default_factory=dict)
+    """Namespaces from which replies were sent, so that a DNS server lives there, with the processes that sent them."""
     linked: set[tuple[int, int]] = field(default_factory=set)
     """Devices (namespace, index) whose other end is on this node: what left there came in elsewhere."""
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], Shape] = field(default_factory=dict)
     """Places of the query and of the reply, for lookups like earlier ones."""
 
-    def learn(self, session: Session, server: int | None) -> None:
+    def learn_server(self, reply: Sighting) -> None:
+        """Take note of who sent a reply."""
+        processes = self.serving.setdefault(reply.netns, set())
+        if reply.flags & PROCESS and len(processes) < MAX_SERVERS:
+            processes.add(reply.detail.tgid)
+
+    def may_be_server(self, asking: Sighting) -> bool:
+        """Whether what sends this query may be a DNS server of its namespace: not if others are known to be."""
+        processes = self.serving.get(asking.netns)
+        return not processes or not asking.flags & PROCESS or asking.detail.tgid in processes
+
+    def learn(self, session: Session) -> None:
         """Take what a session's hops show of the namespaces they were in."""
         if len(self.receiving) > MAX_KNOWN_NETNS:
             self.receiving.clear()
@@ -110,8 +124,6 @@ class Knowledge:
             self.linked.clear()
         for one in (*session.queries.transmissions, *session.replies.transmissions):
             self._learn_path(one)
-        if server is not None and session.replies.transmissions:
-            self.serving.add(server)
 
     def _learn_path(self, one: Transmission) -> None:
         came_in: set[int] = set()
@@ -156,6 +168,8 @@ class Outcome:
     answer_source: str | None
     query_drop: tuple[Sighting, Drop] | None
     reply_drop: tuple[Sighting, Drop] | None
+    upstream_drop: tuple[str, Sighting, Drop] | None
+    """The newest death of a message between the server and its upstream: what it was, where, how."""
     delivered: bool
     """Some reply reached the client as far as this node can see."""
     left_node: bool
@@ -202,7 +216,7 @@ class Outcome:
     @property
     def attempts(self) -> int:
         """How often the client sent the query."""
-        return len(self.session.queries.sent)
+        return len(self.session.sent)
 
     @property
     def exchanges(self) -> list[Session]:
@@ -232,11 +246,13 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         _put_in_order(one)
         session.first_ns = min(session.first_ns, one.hops[0].ts_ns)
     home, there = client_netns(session), server_netns(session, knowledge)
-    knowledge.learn(session, there)
+    knowledge.learn(session)
     reply = final_reply(session, knowledge, home)
     query_drop = last_death(session.queries.transmissions, knowledge, there)
     reply_drop = last_death(session.replies.transmissions, knowledge, home)
-    bits = query_bits(session, knowledge, home, there) | reply_bits(session, home) | upstream_bits(session, reply)
+    set_refreshes_apart(session, reply)
+    bits = query_bits(session, knowledge, home, there) | reply_bits(session, home)
+    bits |= upstream_bits(session, knowledge, there)
     bits |= (QUERY_DROPPED if query_drop else 0) | (REPLY_DROPPED if reply_drop else 0)
     outcome = Outcome(
         session=session,
@@ -249,6 +265,7 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         answer_source=None if reply is None or session.connecting else answer_source(reply.wire.summary),
         query_drop=query_drop,
         reply_drop=reply_drop,
+        upstream_drop=upstream_death(session, knowledge, there),
         delivered=is_delivered(session, knowledge, home),
         left_node=there is None and any(knowledge.leaves_node(one.hops[-1]) for one in session.queries.transmissions),
         lossy=lost_until_ns is not None,
@@ -280,6 +297,7 @@ def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, 
         answer_source=answer_source(reply.wire.summary),
         query_drop=None,
         reply_drop=None,
+        upstream_drop=None,
         delivered=True,
         left_node=False,
         lossy=lossy,
@@ -382,21 +400,31 @@ def reply_bits(session: Session, home: int | None) -> int:
     return CR | SR if home is not None and any(one.arrivals(home) for one in replies) else CR
 
 
-def upstream_bits(session: Session, reply: Transmission | None) -> int:
-    """FQ and FR: what the server asked, and what came back to it."""
-    if reply is not None and answer_source(reply.wire.summary) == "cache":
-        _set_refreshes_apart(session, reply)
+def upstream_bits(session: Session, knowledge: Knowledge, there: int | None) -> int:
+    """FQ and FR: what the server asked, and what came back to it while it was of use."""
     exchanges = [one for one in session.upstream if one.background is None and not one.connecting]
     bits = FQ if any(one.queries.transmissions for one in exchanges) else 0
-    return bits | FR if any(one.replies.transmissions for one in exchanges) else bits
+    return bits | FR if any(useful_replies(one, session, knowledge, there) for one in exchanges) else bits
 
 
-def _set_refreshes_apart(session: Session, reply: Transmission) -> None:
-    """A cached answer was not waited for: what the server asked meanwhile renews its cache."""
+def useful_replies(exchange: Session, session: Session, knowledge: Knowledge, there: int | None) -> list[Transmission]:
+    """The upstream's replies that got to the server before it replied itself."""
+    replied_ns = min((one.hops[0].ts_ns for one in session.replies.transmissions), default=None)
+    return [
+        one
+        for one in exchange.replies.transmissions
+        if knowledge.died(one, there) is None and (replied_ns is None or one.hops[0].ts_ns <= replied_ns)
+    ]
+
+
+def set_refreshes_apart(session: Session, reply: Transmission | None) -> None:
+    """A cached answer was not waited for: what the server asked just before it renews its cache."""
+    if reply is None or answer_source(reply.wire.summary) != "cache":
+        return
     sent_ns = reply.hops[0].ts_ns
     for exchange in session.upstream:
         replies = exchange.replies.transmissions
-        if not replies or replies[0].hops[-1].ts_ns > sent_ns:
+        if exchange.first_ns >= sent_ns - REFRESH_NS and (not replies or replies[0].hops[-1].ts_ns > sent_ns):
             exchange.background = Background.REFRESH
 
 
@@ -424,6 +452,16 @@ def last_death(
         drop = knowledge.died(one, end)
         if drop is not None:
             return one.hops[-1], drop
+    return None
+
+
+def upstream_death(session: Session, knowledge: Knowledge, there: int | None) -> tuple[str, Sighting, Drop] | None:
+    """The newest loss between the server and its upstreams."""
+    for exchange in reversed(session.upstream):
+        for message, leg, end in (("reply", exchange.replies, there), ("query", exchange.queries, None)):
+            death = last_death(leg.transmissions, knowledge, end)
+            if death is not None and exchange.background is None:
+                return f"{message} of the upstream" if message == "reply" else "server's own query", *death
     return None
 
 

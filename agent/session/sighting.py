@@ -127,6 +127,9 @@ class Detail(NamedTuple):
     comm: Name
     """Name of the sending process (the thread group leader's)."""
     ifname: Name
+    acknowledgement: U32 = 0
+    """TCP: what the sender has of the other direction (RFC 9293 3.1)."""
+    reserved: U32 = 0
 
 
 def struct_format(part: type[NamedTuple]) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from agent.session import upstream
 from agent.session.drops import UNKNOWN_KERNEL, Kernel
 from agent.session.model import MAX_MESSAGES, Background, Endpoint, Key, Session, Settings, Wire, place
-from agent.session.outcome import Knowledge, Losses, Outcome, judge
+from agent.session.outcome import REFRESH_NS, Knowledge, Losses, Outcome, judge
 from agent.session.sighting import DROP, ORIGIN, TCP, V4_MAPPED, Detail, Sighting
 from agent.session.tcp import TcpStage
 from agent.wire.errors import WireError
@@ -168,13 +168,15 @@ class SessionTable:
     def _observe_segment(self, sighting: Sighting) -> None:
         detail = sighting.detail
         response = self._tcp.is_response(detail)
-        client, _ = clients(detail, response=response)
-        connection, messages = self._tcp.feed(sighting, detail, client, self._scope(client, sighting))
+        client, spelled = clients(detail, response=response)
+        keys = ((client, self._scope(client, sighting)), (spelled, self._scope(spelled, sighting)))
+        connection, messages = self._tcp.feed(sighting, detail, keys)
+        client = connection.client
         for message in messages:
-            session = self._observe_message(message)
+            session = self._observe_message(message, client)
             if session is not None:
                 session.connection = connection
-                self._connected(session.key)
+                self._connected(session)
         if sighting.tcp_flags & (SYN | RST):
             self._observe_handshake(sighting, client, connection, response=response)
 
@@ -188,7 +190,7 @@ class SessionTable:
             return
         key = connecting_key(client, self._scope(client, sighting))
         session = self._by_key.get(key)
-        if session is None and flags == SYN and key not in self._closed:
+        if session is None and flags == SYN and self._is_new(key, sighting, response=False):
             session = self._new(key, sighting)
             session.connection = connection
             if sighting.flags & ORIGIN:
@@ -202,19 +204,21 @@ class SessionTable:
             session.last_ns = max(session.last_ns, sighting.ts_ns)
             self._wait_until(session, sighting.ts_ns + wait_ns)
 
-    def _connected(self, key: Key) -> None:
-        """The connection carries messages: they tell everything."""
-        session = self._by_key.get(connecting_key(key.client, key.scope))
-        if session is None:
+    def _connected(self, session: Session) -> None:
+        """The connection carries messages: they tell everything, but when the server decided to ask."""
+        connecting = self._by_key.get(connecting_key(session.key.client, session.key.scope))
+        if connecting is None:
             return
-        parent = self._parents.get(session)
-        if parent is not None and session in parent.upstream:
-            parent.upstream.remove(session)
-        self._forget(session)
+        parent = self._parents.get(connecting)
+        if parent is not None and connecting in parent.upstream:
+            parent.upstream.remove(connecting)
+        if session.background is None and session.upstream_of is None:
+            session.background = connecting.background
+        self._forget(connecting)
         self.counts.sessions -= 1
 
-    def _observe_message(self, sighting: Sighting) -> Session | None:
-        found = self._by_message.get(sighting.message) or self._introduce(sighting)
+    def _observe_message(self, sighting: Sighting, client: Endpoint | None = None) -> Session | None:
+        found = self._by_message.get(sighting.message) or self._introduce(sighting, client)
         if found is None:
             return None
         session, response, wire = found
@@ -226,24 +230,51 @@ class SessionTable:
         if sighting.ts_ns > session.last_ns:  # noqa: PLR1730  max() costs four times as much, on the hottest path
             session.last_ns = sighting.ts_ns
         if response:
-            self._wait_until(session, sighting.ts_ns + self.settings.linger_ns)
+            self._wait_until(session, self._answered_until(session, sighting.ts_ns))
         elif sighting.flags & ORIGIN and not session.replies.transmissions:
             self._wait_until(session, max(session.deadline_ns, sighting.ts_ns + self.settings.timeout_ns))
         if session.upstream_of is not None:
             self._keep_parent_open(session, sighting.ts_ns)
         return session
 
+    def _answered_until(self, session: Session, ts_ns: int) -> int:
+        """A client that asked again will be answered again while the server still asks upstream for it."""
+        until = ts_ns + self.settings.linger_ns
+        asks = session.upstream and not session.upstream[-1].replies.transmissions
+        if asks and len(session.sent) > len(session.replies.transmissions):
+            return max(until, session.upstream[-1].last_ns + self.settings.upstream_timeout_ns)
+        return until
+
     def _wait_until(self, session: Session, deadline_ns: int) -> None:
         session.deadline_ns = min(deadline_ns, session.first_ns + self.settings.lifetime_ns)
 
     def _keep_parent_open(self, session: Session, ts_ns: int) -> None:
         parent = self._parents.get(session)
-        if parent is not None and not parent.replies.transmissions:
+        if parent is not None and len(parent.replies.transmissions) < len(parent.sent):
             self._wait_until(parent, max(parent.deadline_ns, ts_ns + self.settings.upstream_timeout_ns))
 
-    def _introduce(self, sighting: Sighting) -> tuple[Session, bool, Wire] | None:
-        """First sighting of a message here: read it and find its session, or open one."""
+    def _introduce(self, sighting: Sighting, client: Endpoint | None) -> tuple[Session, bool, Wire] | None:
+        """First sighting of a message here: read it and find its session, or open one.
+
+        Args:
+            sighting: with the message's octets, else it cannot be told whose it is.
+            client: before translation, where a TCP connection knows it already.
+        """
         detail = sighting.detail
+        wire = self._read(sighting, detail)
+        if wire is None:
+            return None
+        response = wire.summary.is_response
+        if response and sighting.flags & ORIGIN:
+            self.knowledge.learn_server(sighting)
+        if wire.summary.question is None:
+            session = self._asked_under(sighting, detail, wire.summary)
+        else:
+            session = self._session_of(sighting, detail, wire, client)
+        return None if session is None else self._register(session, sighting, wire)
+
+    def _read(self, sighting: Sighting, detail: Detail) -> Wire | None:
+        """The DNS message that came with the sighting; what is none is counted."""
         payload = sighting.payload(detail)
         if not payload:
             self.counts.unmatched += 1
@@ -255,21 +286,18 @@ class SessionTable:
         if summary is None or (summary.question is None and not summary.is_response):
             self.counts.malformed += 1
             return None
-        wire = Wire(payload, detail.payload_bytes, summary)
-        response = summary.is_response
-        if summary.question is None:
-            session = self._asked_under(sighting, detail, summary)
-        else:
-            session = self._session_of(sighting, detail, wire, response=response)
-        if session is None:
-            return None
+        return Wire(payload, detail.payload_bytes, summary)
+
+    def _register(self, session: Session, sighting: Sighting, wire: Wire) -> tuple[Session, bool, Wire] | None:
+        """Let later hops of the message find their session."""
         if len(session.messages) >= MAX_MESSAGES:
             self.counts.overflowed += 1
             session.overflowed = True
             return None
+        response = wire.summary.is_response
         # The same octets under another number: source translation changed the client's address.
         for one in session.leg(response=response).transmissions:
-            if one.wire.payload == payload:
+            if one.wire.payload == wire.payload:
                 wire = one.wire
                 break
         found = (session, response, wire)
@@ -289,8 +317,12 @@ class SessionTable:
         self.counts.malformed += 1
         return None
 
-    def _session_of(self, sighting: Sighting, detail: Detail, wire: Wire, *, response: bool) -> Session | None:
+    def _session_of(
+        self, sighting: Sighting, detail: Detail, wire: Wire, known_client: Endpoint | None
+    ) -> Session | None:
+        response = wire.summary.is_response
         client, translated = clients(detail, response=response)
+        client = known_client or client
         key = self._key(client, sighting, wire.summary)
         session = self._by_key.get(key)
         if session is None and self._is_new(key, sighting, response=response):
@@ -346,8 +378,10 @@ class SessionTable:
 
     def _join_upstream(self, session: Session, sighting: Sighting, wire: Wire) -> None:
         """If a server asks this, find out for whom."""
+        if not self.knowledge.may_be_server(sighting):
+            return
         same = self._by_question[session.key.question]
-        if len(same) > 1:
+        if len(same) > 1 and not session.connecting:
             oldest = [one for one, _ in zip(same, range(MAX_SAME_QUESTION), strict=False)]
             match = upstream.find_parent(session, sighting, wire, oldest)
             if match is not None:
@@ -356,26 +390,31 @@ class SessionTable:
         if sighting.netns not in self.knowledge.serving:
             return
         session.background = upstream.background_of(session)
-        if session.background is None and self._refreshes(session, sighting):
+        recent = [one for one, _ in zip(reversed(self._open), range(MAX_RECENT), strict=False)]
+        candidates = recent if session.connecting else list(self._by_question[session.key.question])
+        if session.background is None and not session.connecting and self._refreshes(session, sighting, candidates):
             session.background = Background.REFRESH
-        if session.background is None:
-            recent = [one for one, _ in zip(reversed(self._open), range(MAX_RECENT), strict=False)]
-            rewritten = upstream.find_rewritten(session, sighting, recent)
-            if rewritten is not None:
-                self._attach(rewritten, session, ambiguous=False)
+        if session.background is not None:
+            return
+        rewritten = upstream.find_rewritten(session, sighting, recent)
+        if rewritten is not None:
+            self._attach(rewritten, session, ambiguous=not session.connecting)
+        elif session.connecting and self._refreshes(session, sighting, candidates):
+            session.background = Background.REFRESH
 
     def _attach(self, parent: Session, child: Session, *, ambiguous: bool) -> None:
         if upstream.attach(parent, child, ambiguous=ambiguous):
             self._parents[child] = parent
+            wait_ns = max(self.settings.timeout_ns, self.settings.upstream_timeout_ns)
+            self._wait_until(child, child.first_ns + wait_ns)
 
-    def _refreshes(self, session: Session, sighting: Sighting) -> bool:
+    @staticmethod
+    def _refreshes(session: Session, sighting: Sighting, same: list[Session]) -> bool:
         """Whether this server has just answered this very question."""
         replied = (
-            one.replies.transmissions[-1].hops[0]
-            for one in self._by_question[session.key.question]
-            if one is not session and one.replies.transmissions
+            one.replies.transmissions[-1].hops[0] for one in same if one is not session and one.replies.transmissions
         )
-        return any(hop.netns == sighting.netns and sighting.ts_ns - hop.ts_ns <= upstream.REFRESH_NS for hop in replied)
+        return any(hop.netns == sighting.netns and 0 <= sighting.ts_ns - hop.ts_ns <= REFRESH_NS for hop in replied)
 
     def _alias(self, session: Session, key: Key) -> None:
         if key not in self._by_key:
@@ -390,7 +429,8 @@ class SessionTable:
         if session.background is not None:
             self.counts.background[session.background] += 1
             return
-        if session.connecting and any(one.wire.payload[0] & SYN for one in session.replies.transmissions):
+        accepted = any(one.wire.payload[0] & SYN for one in session.replies.transmissions if session.connecting)
+        if accepted and outcome.delivered:
             # A connection that came about and was not used.
             self.counts.sessions -= 1
             return

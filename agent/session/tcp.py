@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agent.wire.framing import StreamMessage
 
 MAX_CONNECTIONS = 4096
+MAX_HOPS = 32
 MAX_SEGMENTS = 256
 """Segments of one connection whose messages, or whose hops without a message yet, are remembered."""
 NUMBER_MASK = (1 << 64) - 1
@@ -38,6 +39,8 @@ class Segment(NamedTuple):
 class Tracked:
     """One connection, seen from each of its ends on this node."""
 
+    client: Endpoint
+    """Before any translation."""
     ends: dict[int, Connection] = field(default_factory=dict)
     """By namespace."""
     messages: OrderedDict[Segment, list[int]] = field(default_factory=OrderedDict)
@@ -48,16 +51,23 @@ class Tracked:
         """What is known of it, from the end that knows most."""
         return max((end.facts for end in self.ends.values()), key=_knowledge, default=ConnectionFacts())
 
-    def at_socket(self, sighting: Sighting, detail: Detail, client: Endpoint, side: Side) -> Iterator[Sighting]:
+    def at_socket(self, sighting: Sighting, detail: Detail, side: Side) -> Iterator[Sighting]:
         """Feed one end; the messages it completed, and the hops that waited for them."""
         end = self.ends.setdefault(sighting.netns, Connection())
+        if detail.acknowledgement:
+            # What the other side has will not come again: a gap there is a loss of ours.
+            other, opposite = (
+                (end.client_to_server, Side.CLIENT) if side is Side.SERVER else (end.server_to_client, Side.SERVER)
+            )
+            for message in other.acknowledge(detail.acknowledgement):
+                yield _as_message(sighting, _turned(detail), message, self._number(opposite, message))
         payload = sighting.payload(detail)
         found = end.feed(
             sighting.sequence, sighting.tcp_flags, payload, detail.payload_bytes, sighting.ts_ns, sender=side
         )
         segment = Segment(side is Side.SERVER, sighting.sequence)
         for message in found:
-            number = hash((client, segment.response, message.payload)) & NUMBER_MASK or 1
+            number = self._number(side, message)
             numbers = self.messages.setdefault(segment, [])
             if number not in numbers:
                 numbers.append(number)
@@ -66,11 +76,16 @@ class Tracked:
             yield from self.passing(hop, segment)
         _bound(self.messages)
 
+    def _number(self, sender: Side, message: StreamMessage) -> int:
+        return hash((self.client, sender, message.payload)) & NUMBER_MASK or 1
+
     def passing(self, sighting: Sighting, segment: Segment) -> Iterator[Sighting]:
         """A hop between the ends: it is one of each message that its segment completed."""
         numbers = self.messages.get(segment)
         if numbers is None:
-            self.waiting.setdefault(segment, []).append(sighting)
+            waiting = self.waiting.setdefault(segment, [])
+            if len(waiting) < MAX_HOPS:
+                waiting.append(sighting)
             _bound(self.waiting)
             return
         for number in numbers:
@@ -89,7 +104,13 @@ def _bound(remembered: OrderedDict[Segment, list[int]] | OrderedDict[Segment, li
 def _as_message(sighting: Sighting, detail: Detail, message: StreamMessage, number: int) -> Sighting:
     """The sighting of a whole message, as the kernel program would have written it for a datagram."""
     fixed = detail._replace(payload_bytes=message.length_bytes, captured_bytes=len(message.payload))
-    return sighting._replace(message=number, rest=DETAIL.pack(*fixed) + message.payload)
+    ts_ns = message.last_ts_ns if message.last_ts_ns is not None else sighting.ts_ns
+    return sighting._replace(ts_ns=ts_ns, message=number, rest=DETAIL.pack(*fixed) + message.payload)
+
+
+def _turned(detail: Detail) -> Detail:
+    """The same place, seen by what goes the other way."""
+    return detail._replace(saddr=detail.daddr, sport=detail.dport, daddr=detail.saddr, dport=detail.sport)
 
 
 class TcpStage:
@@ -100,23 +121,35 @@ class TcpStage:
         self._connections: OrderedDict[tuple[Endpoint, int], Tracked] = OrderedDict()
 
     def feed(
-        self, sighting: Sighting, detail: Detail, client: Endpoint, scope: int
+        self, sighting: Sighting, detail: Detail, keys: tuple[tuple[Endpoint, int], tuple[Endpoint, int]]
     ) -> tuple[Tracked, Iterator[Sighting]]:
-        """The connection of a segment, and the message sightings that it brings."""
-        key = (client, scope)
-        connection = self._connections.get(key)
-        if connection is None:
-            connection = self._connections[key] = Tracked()
-            if len(self._connections) > MAX_CONNECTIONS:
-                self._connections.popitem(last=False)
-        else:
-            self._connections.move_to_end(key)
+        """The connection of a segment, and the message sightings that it brings.
+
+        Args:
+            sighting: the segment at one hop.
+            detail: of the sighting.
+            keys: the client with its scope, before translation and as this segment spells it.
+        """
+        connection = self._connection(*keys)
         side = Side.SERVER if self.is_response(detail) else Side.CLIENT
         if sighting.event in (SOCKET_TX, SOCKET_RX):
-            return connection, connection.at_socket(sighting, detail, client, side)
+            return connection, connection.at_socket(sighting, detail, side)
         if not detail.payload_bytes:
             return connection, iter(())
         return connection, connection.passing(sighting, Segment(side is Side.SERVER, sighting.sequence))
+
+    def _connection(self, key: tuple[Endpoint, int], spelled: tuple[Endpoint, int]) -> Tracked:
+        """Behind a source translation the client has another address: both names lead to the connection."""
+        connection = self._connections.get(key)
+        if connection is None:
+            connection = self._connections[key] = Tracked(key[0])
+        else:
+            self._connections.move_to_end(key)
+        if spelled != key:
+            self._connections[spelled] = connection
+        while len(self._connections) > MAX_CONNECTIONS:
+            self._connections.popitem(last=False)
+        return connection
 
     def is_response(self, detail: Detail) -> bool:
         """Whether the segment goes from the server to the client: it comes from a DNS port."""

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.model import MAX_EXCHANGES, Background, Session
-from agent.session.sighting import RX, SOCKET_RX
+from agent.session.sighting import RX, SOCKET_RX, TX
 from agent.wire.message import client_cookie
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 NS, HINFO = 2, 13
 REWRITE_NS = 10_000_000
 """A server that asks under another name (rewrite, autopath, CNAME) does so within so long after the query."""
-REFRESH_NS = 5_000_000
-"""A cache that renews what it has just answered does so within so long after the reply."""
 LOOP_NAME = re.compile(rb"[\x01-\x14]\d+[\x01-\x14]\d+")
 """CoreDNS's loop plugin asks for <random>.<random>.<zone> HINFO."""
 
@@ -36,10 +34,17 @@ class Match(NamedTuple):
     ambiguous: bool
 
 
-def arrived_in(session: Session, netns: int) -> int | None:
-    """When the query came to that namespace to stay; None if it did not, or was passed on."""
-    ends = (one.hops[-1] for one in session.queries.transmissions if one.arrivals(netns))
-    return min((last.ts_ns for last in ends if last.netns == netns and last.event in (RX, SOCKET_RX)), default=None)
+def arrived_at(session: Session, asked: Sighting) -> int | None:
+    """When the query came to the server that now asks; None if it did not, or was passed on.
+
+    Some CNIs hand packets to a pod without a sighting: there, the query was last seen leaving for its address.
+    """
+    ends = [one.hops[-1] for one in session.queries.transmissions]
+    times = [last.ts_ns for last in ends if last.netns == asked.netns and last.event in (RX, SOCKET_RX)]
+    if not times:
+        source = asked.detail.saddr
+        times = [last.ts_ns for last in ends if last.event == TX and last.detail.daddr == source]
+    return min(times, default=None)
 
 
 def is_waiting(session: Session, asked: Sighting) -> bool:
@@ -47,10 +52,8 @@ def is_waiting(session: Session, asked: Sighting) -> bool:
 
     A query to the very server that the waiting one went to is another client's: nobody asks himself.
     """
-    netns = asked.netns
-    if any(one.hops[0].netns == netns for one in session.replies.transmissions):
-        return False
-    if arrived_in(session, netns) is None:
+    replied = sum(one.hops[0].netns == asked.netns for one in session.replies.transmissions)
+    if replied >= len(session.queries.transmissions) or arrived_at(session, asked) is None:
         return False
     there = _destination(asked)
     return all(_destination(hop) != there for one in session.queries.transmissions for hop in one.hops)
@@ -81,7 +84,11 @@ def find_parent(asking: Session, sighting: Sighting, query: Wire, same: Iterable
     fresh = [one for one in waiting if not one.upstream]
     # The oldest that was not passed on yet; all passed on: the attempt belongs to the one that waits longest.
     chosen = fresh[0] if fresh else min(waiting, key=lambda one: one.upstream[-1].first_ns)
-    return Match(chosen, len(fresh) > 1 or (not fresh and len(waiting) > 1))
+    alike = fresh or waiting
+    if len(alike) > 1:
+        for one in alike:
+            one.ambiguous = True
+    return Match(chosen, len(alike) > 1)
 
 
 def _cookie(session: Session) -> bytes | None:
@@ -95,9 +102,10 @@ def find_rewritten(asking: Session, sighting: Sighting, recent: Iterable[Session
         one
         for one in recent
         if one is not asking
+        and not one.connecting
         and not one.upstream
         and is_waiting(one, sighting)
-        and sighting.ts_ns - (arrived_in(one, sighting.netns) or 0) <= REWRITE_NS
+        and sighting.ts_ns - (arrived_at(one, sighting) or 0) <= REWRITE_NS
     ]
     return young[0] if len(young) == 1 else None
 
@@ -120,5 +128,5 @@ def attach(parent: Session, child: Session, *, ambiguous: bool) -> bool:
     parent.upstream.append(child)
     child.upstream_of = parent.key
     parent.ambiguous |= ambiguous
-    child.ambiguous |= ambiguous
+    child.ambiguous |= parent.ambiguous
     return True

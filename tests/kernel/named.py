@@ -5,15 +5,29 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from agent.lab import wait_until
 from tests.kernel.conftest import LINE_SECONDS, Line, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _numbers = itertools.count(1)
+
+
+@contextmanager
+def watching(folder: Path, *options: str) -> Iterator[Watch]:
+    """A dnstrail that must neither complain nor fail, whatever it sees."""
+    watch = Watch(folder, "--log-rate", "1000000", *options)
+    try:
+        yield watch
+    finally:
+        said = watch.stop()
+    assert "Traceback" not in said
+    assert watch.process.returncode == 0
 
 
 def new_name(word: str) -> str:
@@ -22,11 +36,15 @@ def new_name(word: str) -> str:
 
 
 def of_name(watch: Watch, name: str) -> list[Line]:
-    """The complete lines so far about a name, or about any name under it."""
-    text = watch.out.read_text()
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    found = [json.loads(line) for line in lines if name in line]
-    return [line for line in found if _asked(line).endswith(f"{name}.")]
+    """The complete lines so far about a name, whatever the resolver put before or behind it."""
+    return [line for line in containing(watch, name) if name in _asked(line)]
+
+
+def containing(watch: Watch, text: str) -> list[Line]:
+    """The complete lines so far that contain this text; the others, of which some are long, are not even parsed."""
+    written = watch.out.read_text()
+    lines = written[: written.rfind("\n") + 1].splitlines()
+    return [json.loads(line) for line in lines if text in line]
 
 
 def _asked(line: Line) -> str:

@@ -12,6 +12,8 @@ from operator import or_
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from agent.lab import Lab, wait_until
 from agent.lab.servers import find_program
 
@@ -110,10 +112,10 @@ def mask(messages: list[Told]) -> int:
     return reduce(or_, (BITS[one.type] for one in messages), 0)
 
 
-def difference(ours: list[Any], theirs: list[Any]) -> str:
-    """What only one side has, a line each; empty when both tell the same."""
+def assert_same(ours: list[Any], theirs: list[Any]) -> None:
+    """Both sides tell the same, in any order; else fail with what only one of them has."""
     mine, other = Counter(ours), Counter(theirs)
-    return "\n".join(
-        [f"only dnstrail: {one}" for one in (mine - other).elements()]
-        + [f"only dnstap:   {one}" for one in (other - mine).elements()]
-    )
+    only_mine = [f"only dnstrail: {one}" for one in (mine - other).elements()]
+    only_other = [f"only dnstap:   {one}" for one in (other - mine).elements()]
+    if only_mine or only_other:
+        pytest.fail("\n".join([f"{len(ours)} by dnstrail, {len(theirs)} by dnstap", *only_mine, *only_other]))

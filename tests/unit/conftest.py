@@ -11,8 +11,9 @@ import pytest
 from agent.session.drops import Kernel
 from agent.session.model import Settings
 from agent.session.outcome import Outcome
-from agent.session.sighting import DETAIL, STACK_FRAMES, Detail, Event, Flag, Head, Sighting
+from agent.session.sighting import DETAIL, STACK_FRAMES, TCP, UDP, Detail, Event, Flag, Head, Sighting
 from agent.session.table import SessionTable, is_loopback
+from agent.wire.stream import ACK, FIN, RST, SYN
 
 US = 1_000
 MS = 1_000_000
@@ -28,6 +29,7 @@ POD, POD6 = ("172.20.2.25", 44525), ("fd00::2:25", 44525)
 HOST, HOST6 = ("192.0.2.10", 44525), ("2001:db8::10", 44525)
 VIP, VIP6 = ("10.96.0.10", 53), ("fd00:96::a", 53)
 BACKEND, BACKEND6 = ("10.244.1.53", 53), ("fd00:244::53", 53)
+UPSTREAM, UPSTREAM6 = ("100.100.2.136", 53), ("2001:db8:53::1", 53)
 MASQUERADED, MASQUERADED6 = ("192.0.2.10", 61000), ("2001:db8::10", 61000)
 LOCAL = {CLIENT: {POD[0], POD6[0]}, NODE: {HOST[0], HOST6[0], "169.254.20.10"}, SERVER: {BACKEND[0], BACKEND6[0]}}
 
@@ -44,6 +46,7 @@ REASONS = dict(
             "QUEUE_PURGE",
             "SKB_CONSUMED",
             "UDP_CSUM",
+            "TCP_OLD_DATA",
         ),
         start=2,
     )
@@ -64,12 +67,17 @@ SYMBOLS = (
     "udp_queue_rcv_one_skb",
     "__dev_queue_xmit",
     "kfree_skb_reason",
+    "tcp_v4_rcv",
+    "tcp_data_queue",
 )
 TEXT = 0xFFFFFFFF81000000
 ADDRESSES = {name: TEXT + 0x1000 * index for index, name in enumerate(SYMBOLS, start=1)}
 NAMES = {address >> 12: name for name, address in ADDRESSES.items()}
 KERNEL = Kernel(REASONS, lambda address: NAMES.get(address >> 12))
 
+SERVING = (b"coredns", 900)
+"""Name and id of the process that answers."""
+AT_SOCKET = (Event.SOCKET_TX, Event.SOCKET_RX)
 NO_HEAD, NO_DETAIL = dict.fromkeys(Head._fields, 0), dict.fromkeys(Detail._fields, 0)
 
 Endpoint = tuple[str, int]
@@ -134,13 +142,20 @@ class Hop:
     stack: tuple[str, ...] = ()
     comm: bytes = b""
     tgid: int = 0
+    protocol: int = UDP
+    sequence: int = 0
+    tcp_flags: int = 0
+    acknowledgement: int = 0
 
     def later(self, ns: int) -> "Hop":
         return replace(self, ts_ns=self.ts_ns + ns)
 
 
 class Recorder:
-    """Packs hops as the kernel program does: same number for all hops of a message, octets with the first alone."""
+    """Packs hops as the kernel program does: same number for all hops of a message, octets with the first alone.
+
+    TCP segments have no number, and their octets are read at the sockets alone.
+    """
 
     def __init__(self) -> None:
         self.sent: dict[int, int] = {}
@@ -156,11 +171,12 @@ class Recorder:
         return zlib.crc32(seed) << 32 | zlib.adler32(seed) or 1
 
     def pack(self, hop: Hop) -> Sighting:
-        if len(hop.octets) > 2 and hop.octets[2] & 0x80:
+        stream = hop.protocol == TCP
+        if not stream and len(hop.octets) > 2 and hop.octets[2] & 0x80:
             hop = replace(hop, flags=hop.flags | Flag.RESPONSE)
-        number = self.number(hop)
+        number = 0 if stream else self.number(hop)
         known = number and number in self.sent and 0 <= hop.ts_ns - self.sent[number] < RESEND_NS
-        carried = b"" if known else hop.octets
+        carried = b"" if known or (stream and hop.event not in AT_SOCKET) else hop.octets
         if number and not known:
             self.sent[number] = hop.ts_ns
         tail = carried
@@ -184,6 +200,7 @@ class Recorder:
             "ct_reply_sport": tracked[2][1],
             "ct_reply_dport": tracked[3][1],
             "ct_info": tracked[4],
+            "acknowledgement": hop.acknowledgement,
             "stack_frames": len(hop.stack),
             "saddr": packed(hop.source[0]),
             "daddr": packed(hop.destination[0]),
@@ -204,7 +221,9 @@ class Recorder:
             "event": hop.event,
             "flags": hop.flags | (Flag.CONNTRACK if hop.conntrack else 0),
             "family": 6 if ":" in hop.source[0] else 4,
-            "protocol": 17,
+            "protocol": hop.protocol,
+            "sequence": hop.sequence,
+            "tcp_flags": hop.tcp_flags,
         }
         rest = DETAIL.pack(*Detail(**NO_DETAIL | detail)) + tail
         return Sighting(*Head(**NO_HEAD | head), rest)
@@ -215,7 +234,8 @@ class Lookup:
     """One lookup, and the hops its packets take.
 
     `shape` says where its ends are: `pod` (both are pods here), `host` (a process of the node asks a pod), `loopback`,
-    `client` (the server is on another node), `server` (the client is), `local` (a server in the node's namespace).
+    `client` (the server is on another node), `server` (the client is), `local` (a server in the node's namespace),
+    `forward` (the server's pod asks beyond the node), `outward` (a process of the node does).
     """
 
     name: str | bytes = "redis-master.default.svc.cluster.local."
@@ -231,17 +251,25 @@ class Lookup:
     client_netns: int = CLIENT
     port: int | None = None
     comm: bytes = b"php-fpm"
+    tgid: int = 7445
     copies: int = field(default=0)
 
     def __post_init__(self) -> None:
-        kind = {"host": (HOST, HOST6), "loopback": (("127.0.0.1", 40000), ("::1", 40000))}.get(self.shape, (POD, POD6))
+        kind = {
+            "host": (HOST, HOST6),
+            "outward": (HOST, HOST6),
+            "loopback": (("127.0.0.1", 40000), ("::1", 40000)),
+            "forward": ((BACKEND[0], 33000), (BACKEND6[0], 33000)),
+        }.get(self.shape, (POD, POD6))
         self.client = self.client or kind[self.v6]
         if self.port is not None:
             self.client = (self.client[0], self.port)
         loopback = (("127.0.0.53", 53), ("::1", 53))[self.v6]
         addressed = {"loopback": loopback, "local": ("169.254.20.10", 53)}.get(self.shape, (VIP, VIP6)[self.v6])
-        self.dnat = self.dnat and self.shape not in ("loopback", "local", "server")
+        self.dnat = self.dnat and self.shape not in ("loopback", "local", "server", "forward", "outward")
         backend = (BACKEND, BACKEND6)[self.v6]
+        if self.shape in ("forward", "outward"):
+            addressed = (UPSTREAM, UPSTREAM6)[self.v6]
         if self.shape == "server":
             addressed = backend
         self.vip = self.vip or addressed
@@ -292,6 +320,12 @@ class Lookup:
                 (20, "vethd", tx, 0, *asked, False),
                 (22, "server", rx, 0, *asked, False),
             ],
+            "forward": [
+                (0, "server", tx, own, *ask, False),
+                (3, "vethd", rx, 0, *ask, False),
+                (9, "uplink", tx, 0, *asked, self.snat),
+            ],
+            "outward": [(0, "uplink", tx, own, *asked, self.snat)],
         }
         replies = {
             "pod": [
@@ -313,6 +347,12 @@ class Lookup:
                 (3, "vethd", rx, 0, *say, False),
                 (12, "uplink", tx, 0, *say, False),
             ],
+            "forward": [
+                (0, "uplink", rx, 0, *say, False),
+                (4, "vethd", tx, 0, *said, self.snat),
+                (5, "server", rx, 0, *said, False),
+            ],
+            "outward": [(0, "uplink", rx, 0, *say, False)],
         }
         return (replies if response else queries)[self.shape]
 
@@ -322,7 +362,7 @@ class Lookup:
         hops = []
         for offset, place, event, flags, source, destination, tracked in self.steps(response=response):
             netns, ifindex, ifname = self.at(place)
-            process = (b"coredns", 900) if response else (self.comm, 7445)
+            process = SERVING if response else (self.comm, self.tgid)
             comm, tgid = process if flags & Flag.PROCESS else (b"", 0)
             entry = self.tracked(response=response, first=self.copies == 1) if tracked else None
             ts = ts_ns + int(offset * US)
@@ -347,28 +387,115 @@ class Lookup:
 
     def query(self, ts_ns: int = START, *, octets: bytes | None = None) -> list[Hop]:
         """The hops of one copy of the query, all the way to the server, or out of the node."""
-        octets = octets or message(self.name, self.rdtype, self.identifier, rdclass=self.rdclass)
-        return self._hops(octets, ts_ns, response=False)
+        return self._hops(octets or self.question(), ts_ns, response=False)
 
     def reply(
         self,
         ts_ns: int = START + 125_600,
         *,
-        rcode: int = 0,
-        aa: bool = True,
-        ra: bool = False,
-        tc: bool = False,
-        an: int = 0,
         octets: bytes | None = None,
+        **said: bool | int,
     ) -> list[Hop]:
         """The hops of one reply, all the way to the client, or out of the node."""
+        return self._hops(octets or self.answer(**said), ts_ns, response=True)
+
+    def question(self, tail: bytes = b"") -> bytes:
+        """The query's octets."""
+        return message(self.name, self.rdtype, self.identifier, rdclass=self.rdclass, tail=tail)
+
+    def answer(
+        self, *, rcode: int = 0, aa: bool = True, ra: bool = False, tc: bool = False, an: int = 0, tail: bytes = b""
+    ) -> bytes:
+        """The reply's octets."""
         flags = 0x8100 | aa << 10 | tc << 9 | ra << 7 | rcode
-        octets = octets or message(self.name, self.rdtype, self.identifier, flags=flags, rdclass=self.rdclass, an=an)
-        return self._hops(octets, ts_ns, response=True)
+        return message(self.name, self.rdtype, self.identifier, flags=flags, rdclass=self.rdclass, an=an, tail=tail)
+
+    def onward(self, shape: str = "forward", **changes: object) -> "Lookup":
+        """What the server of this lookup asks its upstream: the same question under another id and from its own port.
+
+        `shape` is `forward` for a server in a pod, `outward` for one of the node, `host` for one of the node that asks
+        the server in the pod.
+        """
+        comm, tgid = SERVING
+        own = {"identifier": self.identifier + 1, "client_netns": SERVER if shape == "forward" else NODE}
+        asked = {"name": self.name, "rdtype": self.rdtype, "rdclass": self.rdclass, "v6": self.v6}
+        return Lookup(**{"shape": shape, "comm": comm, "tgid": tgid, **own, **asked, **changes})
 
     def both(self, ts_ns: int = START, **reply: object) -> list[Hop]:
         """A whole lookup."""
         return [*self.query(ts_ns), *self.reply(ts_ns + 125_600, **reply)]
+
+
+def prefixed(*messages: bytes) -> bytes:
+    """DNS messages as they follow one another in a TCP stream."""
+    return b"".join(struct.pack("!H", len(one)) + one for one in messages)
+
+
+class Tcp:
+    """One TCP connection between the ends of a lookup, segment by segment.
+
+    Acknowledgements alone leave no record. At each end that is on this node the socket's program sees the segment too.
+    """
+
+    def __init__(self, lookup: Lookup, starts: tuple[int, int] = (1000, 5000)) -> None:
+        self.lookup = lookup
+        self.starts = starts
+        self.next = [start + 1 for start in starts]
+
+    def segment(
+        self, ts_ns: int, data: bytes = b"", flags: int = ACK, *, response: bool = False, sequence: int | None = None
+    ) -> list[Hop]:
+        """The hops of one segment: the first or the next of its direction, unless its sequence number is given."""
+        if sequence is None and flags & SYN:
+            sequence = self.starts[response]
+        elif sequence is None:
+            sequence = self.next[response] & 0xFFFFFFFF
+            self.next[response] += len(data) + bool(flags & FIN)
+        seen = self.starts[not response] + 1 if flags & SYN else self.next[not response]
+        acknowledged = seen & 0xFFFFFFFF if flags & ACK else 0
+        hops = [
+            replace(hop, protocol=TCP, sequence=sequence, tcp_flags=flags, acknowledgement=acknowledged)
+            for hop in self.lookup._hops(data, ts_ns, response=response)
+        ]
+        if hops[0].flags & Flag.ORIGIN:
+            hops.insert(0, replace(hops[0], event=Event.SOCKET_TX))
+        last = hops[-1]
+        if last.event == Event.RX:
+            hops.append(replace(last, ts_ns=last.ts_ns + US // 2, event=Event.SOCKET_RX))
+        return hops
+
+    def open(self, ts_ns: int = START) -> list[Hop]:
+        """SYN, and SYN-ACK 0.1 ms later."""
+        return [*self.segment(ts_ns, flags=SYN), *self.segment(ts_ns + MS // 10, flags=SYN | ACK, response=True)]
+
+    def ask(self, ts_ns: int, *messages: bytes) -> list[Hop]:
+        """These queries in one segment, or that of the lookup."""
+        return self.segment(ts_ns, prefixed(*messages or (self.lookup.question(),)))
+
+    def say(self, ts_ns: int, *messages: bytes, **said: bool | int) -> list[Hop]:
+        """These replies in one segment, or that of the lookup."""
+        return self.segment(ts_ns, prefixed(*messages or (self.lookup.answer(**said),)), response=True)
+
+    def close(self, ts_ns: int, flags: int = FIN | ACK, *, response: bool = False) -> list[Hop]:
+        """One side ends it; with RST if it says so."""
+        return self.segment(ts_ns, flags=flags, response=response)
+
+    def refuse(self, ts_ns: int = START) -> list[Hop]:
+        """SYN, its death for want of a listener, if that is on this node, and RST."""
+        asked = self.segment(ts_ns, flags=SYN)
+        if asked[-1].event == Event.SOCKET_RX:
+            asked = dropped(asked[:-1], len(asked) - 1, "NO_SOCKET", "tcp_v4_rcv")
+        return [*asked, *self.segment(ts_ns + MS // 10, flags=RST | ACK, response=True, sequence=0)]
+
+    def whole(self, ts_ns: int = START, **said: bool | int) -> list[Hop]:
+        """A connection for one lookup, from SYN to FIN."""
+        return [
+            *self.open(ts_ns),
+            *self.ask(ts_ns + MS),
+            *self.say(ts_ns + 2 * MS, **said),
+            *self.close(ts_ns + 3 * MS),
+            *self.close(ts_ns + 4 * MS, response=True),
+        ]
 
 
 def dropped(  # noqa: PLR0917  what, how far and why, in this order
@@ -400,10 +527,11 @@ class World:
     START, US, MS, SECOND = START, US, MS, SECOND
     CLIENT, NODE, SERVER = CLIENT, NODE, SERVER
     KERNEL, SYMBOLS, REASONS = KERNEL, SYMBOLS, REASONS
-    Hop, Lookup, Recorder = Hop, Lookup, Recorder
+    Hop, Lookup, Recorder, Tcp = Hop, Lookup, Recorder, Tcp
     dropped = staticmethod(dropped)
     message = staticmethod(message)
     encoded = staticmethod(encoded)
+    prefixed = staticmethod(prefixed)
 
     def __init__(self, *, knows_addresses: bool = True, started_ns: int = 0, **settings: int) -> None:
         self.recorder = Recorder()

@@ -41,7 +41,18 @@ def silent_upstream(world):
     return world.outcome(lookup.query(), asked.query(world.START + world.MS), failed)
 
 
+def upstream_without_tcp(world):
+    world.outcome(world.Lookup(port=2000).both())
+    lookup, start = world.Lookup(), world.now + world.MS
+    asked = world.Lookup(
+        shape="client", client_netns=world.SERVER, client=("10.244.1.53", 41000), vip=("100.100.2.136", 53)
+    )
+    refused = world.Tcp(asked).refuse(start + world.MS)
+    return world.outcome(lookup.query(start), refused, lookup.reply(start + 3 * world.MS, rcode=2, aa=False))
+
+
 CASES = {
+    "UpstreamTCPUnavailable": (upstream_without_tcp, "high"),
     "UpstreamTimeout": (silent_upstream, "high"),
     "CaptureLoss": (sample_loss, "high"),
     "NoListener": (lambda world: lost_query(world, 4, "NO_SOCKET", "__udp4_lib_rcv"), "high"),

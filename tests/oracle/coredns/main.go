@@ -7,6 +7,7 @@ import (
 
 	_ "github.com/coredns/coredns/plugin/acl"
 	_ "github.com/coredns/coredns/plugin/autopath"
+	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/dnstap"
 	_ "github.com/coredns/coredns/plugin/erratic"
@@ -21,7 +22,7 @@ import (
 func main() {
 	// The order of CoreDNS's plugin.cfg: it decides what the dnstap plugin sees.
 	dnsserver.Directives = []string{
-		"errors", "log", "dnstap", "rewrite", "autopath", "acl", "cache", "hosts", "loop", "forward", "erratic",
+		"bind", "errors", "log", "dnstap", "rewrite", "autopath", "acl", "cache", "hosts", "loop", "forward", "erratic",
 	}
 	coremain.Run()
 }

@@ -1,0 +1,275 @@
+"""Sightings in capture files: what the comment of each packet says, for people and for `dnstrail replay`.
+
+A comment is a sentence, then one JSON object that begins with the key `dnstrail`, whose value is the version of this
+format. The object has the fields of the record (`agent.session.sighting`) that are not zero, except these:
+
+- the time is the packet's, as wall clock; the octets are the packet's, too;
+- `drop`: reason, location and kernel stack by name, because numbers and addresses mean nothing on another machine;
+- `local`: whether the destination address belonged to that network namespace;
+- `lost`: records that the capture lost before this packet, and when;
+- `mark`: the packet is none. `begin` stands at the start of each file, `end` at the end of the recording.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+
+import msgspec
+
+from agent.capture.synthetic import header_bytes
+from agent.session.drops import Kernel
+from agent.session.sighting import (
+    DETAIL,
+    DROP,
+    FRAGMENT,
+    HEAD,
+    STACK_FRAMES,
+    TCP,
+    UDP,
+    V4_MAPPED,
+    Detail,
+    Event,
+    Head,
+    Sighting,
+    address_to_text,
+    name_text,
+)
+from agent.wire.packet import LinkType
+
+if TYPE_CHECKING:
+    from agent.capture.frames import Frame
+
+VERSION = 1
+KEY = '{"dnstrail":'
+V4, V6 = 4, 6
+ADDRESS_BYTES = 16
+MAX_NAMES = 65536
+"""Names of kernel functions, and of drop reasons, that a recording may bring: no kernel has as many in DNS's way."""
+MAX_NAME = 128
+NAME_STRIDE = 16
+"""Distance of the addresses that stand for names, so that an address within a function names it too."""
+EVENTS = {int(event): event.name.lower().replace("_", " ") for event in Event}
+
+_NOT_STORED = frozenset({"ts_ns", "tail_bytes", "location", "reason", "stack_frames"})
+
+
+def _fields(part: type[NamedTuple]) -> list[tuple[str, str, str]]:
+    """Name, struct format and C type of each field."""
+    return [(name, *hint.__metadata__) for name, hint in get_type_hints(part, include_extras=True).items()]
+
+
+_HEAD = _fields(Head)
+_DETAIL = _fields(Detail)
+_HEAD_NUMBERS = [(at, name) for at, (name, _, _) in enumerate(_HEAD) if name not in _NOT_STORED]
+_DETAIL_NUMBERS: list[tuple[int, str]] = [
+    (at, name) for at, (name, form, _) in enumerate(_DETAIL) if len(form) == 1 and name not in _NOT_STORED
+]
+_ADDRESSES = [(at, name) for at, (name, form, ctype) in enumerate(_DETAIL) if len(form) > 1 and ctype == "__u8"]
+_NAMES = [(at, name) for at, (name, form, ctype) in enumerate(_DETAIL) if len(form) > 1 and ctype == "char"]
+_NO_ADDRESS = bytes(ADDRESS_BYTES)
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+class Lost(NamedTuple):
+    """Records lost by the capture, wall clock."""
+
+    records: int
+    start_ns: int
+    end_ns: int
+
+
+class Mark(NamedTuple):
+    """A packet that is none."""
+
+    kind: str
+    """`begin` of a file, or `end` of the recording."""
+    node: str = ""
+    ports: tuple[int, ...] = ()
+    first: bool = False
+    """The recording begins with this file, and so did the capture."""
+
+
+class Restored(NamedTuple):
+    """What a packet of a recording says."""
+
+    sighting: Sighting | None = None
+    payload: bytes = b""
+    """All octets of its message that the file has; the sighting has those that the kernel program sent with it."""
+    local: bool | None = None
+    lost: Lost | None = None
+    mark: Mark | None = None
+
+
+def comment_of(
+    sighting: Sighting, detail: Detail, kernel: Kernel, *, local: bool | None = None, lost: Lost | None = None
+) -> str:
+    """The comment of one sighting's packet."""
+    values: dict[str, object] = {"dnstrail": VERSION}
+    values.update((name, sighting[at]) for at, name in _HEAD_NUMBERS if sighting[at])
+    values.update((name, detail[at]) for at, name in _DETAIL_NUMBERS if detail[at])
+    texts: tuple[Any, ...] = detail
+    values.update((name, address_to_text(texts[at])) for at, name in _ADDRESSES if texts[at] != _NO_ADDRESS)
+    values.update((name, _name(texts[at])) for at, name in _NAMES if texts[at][0])
+    if sighting.event == DROP:
+        values["drop"] = _drop_of(sighting, detail, kernel)
+    if local is not None:
+        values["local"] = local
+    if lost is not None:
+        values["lost"] = lost
+    return f"{_sentence(sighting, detail, kernel, lost)} {_encode(values).decode()}"
+
+
+def mark_comment(mark: Mark, *, lost: Lost | None = None) -> str:
+    """The comment of a packet that is none."""
+    values: dict[str, object] = {"dnstrail": VERSION, "mark": mark.kind}
+    values.update({name: value for name, value in mark._asdict().items() if value and name != "kind"})
+    if lost is not None:
+        values["lost"] = lost
+    ports = f" of port {', '.join(map(str, mark.ports))}" if mark.ports else ""
+    words = f"{mark.kind} of a recording by dnstrail{ports}{f' on {mark.node}' if mark.node else ''}{_loss_words(lost)}"
+    return f"{words} {_encode(values).decode()}"
+
+
+@lru_cache(maxsize=4096)
+def _name(value: bytes) -> str:
+    """A name field, each octet as one character: exact whatever it holds."""
+    return value.rstrip(b"\0").decode("latin-1")
+
+
+def _drop_of(sighting: Sighting, detail: Detail, kernel: Kernel) -> dict[str, object]:
+    """Why and where the packet was freed, by name; what has no name is null."""
+    # As the core looks them up: return addresses lie behind their call.
+    stack = [kernel.symbol(address - 1) for address in sighting.stack]
+    drop: dict[str, object] = {"reason": kernel.reasons.get(detail.reason), "location": kernel.symbol(detail.location)}
+    return drop | ({"stack": stack} if stack else {})
+
+
+def _sentence(sighting: Sighting, detail: Detail, kernel: Kernel, lost: Lost | None) -> str:
+    words = EVENTS.get(sighting.event, "seen")
+    if sighting.event == DROP:
+        drop = kernel.describe(sighting)
+        words += f" {drop.reason or 'without a reason'} in {drop.location or 'an unnamed function'}"
+        words += f" ({drop.hook})" if drop.hook else ""
+    device = name_text(detail.ifname)
+    words += f"{' at' if sighting.event == DROP and device else ''} {device}".rstrip() + f" in netns {sighting.netns}"
+    if detail.tgid:
+        words += f", {name_text(detail.comm)}[{detail.tgid}]"
+    return _printable(words) + _loss_words(lost)
+
+
+def _printable(words: str) -> str:
+    """A process may give itself any name: no control characters in a comment."""
+    if words.isprintable():
+        return words
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in words)
+
+
+def _loss_words(lost: Lost | None) -> str:
+    return f"; {lost.records} records were lost before this" if lost else ""
+
+
+class Names:
+    """Names of a recording's drop reasons and kernel functions, and numbers that stand for them in sightings."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._names: dict[int, str] = {}
+
+    @property
+    def kernel(self) -> Kernel:
+        """What names them again."""
+        return Kernel(self._names, lambda address: self._names.get(address // NAME_STRIDE))
+
+    def reason(self, name: object) -> int:
+        """The number of a drop reason; 0 for none."""
+        text = str(name)[:MAX_NAME] if name else ""
+        number = self._numbers.get(text, 0)
+        if text and not number and len(self._names) < MAX_NAMES:
+            number = self._numbers[text] = len(self._numbers) + 1
+            self._names[number] = text
+        return number
+
+    def address(self, name: object) -> int:
+        """The address of a kernel function; 0 for one that has no name."""
+        return self.reason(name) * NAME_STRIDE
+
+
+def restore(frame: Frame, names: Names) -> Restored | None:
+    """What a packet says if it is one of a recording; None if it is any other, or if somebody tampered with it."""
+    for comment in frame.comments:
+        at = comment.rfind(KEY)
+        if at < 0:
+            continue
+        try:
+            return _restored(_decode(comment[at:]), frame, names)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error):
+            continue
+    return None
+
+
+def _restored(values: dict[str, Any], frame: Frame, names: Names) -> Restored:
+    if values["dnstrail"] != VERSION:
+        raise ValueError("another version of the format")
+    lost = Lost(*map(int, values["lost"])) if "lost" in values else None
+    if "mark" in values:
+        return Restored(lost=lost, mark=_mark(values))
+    if frame.linktype != LinkType.RAW:
+        raise ValueError("converted by another tool")
+    sighting, payload = _sighting(values, frame, names)
+    local = values.get("local")
+    return Restored(sighting, payload, local if isinstance(local, bool) else None, lost)
+
+
+def _mark(values: dict[str, Any]) -> Mark:
+    ports = tuple(map(int, values.get("ports", ())))
+    return Mark(str(values["mark"]), str(values.get("node", ""))[:MAX_NAME], ports, bool(values.get("first")))
+
+
+def _sighting(values: dict[str, Any], frame: Frame, names: Names) -> tuple[Sighting, bytes]:
+    """The sighting, and the octets that the file has of its message.
+
+    Packing checks that every number fits its field.
+    """
+    head = Head._make(values.get(name, 0) for name, _, _ in _HEAD)
+    if head.event not in EVENTS or head.family not in (V4, V6) or head.protocol not in (UDP, TCP):
+        raise ValueError("not a sighting")
+    payload = b"" if head.flags & FRAGMENT else frame.data[header_bytes(head.family, head.protocol) :]
+    captured = payload[: values.get("captured_bytes", 0)]
+    drop, tail = values.get("drop", {}), b""
+    stack = [names.address(name) + 1 if name else 0 for name in drop.get("stack", ())]
+    if head.event == DROP:
+        tail = struct.pack(f"={STACK_FRAMES}Q", *stack, *[0] * (STACK_FRAMES - len(stack)))
+    found = {
+        "location": names.address(drop.get("location")),
+        "reason": names.reason(drop.get("reason")),
+        "stack_frames": len(stack),
+        "captured_bytes": len(captured),
+    }
+    fixed = DETAIL.pack(*(_value(values | found, name, form) for name, form, _ in _DETAIL))
+    tail += captured
+    head = head._replace(ts_ns=frame.ts_ns, tail_bytes=len(tail))
+    HEAD.pack(*head)
+    return Sighting(*head, rest=fixed + tail), payload
+
+
+def _value(values: dict[str, Any], name: str, form: str) -> int | bytes:
+    """A field of the detail, from its form in the object."""
+    value: Any = values.get(name)
+    if value is None:
+        return 0 if len(form) == 1 else b""
+    if len(form) == 1:
+        return int(value)
+    return _text_octets(value, address=name.endswith("addr"))
+
+
+@lru_cache(maxsize=65536)
+def _text_octets(text: str, *, address: bool) -> bytes:
+    if not address:
+        return text.encode("latin-1")
+    packed = ip_address(text).packed
+    return packed if len(packed) == ADDRESS_BYTES else V4_MAPPED + packed

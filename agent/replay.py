@@ -1,0 +1,170 @@
+"""`dnstrail replay`: capture files in, the session lines out that `run` would have printed.
+
+Time is the capture's own. What is wrong with a file is said after the sessions up to there.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.capture.inputs import InputError, Inputs
+from agent.capture.playback import Playback
+from agent.capture.recorded import Recorded
+from agent.capture.recording import restore
+from agent.explain.rules import explain
+from agent.export.printer import LineOptions, Printer
+from agent.export.progress import Progress
+from agent.process import abandon_stdout, say, spare_the_collector
+from agent.session.model import Settings
+from agent.session.table import SessionTable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import TextIO
+
+    from agent.capture.frames import Frame
+    from agent.capture.inputs import Input
+    from agent.capture.recording import Restored
+    from agent.session.outcome import Outcome
+
+SETTLE_NS = 5_000_000
+"""Frames of one capture may be out of order by so much: each CPU hands over its own."""
+FLUSH_SECONDS = 0.2
+LOOK_EVERY = 256
+"""Frames between two looks at the wall clock."""
+COLLECT_EVERY = 1 << 18
+"""Frames between two visits of the garbage collector."""
+USAGE, PROBLEMS = 2, 1
+
+
+class Options(NamedTuple):
+    """What the user asked for."""
+
+    files: tuple[str, ...]
+    ports: tuple[int, ...] = (53,)
+    settings: Settings = Settings()
+    lines: LineOptions = LineOptions(log_rate=None)
+
+
+class Replay:
+    """One replay: everything between the files and the lines."""
+
+    def __init__(self, options: Options, inputs: Inputs, out: TextIO) -> None:
+        self._inputs = inputs
+        self._recorded = Recorded()
+        ports = frozenset((*options.ports, *recorded_ports(inputs)))
+        self._playback = Playback(ports)
+        self._table = SessionTable(
+            options.settings,
+            kernel=self._recorded.names.kernel,
+            is_local=self._is_local,
+            started_ns=min((one.begins_ns for one in inputs.all if one.first), default=0),
+            ports=ports,
+        )
+        self._printer = Printer(options.lines, out, 0)
+        self._progress = Progress(sys.stderr, inputs.size)
+        self._frames = 0
+        self._now_ns = 0
+        self._flushed = time.monotonic()
+
+    def work(self) -> None:
+        """From the first frame to the last line."""
+        for source, frame in self._inputs.frames():
+            self._take(source, frame)
+            self._now_ns = max(self._now_ns, frame.ts_ns)
+            self._show(self._table.expire(self._now_ns - SETTLE_NS))
+            self._frames += 1
+            if not self._frames % LOOK_EVERY or source.size is None:
+                self._look_around()
+        self._show(self._table.flush(self._now_ns))
+        self._printer.flush()
+        self._progress.clear()
+
+    def report(self) -> None:
+        """Say the sums, and what was not read."""
+        counts, playback = self._table.counts, self._playback
+        files = len(self._inputs.all)
+        words = f"{counts.sessions} sessions from {self._frames} frames of {files} {'file' if files == 1 else 'files'}"
+        unread = sum(playback.flaws.values())
+        rest = [
+            f"{number} {what}"
+            for number, what in (
+                (playback.other, "packets of other protocols or ports"),
+                (unread, "frames not readable as IP"),
+                (counts.malformed, "not readable as DNS"),
+                (playback.incomplete, "datagrams with fragments missing"),
+                (counts.started_mid_lookup, "replies to queries before the capture"),
+            )
+            if number
+        ]
+        say(f"{words}; {', '.join(rest)}" if rest else words)
+
+    def _take(self, source: Input, frame: Frame) -> None:
+        found = self._recorded.read(source, frame)
+        if found is not None:
+            self._restore(found)
+        else:
+            for sighting in self._playback.sightings(frame, source.vantage):
+                self._table.observe(sighting)
+
+    def _is_local(self, netns: int, address: bytes) -> bool | None:
+        known = self._recorded.is_local(netns, address)
+        return self._playback.is_local(netns, address) if known is None else known
+
+    def _restore(self, found: Restored) -> None:
+        if self._recorded.node and not self._printer.context.node:
+            self._printer.context = self._printer.context._replace(node=self._recorded.node)
+        if found.lost is not None:
+            self._table.record_loss(found.lost.start_ns, found.lost.end_ns)
+        if found.sighting is not None:
+            self._table.observe(found.sighting)
+
+    def _show(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            self._progress.clear()
+            self._printer.show(outcome, explain(outcome))
+
+    def _look_around(self) -> None:
+        """What is done now and then: lines to their reader, progress, garbage."""
+        self._progress.show(self._inputs.octets_read, self._frames)
+        now = time.monotonic()
+        if now - self._flushed > FLUSH_SECONDS:
+            self._flushed = now
+            self._printer.flush()
+        if not self._frames % COLLECT_EVERY:
+            gc.collect(1)
+
+
+def recorded_ports(inputs: Inputs) -> list[int]:
+    """Ports that the recordings among the files were made of."""
+    recorded = Recorded()
+    found = (restore(one.first, recorded.names) for one in inputs.all if one.first)
+    return [port for one in found if one is not None and one.mark is not None for port in one.mark.ports]
+
+
+def replay(options: Options) -> int:
+    """Print the sessions of the files.
+
+    Returns:
+        0; 1 if a file is foreign, damaged or cut; 2 if one cannot be opened.
+    """
+    try:
+        inputs = Inputs(list(options.files))
+    except InputError as error:
+        say(str(error))
+        return USAGE
+    run = Replay(options, inputs, sys.stdout)
+    spare_the_collector()
+    try:
+        run.work()
+    except BrokenPipeError:
+        abandon_stdout()
+        return 0
+    run.report()
+    broken = [one for one in inputs.all if one.error]
+    for one in broken:
+        say(f"{one.title}: {one.error}")
+    return PROBLEMS if broken else 0
