@@ -25,6 +25,14 @@ CAUSES: dict[str, CauseText] = {
         "A {mechanism} in {place} dropped the {message}.",
         "Look at the network policies and firewall rules of that namespace: DNS needs UDP and TCP port 53 both ways.",
     ),
+    "FragmentLost": CauseText(
+        "The {message} was too large for one packet, and a fragment of it was lost before {place}.",
+        "Keep answers small (EDNS buffer size 1232), or find what drops fragments: many firewalls do.",
+    ),
+    "LateReply": CauseText(
+        "The reply came {delay} after the query, when the client had closed its socket.",
+        "Look at what made the reply late: the server, its upstream, or an attempt that was lost before.",
+    ),
     "KernelDrop": CauseText(
         "The kernel dropped the {message} in {place}: {reason}.",
         "The reason and the kernel function name what refused it; look there first.",

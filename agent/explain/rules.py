@@ -23,6 +23,8 @@ TC_REASONS = {"TC_INGRESS": "tc program (ingress)", "TC_EGRESS": "tc program (eg
 HEALTHY = frozenset({NOERROR, NXDOMAIN})
 HEADER_RCODE = 0xF
 """The lower bits of an extended rcode, which are in the header (RFC 6891 6.1.3)."""
+UDP_RECEIVE = frozenset({"__udp4_lib_rcv", "__udp6_lib_rcv"})
+FRAGMENT_EXPIRY = frozenset({"ip_expire", "ip6frag_expire_frag_queue", "ip6_frag_expire"})
 EVENT_WORDS = {Event.TX: "leaving by", Event.RX: "arriving at", Event.DROP: "dying at"}
 
 
@@ -55,7 +57,8 @@ def explain(outcome: Outcome) -> Verdict:
 
 
 def _cause(outcome: Outcome) -> Cause | None:
-    lost_something = outcome.query_drop is not None or outcome.reply_drop is not None or lost_attempt(outcome)
+    lost_reply = outcome.reply_drop is not None and not outcome.delivered
+    lost_something = outcome.query_drop is not None or lost_reply or lost_attempt(outcome)
     if outcome.status is Status.SUCCEEDED and not lost_something:
         return None
     return next((cause for rule in RULES if (cause := rule(outcome)) is not None), None)
@@ -119,6 +122,26 @@ def policy_drop(outcome: Outcome) -> Cause | None:
     return None
 
 
+def late_reply(outcome: Outcome) -> Cause | None:
+    """The client's socket was gone when the reply came: the delay is the real cause."""
+    if outcome.reply_drop is None or outcome.delivered:
+        return None
+    hop, drop = outcome.reply_drop
+    gone = drop.reason == "NO_SOCKET" or (drop.reason is None and drop.location in UDP_RECEIVE)
+    if not gone or hop.netns != outcome.client_netns or not outcome.session.queries.transmissions:
+        return None
+    delay = (hop.ts_ns - outcome.session.queries.transmissions[0].hops[0].ts_ns) / 1e9
+    return _say("LateReply", "high", [_drop_evidence(hop, drop)], delay=f"{delay:.3f} s")
+
+
+def fragment_lost(outcome: Outcome) -> Cause | None:
+    """Reassembly gave up: what lost the fragment itself would be told by its own drop."""
+    for message, hop, drop in _drops(outcome):
+        if (drop.reason or "").startswith("FRAG_") or drop.location in FRAGMENT_EXPIRY:
+            return _say("FragmentLost", "high", [_drop_evidence(hop, drop)], message=message, place=_place(hop))
+    return None
+
+
 def kernel_drop(outcome: Outcome) -> Cause | None:
     """Any other death, named."""
     for message, hop, drop in _drops(outcome):
@@ -134,6 +157,8 @@ def kernel_drop(outcome: Outcome) -> Cause | None:
 def _drops(outcome: Outcome) -> list[tuple[str, Sighting, Drop]]:
     named = (("query", outcome.query_drop), ("reply", outcome.reply_drop))
     own = [(message, *death) for message, death in named if death is not None]
+    if outcome.delivered:
+        own = [one for one in own if one[0] == "query"]
     # A server that lost an attempt upstream and answered well all the same needs no explanation.
     upstream = [outcome.upstream_drop] if outcome.upstream_drop and outcome.rcode not in HEALTHY else []
     return own + upstream
@@ -146,6 +171,8 @@ def server_no_reply(outcome: Outcome) -> Cause | None:
     hop = _unanswered_query(outcome).hops[-1]
     evidence = [f"last sighting of the query: {_where(hop)}", "no reply left that namespace"]
     confidence = "high"
+    if outcome.session.connection is not None and outcome.session.connection.facts.reset_by:
+        evidence.append(f"the {outcome.session.connection.facts.reset_by} ended the connection by RST")
     if outcome.bits & CR:
         evidence[1] = _attempts_evidence(outcome)
         confidence = "low"
@@ -257,6 +284,8 @@ RULES: tuple[Callable[[Outcome], Cause | None], ...] = (
     capture_loss,
     no_listener,
     policy_drop,
+    late_reply,
+    fragment_lost,
     kernel_drop,
     upstream_tcp_unavailable,
     upstream_timeout,
@@ -269,6 +298,7 @@ RULES: tuple[Callable[[Outcome], Cause | None], ...] = (
 
 FINDINGS: dict[str, Callable[[Outcome], bool]] = {
     "Retransmitted": lambda outcome: outcome.attempts > 1,
+    "ParallelNameservers": lambda outcome: len(outcome.session.sent) > 1 and len(outcome.session.asked) > 1,
     "UpstreamRetried": lambda outcome: sum(len(one.queries.sent) for one in outcome.exchanges) > 1,
     "AmbiguousUpstream": lambda outcome: outcome.session.ambiguous,
     "Truncated": lambda outcome: outcome.reply is not None and outcome.reply.wire.summary.tc,

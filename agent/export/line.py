@@ -121,7 +121,7 @@ class Latency(msgspec.Struct, rename="pascal"):
 class Hop(msgspec.Struct, rename="pascal", omit_defaults=True):
     """One sighting of a message, or its death."""
 
-    message: Annotated[str, doc("dnstap message type at that point.")]
+    message: Annotated[str | None, doc("dnstap message type at that point; null for the handshake of a connection.")]
     event: Annotated[str, doc("tx, rx or drop.")]
     offset_seconds: Annotated[float, doc("Since Time.")]
     netns: Annotated[int, doc("Inode of the network namespace.")]
@@ -146,7 +146,7 @@ class Line(msgspec.Struct, rename="pascal"):
     question: Annotated[Question | None, doc("What was asked; null for a TCP connection that failed before it was.")]
     protocol: Annotated[str, doc("UDP or TCP.")]
     family: Annotated[str, doc("INET or INET6.")]
-    transaction_id: Annotated[int, doc("DNS message id of the query.")]
+    transaction_id: Annotated[int | None, doc("DNS message id of the query; null where there was none yet.")]
     rcode: Annotated[str | None, doc("Of the reply, extended where EDNS carries it; null without a reply.")]
     answer_source: Annotated[str | None, doc("local, cache, forward or server-error, by the reply's flags.")]
     duration_seconds: Annotated[float | None, doc("First query to last sighting of the reply.")]
@@ -187,7 +187,7 @@ def build(outcome: Outcome, verdict: Verdict, context: Context) -> Line:
         question=None if session.connecting else _question(key),
         protocol=protocol(first),
         family=family(first),
-        transaction_id=key.id,
+        transaction_id=None if session.connecting else key.id,
         rcode=None if outcome.rcode is None else rcode_to_text(outcome.rcode),
         answer_source=outcome.answer_source,
         duration_seconds=_seconds(outcome.duration_ns),
@@ -341,7 +341,7 @@ def _between(start_ns: int | None, end_ns: int | None) -> float | None:
 
 def _path(outcome: Outcome) -> list[Hop]:
     legs = (outcome.session.queries, outcome.session.replies)
-    hops = [
+    hops: list[tuple[Sighting, str | None]] = [
         (hop, _message_type(hop, one, outcome, response=leg is outcome.session.replies))
         for leg in legs
         for one in leg.transmissions
@@ -349,12 +349,13 @@ def _path(outcome: Outcome) -> list[Hop]:
     ]
     for exchange in outcome.exchanges:
         for name, leg in (("FORWARDER_QUERY", exchange.queries), ("FORWARDER_RESPONSE", exchange.replies)):
-            hops += [(hop, name) for one in leg.transmissions for hop in one.hops]
+            named = None if exchange.connecting else name
+            hops += [(hop, named) for one in leg.transmissions for hop in one.hops]
     hops.sort(key=lambda item: item[0].ts_ns)
     return [_hop(hop, name, outcome) for hop, name in hops]
 
 
-def _hop(hop: Sighting, name: str, outcome: Outcome) -> Hop:
+def _hop(hop: Sighting, name: str | None, outcome: Outcome) -> Hop:
     detail = hop.detail
     drop = outcome.drop_of(hop) if hop.event == Event.DROP else None
     return Hop(
@@ -371,10 +372,12 @@ def _hop(hop: Sighting, name: str, outcome: Outcome) -> Hop:
     )
 
 
-def _message_type(hop: Sighting, one: Transmission, outcome: Outcome, *, response: bool) -> str:
+def _message_type(hop: Sighting, one: Transmission, outcome: Outcome, *, response: bool) -> str | None:
     """The dnstap name of the message from here on: it changes when it gets to the other end."""
-    end = outcome.client_netns if response else outcome.server_netns
-    arrived = any(arrival.ts_ns <= hop.ts_ns for arrival in one.arrivals(end)) if end is not None else False
+    if outcome.session.connecting:
+        return None
+    ends = {outcome.client_netns} if response else outcome.server_namespaces
+    arrived = any(arrival.ts_ns <= hop.ts_ns for end in ends for arrival in one.arrivals(end))
     if response:
         return "STUB_RESPONSE" if arrived and outcome.bits & SR else "CLIENT_RESPONSE"
     return "CLIENT_QUERY" if arrived and outcome.bits & CQ else "STUB_QUERY"

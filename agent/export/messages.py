@@ -65,7 +65,8 @@ def _of_upstream(outcome: Outcome) -> Iterator[Seen]:
 def query_ends(query: Transmission, outcome: Outcome) -> Ends:
     """Where it was a STUB_QUERY and where it became a CLIENT_QUERY."""
     sent = next((hop for hop in query.hops if hop.netns == outcome.client_netns), None)
-    arrived = _arrival(query, outcome.server_netns) if outcome.bits & CQ else None
+    places = outcome.server_namespaces if outcome.bits & CQ else set()
+    arrived = next((hop for netns in places for hop in query.arrivals(netns)), None)
     if outcome.server_netns is None and outcome.bits & CQ and query.hops[-1].event == Event.TX:
         arrived = query.hops[-1]
     return sent, arrived

@@ -34,6 +34,7 @@ INNOCENT = frozenset(
         ("SKB_CONSUMED", None),
         ("CONSUMED", None),
         ("PACKET_SOCK_ERROR", None),  # a sniffer's copy that its filter refused (net/packet/af_packet.c)
+        ("OTHERHOST", None),  # a bridge flooded it to others too (net/ipv4/ip_input.c)
         ("TCP_OLD_DATA", None),  # octets that the receiver had already (net/ipv4/tcp_input.c)
         ("TCP_OFOMERGE", None),
         ("QUEUE_PURGE", None),  # a closed socket's unread queue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -64,16 +65,27 @@ class Transmission:
         return next((hop for hop in self.hops if hop.flags & ORIGIN), None)
 
     @property
-    def dead(self) -> bool:
-        """Whether it was freed and not seen since."""
-        return self.hops[-1].event == DROP
+    def death(self) -> Sighting | None:
+        """The first drop after which it was not seen again: the packet, or the fragment without which it is nothing."""
+        if not any(hop.event == DROP for hop in self.hops):
+            return None
+        return next((hop for index, hop in enumerate(self.hops) if self._is_death(index, hop)), None)
+
+    def _is_death(self, index: int, hop: Sighting) -> bool:
+        if hop.event != DROP:
+            return False
+        later = (one for one in self.hops[index + 1 :] if one.event != DROP)
+        if hop.flags & FRAGMENT:
+            # Other fragments may go on; only the whole datagram proves that this one was not needed.
+            return all(one.fragment for one in later)
+        return not any(True for _ in later)
 
     def accepts(self, wire: Wire, sighting: Sighting, here: int) -> bool:
         """Whether this hop can be one of this copy's: its message, a new place, and not after its death."""
         if self.wire is not wire or here in self.places:
             return False
         last = self.hops[-1]
-        return last.event != DROP or sighting.ts_ns < last.ts_ns
+        return last.event != DROP or sighting.ts_ns < last.ts_ns or bool(last.flags & FRAGMENT or sighting.fragment)
 
     def arrivals(self, netns: int | None) -> list[Sighting]:
         """Hops at which it was taken in by that namespace."""
@@ -202,8 +214,14 @@ class Session:
 
     @property
     def sent(self) -> list[Transmission]:
-        """The client's attempts. TCP repeats segments by itself: over a connection there is one."""
+        """Queries as the client sent them. TCP repeats segments by itself: over a connection there is one."""
         return self.queries.transmissions[:1] if self.key.protocol == TCP and self.key.name else self.queries.sent
+
+    @property
+    def asked(self) -> Counter[tuple[bytes, int]]:
+        """Servers as the client addressed them, and how often it asked each."""
+        first = (one.hops[0].detail for one in self.sent)
+        return Counter((detail.daddr, detail.dport) for detail in first)
 
     @property
     def refused(self) -> bool:

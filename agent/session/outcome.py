@@ -144,12 +144,12 @@ class Knowledge:
 
     def died(self, one: Transmission, end: int | None) -> Drop | None:
         """How a copy died, if it did: a drop with no later hop, and no other copy of it at its end before."""
-        if not one.dead:
+        death = one.death
+        if death is None:
             return None
-        last = one.hops[-1]
-        if last.netns != end and one.arrivals(end):
+        if death.netns != end and not death.fragment and one.arrivals(end):
             return None
-        return self.kernel.describe(last)
+        return self.kernel.describe(death)
 
 
 @dataclass(slots=True, eq=False)
@@ -215,8 +215,15 @@ class Outcome:
 
     @property
     def attempts(self) -> int:
-        """How often the client sent the query."""
-        return len(self.session.sent)
+        """How often the client sent the query, to the server that it asked most often."""
+        sent = self.session.sent
+        return len(sent) if len(sent) < 2 else max(self.session.asked.values())  # noqa: PLR2004  nothing to count
+
+    @property
+    def server_namespaces(self) -> set[int]:
+        """Where servers of this session are on this node: several, when several were asked at once."""
+        replied = {hop.netns for hop in _origins(self.session.replies.transmissions)}
+        return replied if self.server_netns is None else replied | {self.server_netns}
 
     @property
     def exchanges(self) -> list[Session]:
@@ -450,8 +457,8 @@ def last_death(
     """The newest loss among the copies of a message."""
     for one in reversed(transmissions):
         drop = knowledge.died(one, end)
-        if drop is not None:
-            return one.hops[-1], drop
+        if drop is not None and one.death is not None:
+            return one.death, drop
     return None
 
 

@@ -8,21 +8,21 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from agent.session import upstream
 from agent.session.drops import UNKNOWN_KERNEL, Kernel
 from agent.session.model import MAX_MESSAGES, Background, Endpoint, Key, Session, Settings, Wire, place
 from agent.session.outcome import REFRESH_NS, Knowledge, Losses, Outcome, judge
-from agent.session.sighting import DROP, ORIGIN, TCP, V4_MAPPED, Detail, Sighting
+from agent.session.sighting import DROP, FRAGMENT, ORIGIN, TCP, V4_MAPPED, Detail, Sighting
 from agent.session.tcp import TcpStage
 from agent.wire.errors import WireError
 from agent.wire.message import Summary, summarize
 from agent.wire.stream import ACK, RST, SYN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from agent.session.tcp import Tracked
 
@@ -49,6 +49,8 @@ class Counts:
     unmatched: int = 0
     """Hops of a message whose octets never arrived here."""
     innocent_drops: int = 0
+    fragments: int = 0
+    """Hops of later IP fragments: their first ones tell the path."""
     late: int = 0
     """Messages of sessions that were closed already."""
     started_mid_lookup: int = 0
@@ -117,6 +119,9 @@ class SessionTable:
             self.counts.innocent_drops += 1
         elif sighting.protocol == TCP:
             self._observe_segment(sighting)
+        elif sighting.flags & FRAGMENT and sighting.event != DROP:
+            # Where its first fragment went is the path; of the others only a death tells something.
+            self.counts.fragments += 1
         else:
             self._observe_message(sighting)
 
@@ -309,13 +314,16 @@ class SessionTable:
     def _asked_under(self, sighting: Sighting, detail: Detail, summary: Summary) -> Session | None:
         """The open lookup of this client and id: an error reply may come without the question (RFC 1035 4.1.1)."""
         client, spelled = clients(detail, response=True)
-        recent = (one for one, _ in zip(reversed(self._open), range(MAX_RECENT), strict=False))
-        for one in recent:
+        for one in self._recent():
             key = one.key
             if key.client in (client, spelled) and key.id == summary.id and key.protocol == sighting.protocol:
                 return one
         self.counts.malformed += 1
         return None
+
+    def _recent(self) -> Iterator[Session]:
+        """Open sessions, newest first, as many as one packet may cost."""
+        return islice(reversed(self._open), MAX_RECENT)
 
     def _session_of(
         self, sighting: Sighting, detail: Detail, wire: Wire, known_client: Endpoint | None
@@ -382,21 +390,25 @@ class SessionTable:
             return
         same = self._by_question[session.key.question]
         if len(same) > 1 and not session.connecting:
-            oldest = [one for one, _ in zip(same, range(MAX_SAME_QUESTION), strict=False)]
+            oldest = list(islice(same, MAX_SAME_QUESTION))
             match = upstream.find_parent(session, sighting, wire, oldest)
             if match is not None:
                 self._attach(match.session, session, ambiguous=match.ambiguous)
                 return
+            sibling = upstream.find_sibling(session, sighting, oldest)
+            parent = self._parents.get(sibling) if sibling is not None else None
+            if parent is not None and parent in self._open and upstream.is_waiting(parent, sighting):
+                self._attach(parent, session, ambiguous=True)
+                return
         if sighting.netns not in self.knowledge.serving:
             return
         session.background = upstream.background_of(session)
-        recent = [one for one, _ in zip(reversed(self._open), range(MAX_RECENT), strict=False)]
-        candidates = recent if session.connecting else list(self._by_question[session.key.question])
+        candidates = self._recent() if session.connecting else self._by_question[session.key.question]
         if session.background is None and not session.connecting and self._refreshes(session, sighting, candidates):
             session.background = Background.REFRESH
         if session.background is not None:
             return
-        rewritten = upstream.find_rewritten(session, sighting, recent)
+        rewritten = upstream.find_rewritten(session, sighting, self._recent())
         if rewritten is not None:
             self._attach(rewritten, session, ambiguous=not session.connecting)
         elif session.connecting and self._refreshes(session, sighting, candidates):
@@ -409,7 +421,7 @@ class SessionTable:
             self._wait_until(child, child.first_ns + wait_ns)
 
     @staticmethod
-    def _refreshes(session: Session, sighting: Sighting, same: list[Session]) -> bool:
+    def _refreshes(session: Session, sighting: Sighting, same: Iterable[Session]) -> bool:
         """Whether this server has just answered this very question."""
         replied = (
             one.replies.transmissions[-1].hops[0] for one in same if one is not session and one.replies.transmissions

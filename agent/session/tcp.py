@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent.session.sighting import DETAIL, SOCKET_RX, SOCKET_TX, Detail, Sighting
 from agent.wire.stream import Connection, ConnectionFacts, Side
@@ -45,6 +45,8 @@ class Tracked:
     """By namespace."""
     messages: OrderedDict[Segment, list[int]] = field(default_factory=OrderedDict)
     waiting: OrderedDict[Segment, list[Sighting]] = field(default_factory=OrderedDict)
+    held: OrderedDict[tuple[int, Side, int], Sighting] = field(default_factory=OrderedDict)
+    """Segments that may complete a message later, by namespace, sender and time: each message keeps its own."""
 
     @property
     def facts(self) -> ConnectionFacts:
@@ -59,21 +61,30 @@ class Tracked:
             other, opposite = (
                 (end.client_to_server, Side.CLIENT) if side is Side.SERVER else (end.server_to_client, Side.SERVER)
             )
-            for message in other.acknowledge(detail.acknowledgement):
-                yield _as_message(sighting, _turned(detail), message, self._number(opposite, message))
+            yield from self._complete(sighting, other.acknowledge(detail.acknowledgement), opposite)
         payload = sighting.payload(detail)
         found = end.feed(
             sighting.sequence, sighting.tcp_flags, payload, detail.payload_bytes, sighting.ts_ns, sender=side
         )
-        segment = Segment(side is Side.SERVER, sighting.sequence)
+        if detail.payload_bytes:
+            self.held[sighting.netns, side, sighting.ts_ns] = sighting
+            _bound(self.held)
+        yield from self._complete(sighting, found, side)
+
+    def _complete(self, at: Sighting, found: list[StreamMessage], side: Side) -> Iterator[Sighting]:
+        """Messages that are whole now, each with the segment that brought its end, and the hops that waited for it."""
         for message in found:
+            brought = self.held.get((at.netns, side, message.last_ts_ns))
+            if brought is None:
+                continue
+            segment = Segment(side is Side.SERVER, brought.sequence)
             number = self._number(side, message)
             numbers = self.messages.setdefault(segment, [])
             if number not in numbers:
                 numbers.append(number)
-            yield _as_message(sighting, detail, message, number)
-        for hop in self.waiting.pop(segment, ()) if found else ():
-            yield from self.passing(hop, segment)
+            yield _as_message(brought, message, number)
+            for hop in self.waiting.pop(segment, ()):
+                yield from self.passing(hop, segment)
         _bound(self.messages)
 
     def _number(self, sender: Side, message: StreamMessage) -> int:
@@ -96,21 +107,15 @@ def _knowledge(facts: ConnectionFacts) -> int:
     return sum(bool(fact) for fact in facts)
 
 
-def _bound(remembered: OrderedDict[Segment, list[int]] | OrderedDict[Segment, list[Sighting]]) -> None:
+def _bound(remembered: OrderedDict[Any, Any]) -> None:
     while len(remembered) > MAX_SEGMENTS:
         remembered.popitem(last=False)
 
 
-def _as_message(sighting: Sighting, detail: Detail, message: StreamMessage, number: int) -> Sighting:
+def _as_message(sighting: Sighting, message: StreamMessage, number: int) -> Sighting:
     """The sighting of a whole message, as the kernel program would have written it for a datagram."""
-    fixed = detail._replace(payload_bytes=message.length_bytes, captured_bytes=len(message.payload))
-    ts_ns = message.last_ts_ns if message.last_ts_ns is not None else sighting.ts_ns
-    return sighting._replace(ts_ns=ts_ns, message=number, rest=DETAIL.pack(*fixed) + message.payload)
-
-
-def _turned(detail: Detail) -> Detail:
-    """The same place, seen by what goes the other way."""
-    return detail._replace(saddr=detail.daddr, sport=detail.dport, daddr=detail.saddr, dport=detail.sport)
+    fixed = sighting.detail._replace(payload_bytes=message.length_bytes, captured_bytes=len(message.payload))
+    return sighting._replace(message=number, rest=DETAIL.pack(*fixed) + message.payload)
 
 
 class TcpStage:

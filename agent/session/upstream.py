@@ -8,6 +8,7 @@ at the same time are told apart by age only, and said to be ambiguous.
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.model import MAX_EXCHANGES, Background, Session
@@ -34,8 +35,8 @@ class Match(NamedTuple):
     ambiguous: bool
 
 
-def arrived_at(session: Session, asked: Sighting) -> int | None:
-    """When the query came to the server that now asks; None if it did not, or was passed on.
+def arrivals_at(session: Session, asked: Sighting) -> list[int]:
+    """When copies of the query came to the server that now asks; those passed on are not counted.
 
     Some CNIs hand packets to a pod without a sighting: there, the query was last seen leaving for its address.
     """
@@ -44,7 +45,7 @@ def arrived_at(session: Session, asked: Sighting) -> int | None:
     if not times:
         source = asked.detail.saddr
         times = [last.ts_ns for last in ends if last.event == TX and last.detail.daddr == source]
-    return min(times, default=None)
+    return times
 
 
 def is_waiting(session: Session, asked: Sighting) -> bool:
@@ -53,7 +54,7 @@ def is_waiting(session: Session, asked: Sighting) -> bool:
     A query to the very server that the waiting one went to is another client's: nobody asks himself.
     """
     replied = sum(one.hops[0].netns == asked.netns for one in session.replies.transmissions)
-    if replied >= len(session.queries.transmissions) or arrived_at(session, asked) is None:
+    if replied >= len(arrivals_at(session, asked)):
         return False
     there = _destination(asked)
     return all(_destination(hop) != there for one in session.queries.transmissions for hop in one.hops)
@@ -97,17 +98,33 @@ def _cookie(session: Session) -> bytes | None:
 
 
 def find_rewritten(asking: Session, sighting: Sighting, recent: Iterable[Session]) -> Session | None:
-    """The one young query at this server that was not passed on: it may have been, under another name."""
+    """The one young query at this server that was not passed on: it may have been, under another name.
+
+    Args:
+        asking: the session that the upstream query would open.
+        sighting: its first hop.
+        recent: open sessions, newest first.
+    """
+    fresh = takewhile(lambda one: sighting.ts_ns - one.first_ns <= REWRITE_NS, recent)
     young = [
         one
-        for one in recent
+        for one in fresh
         if one is not asking
         and not one.connecting
         and not one.upstream
         and is_waiting(one, sighting)
-        and sighting.ts_ns - (arrived_at(one, sighting) or 0) <= REWRITE_NS
+        and sighting.ts_ns - min(arrivals_at(one, sighting)) <= REWRITE_NS
     ]
     return young[0] if len(young) == 1 else None
+
+
+def find_sibling(asking: Session, sighting: Sighting, same: Iterable[Session]) -> Session | None:
+    """An earlier attempt of this server at the same question, under whatever name its client asked."""
+    for one in same:
+        queries = one.queries.transmissions
+        if one is not asking and one.upstream_of is not None and queries[0].hops[0].netns == sighting.netns:
+            return one
+    return None
 
 
 def background_of(asking: Session) -> Background | None:

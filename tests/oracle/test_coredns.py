@@ -488,6 +488,7 @@ def test_behind_node_local_a_silent_upstream_is_seen_at_both_stages(run: Run):
     assert (first["Status"], first["Rcode"], first["AnswerSource"]) == ("Failed", "SERVFAIL", "server-error")
     assert (first["BitMap"], first["DnstapBitMap"]) == (7, 5)
     assert mask(tapped_for(run.node_local_tapped, first)) == 5
+    assert first["Cause"]["Code"] == "UpstreamTimeout"
     seconds = stages_behind(run, first)
     queries = [one for one in told_by_dnstrail(first) if one.type == "FORWARDER_QUERY"]
     assert {line["TransactionId"] for line in seconds} == {one.id for one in queries}

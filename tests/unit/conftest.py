@@ -47,6 +47,7 @@ REASONS = dict(
             "SKB_CONSUMED",
             "UDP_CSUM",
             "TCP_OLD_DATA",
+            "FRAG_REASM_TIMEOUT",
         ),
         start=2,
     )

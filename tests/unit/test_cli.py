@@ -171,3 +171,18 @@ def test_a_kernel_that_cannot_capture_ends_with_one_sentence_and_exit_code_1(mon
     monkeypatch.setitem(cli.COMMANDS, "run", refuse)
     assert main(["run"]) == 1
     assert capsys.readouterr().err == "dnstrail: this kernel has no BTF\n"
+
+
+def test_replay_holds_no_line_back_unless_told_to():
+    assert build_parser().parse_args(["replay", "x.pcap"]).log_rate is None
+    assert build_parser().parse_args(["replay", "x.pcap", "-", "--log-rate", "5"]).log_rate == 5
+
+
+@pytest.mark.parametrize("arguments", [["replay"], ["record"], ["record", "--write", "x", "--max-size", "1K"]])
+def test_replay_and_record_need_to_know_their_files(arguments, capsys):
+    assert "error: " in refusal(arguments, capsys)
+
+
+def test_record_rotates_by_default():
+    defaults = build_parser().parse_args(["record", "--write", "x"])
+    assert (defaults.max_size, defaults.max_files, defaults.duration) == (20 << 20, 200, None)

@@ -44,14 +44,19 @@ def silent_upstream(world):
 def upstream_without_tcp(world):
     world.outcome(world.Lookup(port=2000).both())
     lookup, start = world.Lookup(), world.now + world.MS
-    asked = world.Lookup(
-        shape="client", client_netns=world.SERVER, client=("10.244.1.53", 41000), vip=("100.100.2.136", 53)
-    )
-    refused = world.Tcp(asked).refuse(start + world.MS)
+    refused = world.Tcp(lookup.onward(port=33001)).refuse(start + world.MS)
     return world.outcome(lookup.query(start), refused, lookup.reply(start + 3 * world.MS, rcode=2, aa=False))
 
 
+def late_reply(world):
+    lookup = world.Lookup()
+    reply = lookup.reply(world.START + 6 * world.SECOND)
+    return world.outcome(lookup.query(), world.dropped(reply, 4, "NO_SOCKET", "__udp4_lib_rcv"))
+
+
 CASES = {
+    "LateReply": (late_reply, "high"),
+    "FragmentLost": (lambda world: lost_query(world, 2, "FRAG_REASM_TIMEOUT", "ip_expire"), "high"),
     "UpstreamTCPUnavailable": (upstream_without_tcp, "high"),
     "UpstreamTimeout": (silent_upstream, "high"),
     "CaptureLoss": (sample_loss, "high"),

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from agent.capture.pcap import PcapngWriter
 from agent.cli import main
@@ -358,6 +360,19 @@ def test_fragments_are_put_together(tmp_path, replay):
     assert line["BitMap"] == 3
     lost = one_line(replay, capture(tmp_path / "lost", LinkType.RAW, (QUERY, None), pieces[0]))
     assert lost["Rcode"] is None
+
+
+@given(st.lists(st.tuples(st.integers(24, RECORDED.stat().st_size - 1), st.integers(0, 255)), min_size=1, max_size=40))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_file_never_crashes_it(capsys, tmp_path_factory, changes):
+    octets = bytearray(RECORDED.read_bytes())
+    for at, value in changes:
+        octets[at] = value
+    path = tmp_path_factory.mktemp("damaged") / "file"
+    path.write_bytes(octets)
+    assert main([*ARGUMENTS, str(path)]) in {0, 1}
+    for line in capsys.readouterr().out.splitlines():
+        json.loads(line)
 
 
 class Terminal(io.StringIO):

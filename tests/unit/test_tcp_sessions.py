@@ -451,7 +451,6 @@ def test_a_lost_record_costs_its_own_lookup_alone(world, shape, gone):
     assert Status.FAILED not in [one.status for one in outcomes]
 
 
-@pytest.mark.xfail(reason="a message released by an acknowledgement takes that packet's place", strict=False)
 @pytest.mark.parametrize(
     ("shape", "vantage", "path"), [("pod", "both", 51), ("client", "client", 51), ("server", "server", 3)]
 )

@@ -590,7 +590,6 @@ def test_a_rewritten_name_is_joined_and_said_to_be_a_guess(world):
     assert findings(one) == ["AmbiguousUpstream"]
 
 
-@pytest.mark.xfail(reason="a second attempt under the other name finds nobody", strict=False)
 def test_every_attempt_under_a_rewritten_name_is_told_with_the_lookup(world):
     start = warm(world)
     lookup = world.Lookup(name="x.rw.test.")
