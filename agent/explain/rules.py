@@ -23,7 +23,8 @@ TC_REASONS = {"TC_INGRESS": "tc program (ingress)", "TC_EGRESS": "tc program (eg
 HEALTHY = frozenset({NOERROR, NXDOMAIN})
 HEADER_RCODE = 0xF
 """The lower bits of an extended rcode, which are in the header (RFC 6891 6.1.3)."""
-UDP_RECEIVE = frozenset({"__udp4_lib_rcv", "__udp6_lib_rcv"})
+UNSAID = frozenset({None, "NOT_SPECIFIED"})
+RECEIVE = frozenset({"__udp4_lib_rcv", "__udp6_lib_rcv", "tcp_v4_rcv", "tcp_v6_rcv"})
 FRAGMENT_EXPIRY = frozenset({"ip_expire", "ip6frag_expire_frag_queue", "ip6_frag_expire"})
 EVENT_WORDS = {Event.TX: "leaving by", Event.RX: "arriving at", Event.DROP: "dying at"}
 
@@ -57,8 +58,7 @@ def explain(outcome: Outcome) -> Verdict:
 
 
 def _cause(outcome: Outcome) -> Cause | None:
-    lost_reply = outcome.reply_drop is not None and not outcome.delivered
-    lost_something = outcome.query_drop is not None or lost_reply or lost_attempt(outcome)
+    lost_something = bool(_drops(outcome)) or lost_attempt(outcome)
     if outcome.status is Status.SUCCEEDED and not lost_something:
         return None
     return next((cause for rule in RULES if (cause := rule(outcome)) is not None), None)
@@ -66,9 +66,9 @@ def _cause(outcome: Outcome) -> Cause | None:
 
 def lost_attempt(outcome: Outcome) -> bool:
     """Whether the client sent the query more often than it was answered: an attempt was lost somewhere."""
-    if outcome.attempts == 1 or outcome.lossy:
+    if outcome.repeats <= 1 or outcome.lossy:
         return False
-    return outcome.attempts > len(outcome.session.replies.transmissions)
+    return outcome.repeats > len(outcome.session.replies.transmissions)
 
 
 def _say(code: str, confidence: str, evidence: list[str], **found: object) -> Cause:
@@ -124,14 +124,22 @@ def policy_drop(outcome: Outcome) -> Cause | None:
 
 def late_reply(outcome: Outcome) -> Cause | None:
     """The client's socket was gone when the reply came: the delay is the real cause."""
-    if outcome.reply_drop is None or outcome.delivered:
+    if outcome.reply_drop is None or outcome.delivered or not _came_too_late(outcome):
         return None
     hop, drop = outcome.reply_drop
-    gone = drop.reason == "NO_SOCKET" or (drop.reason is None and drop.location in UDP_RECEIVE)
-    if not gone or hop.netns != outcome.client_netns or not outcome.session.queries.transmissions:
+    if not outcome.session.queries.transmissions:
         return None
     delay = (hop.ts_ns - outcome.session.queries.transmissions[0].hops[0].ts_ns) / 1e9
     return _say("LateReply", "high", [_drop_evidence(hop, drop)], delay=f"{delay:.3f} s")
+
+
+def _came_too_late(outcome: Outcome) -> bool:
+    """Whether the reply that died did so for want of the client's socket."""
+    if outcome.reply_drop is None:
+        return False
+    hop, drop = outcome.reply_drop
+    gone = drop.reason == "NO_SOCKET" or (drop.reason in UNSAID and drop.location in RECEIVE)
+    return gone and hop.netns == outcome.client_netns
 
 
 def fragment_lost(outcome: Outcome) -> Cause | None:
@@ -157,7 +165,8 @@ def kernel_drop(outcome: Outcome) -> Cause | None:
 def _drops(outcome: Outcome) -> list[tuple[str, Sighting, Drop]]:
     named = (("query", outcome.query_drop), ("reply", outcome.reply_drop))
     own = [(message, *death) for message, death in named if death is not None]
-    if outcome.delivered:
+    if outcome.delivered and _came_too_late(outcome):
+        # The slower of several servers, or the second answer to a repeated query: the client had what it wanted.
         own = [one for one in own if one[0] == "query"]
     # A server that lost an attempt upstream and answered well all the same needs no explanation.
     upstream = [outcome.upstream_drop] if outcome.upstream_drop and outcome.rcode not in HEALTHY else []
@@ -296,10 +305,18 @@ RULES: tuple[Callable[[Outcome], Cause | None], ...] = (
     unknown,
 )
 
+
+def _upstream_retried(outcome: Outcome) -> bool:
+    """Whether the server asked on after silence; that it asks again over TCP after a truncated reply is no retry."""
+    unanswered = [one for one in outcome.exchanges if not one.replies.transmissions]
+    repeated = any(len(one.sent) > 1 for one in outcome.exchanges)
+    return repeated or (bool(unanswered) and len(outcome.exchanges) > 1)
+
+
 FINDINGS: dict[str, Callable[[Outcome], bool]] = {
-    "Retransmitted": lambda outcome: outcome.attempts > 1,
+    "Retransmitted": lambda outcome: outcome.repeats > 1,
     "ParallelNameservers": lambda outcome: len(outcome.session.sent) > 1 and len(outcome.session.asked) > 1,
-    "UpstreamRetried": lambda outcome: sum(len(one.queries.sent) for one in outcome.exchanges) > 1,
+    "UpstreamRetried": _upstream_retried,
     "AmbiguousUpstream": lambda outcome: outcome.session.ambiguous,
     "Truncated": lambda outcome: outcome.reply is not None and outcome.reply.wire.summary.tc,
 }

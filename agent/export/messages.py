@@ -59,7 +59,8 @@ def _of_upstream(outcome: Outcome) -> Iterator[Seen]:
             yield Seen("FORWARDER_QUERY", one.hops[0], one.wire, response=False)
         for one in exchange.replies.transmissions:
             arrived = _arrival(one, outcome.server_netns)
-            yield Seen("FORWARDER_RESPONSE", arrived or one.hops[-1], one.wire, response=True)
+            if arrived is not None or one.death is None:
+                yield Seen("FORWARDER_RESPONSE", arrived or one.hops[-1], one.wire, response=True)
 
 
 def query_ends(query: Transmission, outcome: Outcome) -> Ends:

@@ -84,8 +84,15 @@ class Transmission:
         """Whether this hop can be one of this copy's: its message, a new place, and not after its death."""
         if self.wire is not wire or here in self.places:
             return False
+        if sighting.flags & ORIGIN and sighting.event != DROP and self._is_from_elsewhere(sighting):
+            return False
         last = self.hops[-1]
         return last.event != DROP or sighting.ts_ns < last.ts_ns or bool(last.flags & FRAGMENT or sighting.fragment)
+
+    def _is_from_elsewhere(self, origin: Sighting) -> bool:
+        """Whether this copy left another socket: two servers may say the very same."""
+        known = self.origin
+        return known is not None and known.netns != origin.netns
 
     def arrivals(self, netns: int | None) -> list[Sighting]:
         """Hops at which it was taken in by that namespace."""

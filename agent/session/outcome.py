@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.model import Background, place
 from agent.session.sighting import DROP, PROCESS, RX, SOCKET_RX, SOCKET_TX, TX, Sighting
-from agent.wire.message import extended_rcode
+from agent.wire.message import EXTENDED_ERROR, extended_rcode, options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from agent.session.drops import Drop, Kernel
-    from agent.session.model import Session, Transmission
-    from agent.wire.message import Summary
+    from agent.session.model import Session, Transmission, Wire
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
 SERVER_WRITTEN = frozenset({SERVFAIL, REFUSED, FORMERR, NOTIMP})
@@ -196,7 +195,7 @@ class Outcome:
     @property
     def dnstap_bitmap(self) -> Bit:
         """What CoreDNS's dnstap plugin would have shown (up to 1.14.7): without a reply the server core wrote."""
-        relayed = any(
+        relayed = self.bits & FR and any(
             one.wire.summary.rcode == self.rcode
             for exchange in self.session.upstream
             for one in exchange.replies.transmissions
@@ -215,9 +214,13 @@ class Outcome:
 
     @property
     def attempts(self) -> int:
-        """How often the client sent the query, to the server that it asked most often."""
-        sent = self.session.sent
-        return len(sent) if len(sent) < 2 else max(self.session.asked.values())  # noqa: PLR2004  nothing to count
+        """How often the client sent the query."""
+        return len(self.session.sent)
+
+    @property
+    def repeats(self) -> int:
+        """How often it sent it to the server that it asked most often."""
+        return self.attempts if self.attempts <= 1 else max(self.session.asked.values())
 
     @property
     def server_namespaces(self) -> set[int]:
@@ -269,7 +272,7 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         server_netns=there,
         reply=reply,
         rcode=None if reply is None or session.connecting else extended_rcode(reply.wire.payload, reply.wire.summary),
-        answer_source=None if reply is None or session.connecting else answer_source(reply.wire.summary),
+        answer_source=None if reply is None or session.connecting else answer_source(reply.wire),
         query_drop=query_drop,
         reply_drop=reply_drop,
         upstream_drop=upstream_death(session, knowledge, there),
@@ -301,7 +304,7 @@ def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, 
         server_netns=shape.server_netns,
         reply=reply,
         rcode=rcode,
-        answer_source=answer_source(reply.wire.summary),
+        answer_source=answer_source(reply.wire),
         query_drop=None,
         reply_drop=None,
         upstream_drop=None,
@@ -416,17 +419,18 @@ def upstream_bits(session: Session, knowledge: Knowledge, there: int | None) -> 
 
 def useful_replies(exchange: Session, session: Session, knowledge: Knowledge, there: int | None) -> list[Transmission]:
     """The upstream's replies that got to the server before it replied itself."""
+    return [one for one in _in_time(exchange, session) if knowledge.died(one, there) is None]
+
+
+def _in_time(exchange: Session, session: Session) -> list[Transmission]:
+    """The upstream's replies that were sent before the server replied itself."""
     replied_ns = min((one.hops[0].ts_ns for one in session.replies.transmissions), default=None)
-    return [
-        one
-        for one in exchange.replies.transmissions
-        if knowledge.died(one, there) is None and (replied_ns is None or one.hops[0].ts_ns <= replied_ns)
-    ]
+    return [one for one in exchange.replies.transmissions if replied_ns is None or one.hops[0].ts_ns <= replied_ns]
 
 
 def set_refreshes_apart(session: Session, reply: Transmission | None) -> None:
     """A cached answer was not waited for: what the server asked just before it renews its cache."""
-    if reply is None or answer_source(reply.wire.summary) != "cache":
+    if reply is None or answer_source(reply.wire) != "cache":
         return
     sent_ns = reply.hops[0].ts_ns
     for exchange in session.upstream:
@@ -465,17 +469,24 @@ def last_death(
 def upstream_death(session: Session, knowledge: Knowledge, there: int | None) -> tuple[str, Sighting, Drop] | None:
     """The newest loss between the server and its upstreams."""
     for exchange in reversed(session.upstream):
-        for message, leg, end in (("reply", exchange.replies, there), ("query", exchange.queries, None)):
-            death = last_death(leg.transmissions, knowledge, end)
-            if death is not None and exchange.background is None:
-                return f"{message} of the upstream" if message == "reply" else "server's own query", *death
+        if exchange.background is not None:
+            continue
+        death = last_death(_in_time(exchange, session), knowledge, there)
+        if death is not None:
+            return "reply of the upstream", *death
+        death = last_death(exchange.queries.transmissions, knowledge, None)
+        if death is not None:
+            return "server's own query", *death
     return None
 
 
-def answer_source(reply: Summary) -> str | None:
+def answer_source(wire: Wire) -> str | None:
     """Where the answer came from, by the reply's AA and RA flags, as CoreDNS sets them in every version looked at."""
+    reply = wire.summary
     if reply.rcode in SERVER_WRITTEN and not (reply.aa or reply.ra or reply.ancount or reply.nscount):
-        return "server-error"
+        # The acl plugin refuses in the same shape, but says why in an extended error (RFC 8914).
+        explained = any(code == EXTENDED_ERROR for code, _ in options(wire.payload, reply))
+        return None if explained else "server-error"
     if reply.aa:
         return "cache" if reply.ra else "local"
     return "forward" if reply.ra else None

@@ -305,6 +305,8 @@ class SessionTable:
             if one.wire.payload == wire.payload:
                 wire = one.wire
                 break
+        if response and sighting.flags & ORIGIN and not session.replies.transmissions:
+            self._mend_guess(session, sighting, wire)
         found = (session, response, wire)
         if sighting.message:
             self._by_message[sighting.message] = found
@@ -394,6 +396,7 @@ class SessionTable:
             match = upstream.find_parent(session, sighting, wire, oldest)
             if match is not None:
                 self._attach(match.session, session, ambiguous=match.ambiguous)
+                self.knowledge.serving.setdefault(sighting.netns, set())
                 return
             sibling = upstream.find_sibling(session, sighting, oldest)
             parent = self._parents.get(sibling) if sibling is not None else None
@@ -413,6 +416,16 @@ class SessionTable:
             self._attach(rewritten, session, ambiguous=not session.connecting)
         elif session.connecting and self._refreshes(session, sighting, candidates):
             session.background = Background.REFRESH
+
+    def _mend_guess(self, session: Session, sighting: Sighting, reply: Wire) -> None:
+        others = islice(self._by_question[session.key.question], MAX_SAME_QUESTION)
+        other = upstream.exchange_exchanges(session, others, sighting, reply)
+        if other is None:
+            return
+        for parent in (session, other):
+            for child in parent.upstream:
+                if child in self._parents:
+                    self._parents[child] = parent
 
     def _attach(self, parent: Session, child: Session, *, ambiguous: bool) -> None:
         if upstream.attach(parent, child, ambiguous=ambiguous):

@@ -12,7 +12,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.model import MAX_EXCHANGES, Background, Session
-from agent.session.sighting import RX, SOCKET_RX, TX
+from agent.session.sighting import PROCESS, RX, SOCKET_RX, TX
 from agent.wire.message import client_cookie
 
 if TYPE_CHECKING:
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from agent.session.sighting import Sighting
 
 NS, HINFO = 2, 13
+SERVER_PATIENCE_NS = 7_000_000_000
+"""How long a server goes on asking for one query at most."""
 REWRITE_NS = 10_000_000
 """A server that asks under another name (rewrite, autopath, CNAME) does so within so long after the query."""
+NEVER_NS = -(1 << 62)
 LOOP_NAME = re.compile(rb"[\x01-\x14]\d+[\x01-\x14]\d+")
 """CoreDNS's loop plugin asks for <random>.<random>.<zone> HINFO."""
 
@@ -75,14 +78,15 @@ def find_parent(asking: Session, sighting: Sighting, query: Wire, same: Iterable
         same: open sessions with the same question, oldest first.
     """
     waiting = [one for one in same if one is not asking and is_waiting(one, sighting)]
+    open_keys = {one.key for one in waiting}
+    # Where client, server and upstream share a namespace: what a server asked is not what it is asked.
+    waiting = [one for one in waiting if one.upstream_of not in open_keys or _other_process(one, sighting)]
     if not waiting:
         return None
     cookie = client_cookie(query.payload, query.summary)
     if cookie is not None:
-        alike = [one for one in waiting if _cookie(one) == cookie]
-        if alike:
-            return Match(alike[0], len(alike) > 1)
-    fresh = [one for one in waiting if not one.upstream]
+        waiting = [one for one in waiting if _cookie(one) == cookie] or waiting
+    fresh = [one for one in waiting if all(exchange.connecting for exchange in one.upstream)]
     # The oldest that was not passed on yet; all passed on: the attempt belongs to the one that waits longest.
     chosen = fresh[0] if fresh else min(waiting, key=lambda one: one.upstream[-1].first_ns)
     alike = fresh or waiting
@@ -92,9 +96,57 @@ def find_parent(asking: Session, sighting: Sighting, query: Wire, same: Iterable
     return Match(chosen, len(alike) > 1)
 
 
+def _other_process(session: Session, asked: Sighting) -> bool:
+    """Whether the session's client is known to be another program than the one that asks now."""
+    origin = session.queries.transmissions[0].origin
+    if origin is None or not origin.flags & asked.flags & PROCESS:
+        return False
+    return origin.detail.tgid != asked.detail.tgid
+
+
 def _cookie(session: Session) -> bytes | None:
     query = session.queries.transmissions[0].wire
     return client_cookie(query.payload, query.summary)
+
+
+def idle_since(session: Session, asked: Sighting) -> int:
+    """When the server got the query or the newest reply for it; never, while it waits for one."""
+    exchanges = [one for one in session.upstream if not one.connecting]
+    if not exchanges:
+        return min(arrivals_at(session, asked))
+    if not all(one.replies.transmissions for one in exchanges):
+        return NEVER_NS
+    return max(one.replies.transmissions[-1].hops[-1].ts_ns for one in exchanges)
+
+
+def exchange_exchanges(session: Session, others: Iterable[Session], sighting: Sighting, reply: Wire) -> Session | None:
+    """Mend a guess: a server that relays a reply has one, so if this lookup has none, it has another's.
+
+    Returns:
+        The lookup of the same question that it swapped its upstream exchanges with; None if there was nothing to mend.
+    """
+    if reply.summary.aa or not reply.summary.ra or _was_told(session, reply):
+        return None
+    for other in others:
+        if (
+            other is not session
+            and session not in other.upstream
+            and _was_told(other, reply)
+            and is_waiting(other, sighting)
+        ):
+            session.upstream, other.upstream = other.upstream, session.upstream
+            for parent in (session, other):
+                parent.ambiguous = True
+                for child in parent.upstream:
+                    child.upstream_of, child.ambiguous = parent.key, True
+            return other
+    return None
+
+
+def _was_told(session: Session, reply: Wire) -> bool:
+    """Whether an upstream has replied with this rcode."""
+    replies = (one for exchange in session.upstream for one in exchange.replies.transmissions)
+    return any(one.wire.summary.rcode == reply.summary.rcode for one in replies)
 
 
 def find_rewritten(asking: Session, sighting: Sighting, recent: Iterable[Session]) -> Session | None:
@@ -105,15 +157,14 @@ def find_rewritten(asking: Session, sighting: Sighting, recent: Iterable[Session
         sighting: its first hop.
         recent: open sessions, newest first.
     """
-    fresh = takewhile(lambda one: sighting.ts_ns - one.first_ns <= REWRITE_NS, recent)
+    fresh = takewhile(lambda one: sighting.ts_ns - one.first_ns <= SERVER_PATIENCE_NS, recent)
     young = [
         one
         for one in fresh
         if one is not asking
         and not one.connecting
-        and not one.upstream
         and is_waiting(one, sighting)
-        and sighting.ts_ns - min(arrivals_at(one, sighting)) <= REWRITE_NS
+        and sighting.ts_ns - idle_since(one, sighting) <= REWRITE_NS
     ]
     return young[0] if len(young) == 1 else None
 

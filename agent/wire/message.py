@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent.wire.errors import CutError, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HEADER_BYTES = 12
 MAX_NAME_BYTES = 255
@@ -30,6 +33,8 @@ OPTION_BYTES = 4
 COOKIE = 10
 """EDNS option code (RFC 7873 4)."""
 CLIENT_COOKIE_BYTES = 8
+EXTENDED_ERROR = 15
+"""EDNS option code (RFC 8914 2)."""
 
 # RFC 1035 5.1 and RFC 4343 2.1: what has a meaning in master files gets a backslash, what does not print its number.
 _ESCAPES = {octet: f"\\{octet:03d}" for octet in range(256) if octet == ord(" ") or not chr(octet).isprintable()}
@@ -243,17 +248,21 @@ def extended_rcode(wire: bytes, summary: Summary) -> int:
 
 def client_cookie(wire: bytes, summary: Summary) -> bytes | None:
     """The client's part of the COOKIE option, 8 octets (RFC 7873 4); None if there is none. Never raises."""
+    cookies = (data for code, data in options(wire, summary) if code == COOKIE and len(data) >= CLIENT_COOKIE_BYTES)
+    return next((data[:CLIENT_COOKIE_BYTES] for data in cookies), None)
+
+
+def options(wire: bytes, summary: Summary) -> Iterator[tuple[int, bytes]]:
+    """Code and data of each EDNS option (RFC 6891 6.1.2), as far as they are whole. Never raises."""
     opt = _find_opt(wire, summary)
-    if opt is None:
-        return None
-    offset, end = opt.data, min(opt.end, len(wire))
+    offset, end = (0, 0) if opt is None else (opt.data, min(opt.end, len(wire)))
     while offset + OPTION_BYTES <= end:
         code, length = _read_type_and_class(wire, offset)
         offset += OPTION_BYTES
-        if code == COOKIE and length >= CLIENT_COOKIE_BYTES:
-            return wire[offset : offset + CLIENT_COOKIE_BYTES]
+        if offset + length > end:
+            return
+        yield code, wire[offset : offset + length]
         offset += length
-    return None
 
 
 class Opt(NamedTuple):

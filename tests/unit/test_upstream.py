@@ -490,7 +490,7 @@ def test_the_second_of_two_clients_is_no_guess_when_the_first_was_forwarded_befo
     start = world.START
     outcomes = world.outcomes(
         first.query(start),
-        exchange(first.onward(identifier=11, port=33011), start + 100 * world.US, None),
+        exchange(first.onward(identifier=11, port=33011), start + 100 * world.US, 12 * world.MS),
         second.query(start + world.MS),
         exchange(first.onward(identifier=12, port=33012), start + 1100 * world.US, 10 * world.MS),
         first.reply(start + 15 * world.MS, **FORWARDED),
