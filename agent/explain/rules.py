@@ -138,8 +138,11 @@ def _came_too_late(outcome: Outcome) -> bool:
     if outcome.reply_drop is None:
         return False
     hop, drop = outcome.reply_drop
-    gone = drop.reason == "NO_SOCKET" or (drop.reason in UNSAID and drop.location in RECEIVE)
-    return gone and hop.netns == outcome.client_netns
+    return _no_socket(drop) and hop.netns == outcome.client_netns
+
+
+def _no_socket(drop: Drop) -> bool:
+    return drop.reason == "NO_SOCKET" or (drop.reason in UNSAID and drop.location in RECEIVE)
 
 
 def fragment_lost(outcome: Outcome) -> Cause | None:
@@ -168,9 +171,19 @@ def _drops(outcome: Outcome) -> list[tuple[str, Sighting, Drop]]:
     if outcome.delivered and _came_too_late(outcome):
         # The slower of several servers, or the second answer to a repeated query: the client had what it wanted.
         own = [one for one in own if one[0] == "query"]
-    # A server that lost an attempt upstream and answered well all the same needs no explanation.
-    upstream = [outcome.upstream_drop] if outcome.upstream_drop and outcome.rcode not in HEALTHY else []
-    return own + upstream
+    return own + _upstream_drops(outcome)
+
+
+def _upstream_drops(outcome: Outcome) -> list[tuple[str, Sighting, Drop]]:
+    """Deaths upstream that matter to this client.
+
+    A server that lost an attempt and answered well all the same needs no explanation; nor does a reply that came when the
+    server had given up: what made it late is the cause.
+    """
+    if outcome.upstream_drop is None or outcome.rcode in HEALTHY:
+        return []
+    _, hop, drop = outcome.upstream_drop
+    return [] if _no_socket(drop) and hop.netns == outcome.server_netns else [outcome.upstream_drop]
 
 
 def server_no_reply(outcome: Outcome) -> Cause | None:
