@@ -177,8 +177,8 @@ def _drops(outcome: Outcome) -> list[tuple[str, Sighting, Drop]]:
 def _upstream_drops(outcome: Outcome) -> list[tuple[str, Sighting, Drop]]:
     """Deaths upstream that matter to this client.
 
-    A server that lost an attempt and answered well all the same needs no explanation; nor does a reply that came when the
-    server had given up: what made it late is the cause.
+    A server that lost an attempt and answered well all the same needs no explanation; nor does a reply that came when
+    the server had given up: what made it late is the cause.
     """
     if outcome.upstream_drop is None or outcome.rcode in HEALTHY:
         return []

@@ -435,11 +435,15 @@ class SessionTable:
 
     @staticmethod
     def _refreshes(session: Session, sighting: Sighting, same: Iterable[Session]) -> bool:
-        """Whether this server has just answered this very question."""
-        replied = (
-            one.replies.transmissions[-1].hops[0] for one in same if one is not session and one.replies.transmissions
+        """Whether this server has just answered this very question, and asks another server."""
+        return any(
+            one is not session
+            and one.replies.transmissions
+            and (reply := one.replies.transmissions[-1].hops[0]).netns == sighting.netns
+            and 0 <= sighting.ts_ns - reply.ts_ns <= REFRESH_NS
+            and not upstream.went_to(one, sighting)
+            for one in same
         )
-        return any(hop.netns == sighting.netns and 0 <= sighting.ts_ns - hop.ts_ns <= REFRESH_NS for hop in replied)
 
     def _alias(self, session: Session, key: Key) -> None:
         if key not in self._by_key:

@@ -59,8 +59,13 @@ def is_waiting(session: Session, asked: Sighting) -> bool:
     replied = sum(one.hops[0].netns == asked.netns for one in session.replies.transmissions)
     if replied >= len(arrivals_at(session, asked)):
         return False
+    return not went_to(session, asked)
+
+
+def went_to(session: Session, asked: Sighting) -> bool:
+    """Whether the lookup was addressed to the very server that is asked now."""
     there = _destination(asked)
-    return all(_destination(hop) != there for one in session.queries.transmissions for hop in one.hops)
+    return any(_destination(hop) == there for one in session.queries.transmissions for hop in one.hops)
 
 
 def _destination(hop: Sighting) -> tuple[bytes, int]:

@@ -6,12 +6,14 @@ import json
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from agent.lab import BIG_NAME, VIP, VIP6, Lab, closed_port, drop_queries, drop_replies, stopped_server
+from agent.wire.render import rdtype_from_text
 from tests.kernel.conftest import DNSTRAIL, READY_SECONDS, Line, Watch
 
 pytestmark = pytest.mark.kernel
@@ -58,6 +60,9 @@ def tape(tmp_path: Path) -> Iterator[Callable[..., Tape]]:
         if one.process.poll() is None:
             one.process.kill()
             one.process.wait()
+
+
+LOOKUPS = 20
 
 
 def all_kinds(lab: Lab) -> None:
@@ -157,6 +162,60 @@ def tshark(name: str, *options: str) -> list[list[str]]:
     command = ["tshark", "-r", name, *checks, "-T", "fields", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+Found = tuple[int, bool, str, int, int]
+"""Id, whether it is a reply, name, type and client's port: one DNS message of one lookup."""
+FIELDS = (
+    "dns.id",
+    "dns.flags.response",
+    "dns.qry.name",
+    "dns.qry.type",
+    "frame.interface_name",
+    "udp.port",
+    "tcp.port",
+)
+
+
+def seen_by_tshark(name: str, lab: set[int]) -> set[Found]:
+    """Every DNS message in these namespaces, but for the lab's own look whether a server is ready."""
+    found = set()
+    for row in tshark(name, "-Y", "dns", *(word for field in FIELDS for word in ("-e", field))):
+        identifier, response, asked, rdtype, interface, *ports = row
+        if int(interface.partition("@")[2]) in lab and not asked.startswith("ready."):
+            # Both ports of the datagram or segment: the client's is the one that is not 53.
+            client = next(int(port) for pair in ports for port in pair.split(",") if port and int(port) != 53)
+            found.add((int(identifier, 16), response in ("1", "True"), asked.lower() + ".", int(rdtype), client))
+    return found
+
+
+def of_client(line: Line) -> set[Found]:
+    """The messages between the client and the server of one session."""
+    found = set()
+    for message in line["Messages"]:
+        response = "response_message" in message
+        if not message["type"].startswith("FORWARDER"):
+            content = message["response_message" if response else "query_message"]
+            asked = content["question"]
+            found.add((content["id"], response, asked["name"], rdtype_from_text(asked["type"]), message["query_port"]))
+    return found
+
+
+@pytest.mark.skipif(shutil.which("tshark") is None, reason="needs the Debian package tshark")
+def test_every_message_that_tshark_finds_is_in_exactly_one_session(tape: Callable[..., Tape]):
+    with Lab("iptables") as lab:
+        recording = tape()
+        all_kinds(lab)
+        (name,) = recording.stop()
+        places = {pod.netns_id for pod in (lab.node, *lab.clients, *lab.servers, lab.upstream)}
+    told = Counter(message for line in replayed("--timeout", TIMEOUT, name) for message in of_client(line))
+    seen = seen_by_tshark(name, places)
+    # The stopped server's reply came when its lookup had been given up and told; it is counted as late.
+    late = {one for one in seen - set(told) if one[1]}
+    assert len(late) <= 1
+    assert seen - late <= set(told)
+    assert {told[one] for one in seen - late} == {1}
+    assert len(seen) > LOOKUPS
 
 
 @pytest.mark.skipif(shutil.which("tshark") is None, reason="needs the Debian package tshark")

@@ -361,7 +361,8 @@ def test_truncation_is_told_and_its_tcp_retry_is_a_session_under_the_same_id(
         assert "Truncated" not in tcp["Findings"]
         # glibc turns to TCP at the first truncated reply: the second may come too late for its socket.
         assert masks(udp) == ANSWERED or udp["Cause"]["Code"] == "LateReply"
-    assert len(ports(over("TCP", lines))) == (2 if resolver == "go" else 1)
+    # c-ares asks over the connection it has, or opens a second one if the first is not there yet.
+    assert len(ports(over("TCP", lines))) in {"go": {2}, "cares": {1, 2}}.get(resolver, {1})
 
 
 @SERVERS
