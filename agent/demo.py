@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 3
 DURATION_SECONDS = 60
 """The agent ends by itself after so long, whatever becomes of us."""
+LOG_RATE = 100_000
+"""Whatever else happens on the machine must not hold back the lab's lines."""
 READY_SECONDS = 40.0
 LINES_SECONDS = TIMEOUT_SECONDS + 5.0
 END_SECONDS = 10.0
@@ -217,7 +219,7 @@ def command() -> list[str]:
     """How the agent is started: it prints the names of the steps alone, and no DNSTRAIL_ variable changes that."""
     unset = [f"--unset={key}" for key in os.environ if key.startswith("DNSTRAIL_")]
     names = [f"--name={name}" for name in dict.fromkeys(step.name for step in STEPS)]
-    limits = [f"--timeout={TIMEOUT_SECONDS}", f"--duration={DURATION_SECONDS}"]
+    limits = [f"--timeout={TIMEOUT_SECONDS}", f"--duration={DURATION_SECONDS}", f"--log-rate={LOG_RATE}"]
     return ["env", *unset, sys.executable, "-P", "-m", "agent", "run", "--output=json", *limits, *names]
 
 

@@ -65,7 +65,8 @@ class Recording:
         say(f"{self.recorder.packets} packets in {self.recorder.files} files; {lost} records lost")
 
     def _drain(self) -> None:
-        self._capture.drain(self.recorder.take, self._lose)
+        while self._capture.drain(self.recorder.take, self._lose) and not self._stopped:
+            self.recorder.flush()
 
     def _lose(self, loss: Loss) -> None:
         self.recorder.lose(loss.records, loss.start_ns, loss.end_ns)

@@ -18,15 +18,19 @@ from agent.session.model import Settings
 from agent.session.table import SessionTable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import TextIO
 
     from agent.capture.live import Loss
+    from agent.session.outcome import Outcome
     from agent.session.sighting import Sighting
 
 WAIT_SECONDS = 0.05
 SETTLE_NS = 5_000_000
 """Sightings younger than this may still be on their way through the ring."""
 REPORT_SECONDS = 10.0
+CHUNKS_A_TURN = 8
+"""Even when the ring fills as fast as it is read, a turn ends: signals and time limits are looked at."""
 
 
 class Options(NamedTuple):
@@ -74,22 +78,33 @@ class Agent:
         """Wait a little, take in what was recorded, print what is over."""
         self._capture.wait(WAIT_SECONDS)
         now_ns = time.monotonic_ns()
-        self._capture.drain(self._take, self._lose)
-        for outcome in self.table.expire(now_ns - SETTLE_NS):
-            self.printer.show(outcome, explain(outcome))
+        # While a backlog waits, time is that of its records: what is overdue by the clock may be answered in there.
+        caught_up = self._take_in()
+        self._show(self.table.expire(now_ns - SETTLE_NS if caught_up else 0))
         self.printer.flush()
         if time.monotonic() - self._reported > REPORT_SECONDS:
             self._report()
 
     def finish(self) -> None:
         """Print what is still open, and the sums."""
-        self._capture.drain(self._take, self._lose)
-        for outcome in self.table.flush(time.monotonic_ns()):
-            self.printer.show(outcome, explain(outcome))
+        self._take_in()
+        self._show(self.table.flush(time.monotonic_ns()))
         self.printer.flush()
         self._report()
         counts = self.table.counts
         say(f"{counts.sessions} sessions from {counts.sightings} records; {self._capture.lost_records} records lost")
+
+    def _take_in(self) -> bool:
+        """What was recorded, and whether that was all; of a large backlog, what is over is printed on the way."""
+        for _ in range(CHUNKS_A_TURN):
+            if not self._capture.drain(self._take, self._lose):
+                return True
+            self._show(self.table.expire(0))
+        return False
+
+    def _show(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            self.printer.show(outcome, explain(outcome))
 
     def _take(self, sighting: Sighting) -> None:
         self.table.observe(sighting)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 GATHER_SECONDS = 0.02
 """After a wake-up, wait so long for more: the kernel wakes the reader once for all of it."""
 MISSES_EVERY_SECONDS = 1.0
+CHUNK_BYTES = 2 << 20
+"""About 7000 records: what may pile up as sessions before they are printed."""
 
 
 class Loss(NamedTuple):
@@ -75,13 +77,18 @@ class Capture:
         if self._poll.poll(seconds):
             time.sleep(GATHER_SECONDS)
 
-    def drain(self, take: Callable[[Sighting], object], lost: Callable[[Loss], object]) -> int:
-        """Hand over all that was recorded up to now; losses that happened before then are told first."""
-        until = self._ring.produced()
+    def drain(self, take: Callable[[Sighting], object], lost: Callable[[Loss], object]) -> bool:
+        """Hand over what was recorded up to now, a chunk of it at most; losses that happened before are told first.
+
+        Returns:
+            Whether more waits, so that the caller can do its own work between the chunks of a large backlog.
+        """
+        produced = self._ring.produced()
+        until = min(produced, self._ring.consumed() + CHUNK_BYTES)
         loss = self._new_loss()
         if loss is not None:
             lost(loss)
-        return self._ring.drain(take, until)
+        return self._ring.drain(take, until) > 0 and until < produced
 
     def counters(self) -> Counters:
         """What the program counted."""

@@ -44,6 +44,10 @@ class Ring:
         (position,) = struct.unpack_from("=Q", self._data)
         return int(position)
 
+    def consumed(self) -> int:
+        """The consumer's position: octets ever read."""
+        return int(self._consumer.value)
+
     def drain(self, take: Callable[[Sighting], object], until: int) -> int:
         """Hand over every finished record up to a position; returns how many.
 
@@ -73,7 +77,7 @@ class Ring:
 
     def backlog_bytes(self) -> int:
         """How much of the ring waits to be read."""
-        return self.produced() - int(self._consumer.value)
+        return self.produced() - self.consumed()
 
     def close(self) -> None:
         """Unmap; the file descriptor stays the caller's."""
