@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from agent.session import upstream
 from agent.session.drops import UNKNOWN_KERNEL, Kernel
+from agent.session.identity import clients, connecting_key, is_loopback
+from agent.session.knowledge import Knowledge, Losses
 from agent.session.model import MAX_MESSAGES, Background, Endpoint, Key, Session, Settings, Wire, place
-from agent.session.outcome import REFRESH_NS, Knowledge, Losses, Outcome, judge
-from agent.session.sighting import DROP, FRAGMENT, ORIGIN, TCP, V4_MAPPED, Detail, Sighting
+from agent.session.outcome import REFRESH_NS, Outcome, judge
+from agent.session.sighting import DROP, FRAGMENT, ORIGIN, TCP, Detail, Sighting
 from agent.session.tcp import TcpStage
 from agent.wire.errors import WireError
 from agent.wire.message import Summary, summarize
@@ -26,10 +28,6 @@ if TYPE_CHECKING:
 
     from agent.session.tcp import Tracked
 
-LOOPBACK_V6 = bytes(15) + b"\x01"
-LOOPBACK_V4 = V4_MAPPED + b"\x7f"
-REPLY_CT_INFO = 3
-"""enum ip_conntrack_info: from here on the packet goes in the reply direction."""
 MAX_SAME_QUESTION = 256
 """Open sessions with one question that an upstream query is compared with."""
 MAX_RECENT = 256
@@ -486,23 +484,3 @@ class SessionTable:
             self._closed[key] = begins
         while len(self._closed) > self.settings.tombstones:
             self._closed.popitem(last=False)
-
-
-def connecting_key(client: Endpoint, scope: int) -> Key:
-    """The key of a client's request for a TCP connection, which has no question yet."""
-    return Key(client, TCP, 0, b"", 0, 0, scope)
-
-
-def clients(detail: Detail, *, response: bool) -> tuple[Endpoint, Endpoint]:
-    """The client before any translation, and as this packet spells it.
-
-    The conntrack entry's original direction is the query's, unless the reply came first or was tracked alone.
-    """
-    spelled = Endpoint(detail.daddr, detail.dport) if response else Endpoint(detail.saddr, detail.sport)
-    tracked = bool(detail.ct_original_sport) and (detail.ct_info >= REPLY_CT_INFO) == response
-    return (Endpoint(detail.ct_original_saddr, detail.ct_original_sport) if tracked else spelled), spelled
-
-
-def is_loopback(address: bytes) -> bool:
-    """Whether every namespace has its own host of this address."""
-    return address.startswith(LOOPBACK_V4) or address == LOOPBACK_V6

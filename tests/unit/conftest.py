@@ -9,10 +9,11 @@ from ipaddress import ip_address
 import pytest
 
 from agent.session.drops import Kernel
+from agent.session.identity import is_loopback
 from agent.session.model import Settings
 from agent.session.outcome import Outcome
 from agent.session.sighting import DETAIL, STACK_FRAMES, TCP, UDP, Detail, Event, Flag, Head, Sighting
-from agent.session.table import SessionTable, is_loopback
+from agent.session.table import SessionTable
 from agent.wire.stream import ACK, FIN, RST, SYN
 
 US = 1_000

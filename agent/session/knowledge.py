@@ -1,0 +1,111 @@
+"""What is known of the node beside the session at hand: from outside, and from earlier sessions."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.session.sighting import PROCESS, RX, TX, Sighting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent.session.drops import Drop, Kernel
+    from agent.session.model import Session, Transmission
+
+MAX_KNOWN_NETNS = 65536
+MAX_SERVERS = 64
+KEPT_LOSSES = 1024
+
+
+class Losses:
+    """When records were lost: intervals of CLOCK_MONOTONIC, the newest ones."""
+
+    def __init__(self) -> None:
+        self._intervals: deque[tuple[int, int]] = deque(maxlen=KEPT_LOSSES)
+
+    def __bool__(self) -> bool:
+        return bool(self._intervals)
+
+    def add(self, start_ns: int, end_ns: int) -> None:
+        """Note one interval."""
+        self._intervals.append((start_ns, end_ns))
+
+    def during(self, start_ns: int, end_ns: int) -> int | None:
+        """When the last loss ended that touches this time; None without any."""
+        return max((end for start, end in self._intervals if start <= end_ns and end >= start_ns), default=None)
+
+
+class Shape(NamedTuple):
+    """What the places of a complete, undisturbed lookup say. They say the same for the next one."""
+
+    client_netns: int
+    server_netns: int
+    path: int
+
+
+@dataclass(slots=True)
+class Knowledge:
+    """What the node is known to be like, from outside and from earlier sightings."""
+
+    kernel: Kernel
+    is_local: Callable[[int, bytes], bool | None]
+    receiving: set[int] = field(default_factory=set)
+    """Namespaces in which packets were seen coming in: there, a missing arrival means something (a CNI that redirects
+    between devices by BPF skips the arrival, so in its pods it means nothing)."""
+    forwarding: set[int] = field(default_factory=set)
+    """Namespaces that were seen passing packets on."""
+    serving: dict[int, set[int]] = field(default_factory=dict)
+    """Namespaces from which replies were sent, so that a DNS server lives there, with the processes that sent them."""
+    linked: set[tuple[int, int]] = field(default_factory=set)
+    """Devices (namespace, index) whose other end is on this node: what left there came in elsewhere."""
+    shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], Shape] = field(default_factory=dict)
+    """Places of the query and of the reply, for lookups like earlier ones."""
+
+    def learn_server(self, reply: Sighting) -> None:
+        """Take note of who sent a reply."""
+        processes = self.serving.setdefault(reply.netns, set())
+        if reply.flags & PROCESS and len(processes) < MAX_SERVERS:
+            processes.add(reply.detail.tgid)
+
+    def may_be_server(self, asking: Sighting) -> bool:
+        """Whether what sends this query may be a DNS server of its namespace: not if others are known to be."""
+        processes = self.serving.get(asking.netns)
+        return not processes or not asking.flags & PROCESS or asking.detail.tgid in processes
+
+    def learn(self, session: Session) -> None:
+        """Take what a session's hops show of the namespaces they were in."""
+        if len(self.receiving) > MAX_KNOWN_NETNS:
+            self.receiving.clear()
+            self.forwarding.clear()
+            self.serving.clear()
+            self.linked.clear()
+        for one in (*session.queries.transmissions, *session.replies.transmissions):
+            self._learn_path(one)
+
+    def _learn_path(self, one: Transmission) -> None:
+        came_in: set[int] = set()
+        left: Sighting | None = None
+        for hop in one.hops:
+            if hop.event == RX:
+                came_in.add(hop.netns)
+                if left is not None:
+                    self.linked.add((left.netns, left.ifindex))
+            elif hop.event == TX and hop.netns in came_in:
+                self.forwarding.add(hop.netns)
+            left = hop if hop.event == TX else None
+        self.receiving |= came_in
+
+    def leaves_node(self, last: Sighting) -> bool:
+        """Whether a packet last seen at this hop is beyond this node."""
+        return last.event == TX and (last.netns, last.ifindex) not in self.linked
+
+    def died(self, one: Transmission, end: int | None) -> Drop | None:
+        """How a copy died, if it did: a drop with no later hop, and no other copy of it at its end before."""
+        death = one.death
+        if death is None:
+            return None
+        if death.netns != end and not death.fragment and one.arrivals(end):
+            return None
+        return self.kernel.describe(death)
