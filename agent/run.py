@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from agent.capture.live import Loss
     from agent.session.outcome import Outcome
-    from agent.session.sighting import Sighting
 
 WAIT_SECONDS = 0.05
 SETTLE_NS = 5_000_000
@@ -97,7 +96,7 @@ class Agent:
     def _take_in(self) -> bool:
         """What was recorded, and whether that was all; of a large backlog, what is over is printed on the way."""
         for _ in range(CHUNKS_A_TURN):
-            if not self._capture.drain(self._take, self._lose):
+            if not self._capture.drain(self.table.observe, self._lose):
                 return True
             self._show(self.table.expire(0))
         return False
@@ -105,9 +104,6 @@ class Agent:
     def _show(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
             self.printer.show(outcome, explain(outcome))
-
-    def _take(self, sighting: Sighting) -> None:
-        self.table.observe(sighting)
 
     def _lose(self, loss: Loss) -> None:
         self.table.record_loss(loss.start_ns, loss.end_ns)

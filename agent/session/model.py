@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.sighting import DROP, FRAGMENT, ORIGIN, RX, SOCKET_RX, TCP, Sighting
+from agent.wire.stream import RST
 
 if TYPE_CHECKING:
     from agent.session.tcp import Tracked
@@ -18,7 +19,6 @@ MAX_TRANSMISSIONS = 16
 MAX_EXCHANGES = 64
 MAX_MESSAGES = 64
 SECOND_NS = 1_000_000_000
-TCP_RST = 4
 
 
 class Settings(NamedTuple):
@@ -233,7 +233,12 @@ class Session:
     @property
     def refused(self) -> bool:
         """Whether the request for a connection was answered by RST."""
-        return self.connecting and any(one.wire.payload[0] & TCP_RST for one in self.replies.transmissions)
+        return self.connecting and any(one.wire.payload[0] & RST for one in self.replies.transmissions)
+
+    @property
+    def exchanges(self) -> list[Session]:
+        """What the server asked upstream before it replied; what it asked later served nobody waiting."""
+        return [one for one in self.upstream if one.background is None]
 
     def leg(self, *, response: bool) -> Leg:
         """The leg a message belongs to."""

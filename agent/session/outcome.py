@@ -136,8 +136,8 @@ class Outcome:
 
     @property
     def exchanges(self) -> list[Session]:
-        """What the server asked upstream before it replied; what it asked later served nobody waiting."""
-        return [one for one in self.session.upstream if one.background is None]
+        """What the server asked upstream for the client that waited."""
+        return self.session.exchanges
 
     @property
     def duration_ns(self) -> int | None:
@@ -192,11 +192,17 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
     return outcome
 
 
-def _known_shape(session: Session, knowledge: Knowledge) -> Shape | None:
+def _shape_key(session: Session) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The places of a lookup of one query and one reply; None where more than the places decides."""
     queries, replies = session.queries.transmissions, session.replies.transmissions
     if len(queries) != 1 or len(replies) != 1 or session.upstream or session.overflowed or session.connecting:
         return None
-    return knowledge.shapes.get((tuple(queries[0].places), tuple(replies[0].places)))
+    return tuple(queries[0].places), tuple(replies[0].places)
+
+
+def _known_shape(session: Session, knowledge: Knowledge) -> Shape | None:
+    key = _shape_key(session)
+    return None if key is None else knowledge.shapes.get(key)
 
 
 def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, lossy: bool) -> Outcome:
@@ -223,14 +229,11 @@ def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, 
 
 def _remember_shape(outcome: Outcome, knowledge: Knowledge) -> None:
     """Only what does not depend on anything but the places: both ends seen, nothing dropped, nothing out of order."""
-    queries, replies = outcome.session.queries.transmissions, outcome.session.replies.transmissions
-    if outcome.bits != COMPLETE or len(queries) != 1 or len(replies) != 1 or outcome.session.overflowed:
+    key = _shape_key(outcome.session)
+    if key is None or outcome.bits != COMPLETE or len(knowledge.shapes) >= MAX_SHAPES:
         return
-    if outcome.session.connecting:
+    if outcome.client_netns is None or outcome.server_netns is None:
         return
-    if outcome.client_netns is None or outcome.server_netns is None or len(knowledge.shapes) >= MAX_SHAPES:
-        return
-    key = (tuple(queries[0].places), tuple(replies[0].places))
     knowledge.shapes[key] = Shape(outcome.client_netns, outcome.server_netns, outcome.bits)
 
 
@@ -318,7 +321,7 @@ def reply_bits(session: Session, home: int | None) -> int:
 
 def upstream_bits(session: Session, knowledge: Knowledge, there: int | None) -> int:
     """FQ and FR: what the server asked, and what came back to it while it was of use."""
-    exchanges = [one for one in session.upstream if one.background is None and not one.connecting]
+    exchanges = [one for one in session.exchanges if not one.connecting]
     bits = FQ if any(one.queries.transmissions for one in exchanges) else 0
     return bits | FR if any(useful_replies(one, session, knowledge, there) for one in exchanges) else bits
 
@@ -374,9 +377,7 @@ def last_death(
 
 def upstream_death(session: Session, knowledge: Knowledge, there: int | None) -> tuple[str, Sighting, Drop] | None:
     """The newest loss between the server and its upstreams."""
-    for exchange in reversed(session.upstream):
-        if exchange.background is not None:
-            continue
+    for exchange in reversed(session.exchanges):
         death = last_death(_in_time(exchange, session), knowledge, there)
         if death is not None:
             return "reply of the upstream", *death

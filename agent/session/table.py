@@ -165,7 +165,7 @@ class SessionTable:
         deadline = last_query + self.settings.timeout_ns
         if session.upstream:
             deadline = max(deadline, session.upstream[-1].last_ns + self.settings.upstream_timeout_ns)
-        session.deadline_ns = min(max(deadline, session.deadline_ns), session.first_ns + self.settings.lifetime_ns)
+        self._wait_until(session, max(deadline, session.deadline_ns))
         return session.deadline_ns > now_ns
 
     def _observe_segment(self, sighting: Sighting) -> None:

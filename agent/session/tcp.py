@@ -25,7 +25,6 @@ MAX_HOPS = 32
 MAX_SEGMENTS = 256
 """Segments of one connection whose messages, or whose hops without a message yet, are remembered."""
 NUMBER_MASK = (1 << 64) - 1
-RESPONSE_BIT = 0x80
 
 
 class Segment(NamedTuple):

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,14 @@ class Watch:
             time.sleep(0.02)
 
 
+def end_all(processes: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Kill what a test left running."""
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
 @pytest.fixture
 def watch(tmp_path: Path) -> Iterator[Callable[..., Watch]]:
     """Start a dnstrail with these options; ended with the test."""
@@ -74,7 +82,4 @@ def watch(tmp_path: Path) -> Iterator[Callable[..., Watch]]:
         return started[-1]
 
     yield start
-    for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
+    end_all(one.process for one in started)

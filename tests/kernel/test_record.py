@@ -14,7 +14,7 @@ import pytest
 
 from agent.lab import BIG_NAME, VIP, VIP6, Lab, closed_port, drop_queries, drop_replies, stopped_server
 from agent.wire.render import rdtype_from_text
-from tests.kernel.conftest import DNSTRAIL, READY_SECONDS, Line, Watch
+from tests.kernel.conftest import DNSTRAIL, READY_SECONDS, Line, Watch, end_all
 
 pytestmark = pytest.mark.kernel
 
@@ -56,10 +56,7 @@ def tape(tmp_path: Path) -> Iterator[Callable[..., Tape]]:
         return started[-1]
 
     yield start
-    for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
+    end_all(one.process for one in started)
 
 
 LOOKUPS = 20
