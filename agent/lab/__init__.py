@@ -24,9 +24,11 @@ from agent.lab.node import Lab
 from agent.lab.pods import DnsServer, Pod
 from agent.lab.processes import LabError, wait_until
 from agent.lab.translation import VIP, VIP6, Translation, Translator
-from agent.lab.zones import BIG_NAME, CLUSTER_NAMES, UPSTREAM_NAMES
+from agent.lab.zones import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, BIG_NAME, CLUSTER_NAMES, UPSTREAM_NAMES
 
 __all__ = [
+    "ANY_CLUSTER_NAME",
+    "ANY_UPSTREAM_NAME",
     "BIG_NAME",
     "CLUSTER_NAMES",
     "UPSTREAM_NAMES",

@@ -10,6 +10,8 @@ from pathlib import Path
 from subprocess import DEVNULL, CompletedProcess, Popen
 from typing import IO
 
+import dns.message
+
 from agent.lab import namespaces
 from agent.lab.processes import LabError, Processes, end, run, wait_until
 from agent.lab.translation import VIP
@@ -112,6 +114,46 @@ class Pod:
         lines += [f"search {search}"] if search else []
         files = [self._file("\n".join([*lines, ""])), self._file(NSSWITCH)]
         return ["unshare", "--mount", "sh", "-c", PRIVATE_RESOLVER, "sh", *map(str, files), *argv]
+
+    def ask(
+        self,
+        name: str,
+        rdtype: str = "A",
+        server: str = VIP,
+        *,
+        seconds: float = 0.3,
+        port: int = 0,
+        sock: socket.socket | None = None,
+    ) -> dns.message.Message | None:
+        """Send one query over UDP, once, and wait for the reply.
+
+        Args:
+            name: What to ask for.
+            rdtype: The type, in its usual spelling.
+            server: Address to ask.
+            seconds: How long the socket stays open for the reply.
+            port: The source port; 0 for any.
+            sock: A socket of `udp_socket` to use, and to leave open; else one is opened for this query.
+
+        Returns:
+            None when nothing came, or the kernel refused to send or to wait (EPERM, ECONNREFUSED, EHOSTUNREACH …).
+        """
+        query = dns.message.make_query(name, rdtype)
+        with contextlib.ExitStack() as stack:
+            if sock is None:
+                sock = stack.enter_context(self.udp_socket(server, port))
+            sock.settimeout(seconds)
+            with contextlib.suppress(OSError):
+                sock.send(query.to_wire())
+                return dns.message.from_wire(sock.recv(65535))
+        return None
+
+    def udp_socket(self, server: str = VIP, port: int = 0) -> socket.socket:
+        """Return a UDP socket of this pod that is connected to a DNS server's port."""
+        sock = namespaces.udp_socket(self.name, socket.AF_INET6 if ":" in server else socket.AF_INET)
+        sock.bind(("", port))
+        sock.connect((server, 53))
+        return sock
 
     def gets_reply_from(self, server: str) -> bool:
         """Tell whether a DNS server answers a query sent from here; waits a tenth of a second at most."""

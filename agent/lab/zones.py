@@ -19,6 +19,12 @@ UPSTREAM_NAMES = {
 BIG_NAME = "big.default.svc.cluster.local"
 """Has a TXT record that fits no UDP reply: a client has to come back by TCP."""
 
+ANY_CLUSTER_NAME = "any.cluster.local"
+"""The server pods answer every name under it themselves."""
+ANY_UPSTREAM_NAME = "any.upstream.test"
+"""The upstream answers every name under it."""
+_ANY_ADDRESSES = ("192.0.2.99", "2001:db8::99")
+
 _CACHE_ENTRIES = 1000
 _BASE = (
     "--conf-file=/dev/null",
@@ -44,14 +50,25 @@ def server_arguments(upstream: str, *, cache: bool) -> list[str]:
         "--local=/cluster.local/",
         f"--server=/upstream.test/{upstream}",
         *_records(CLUSTER_NAMES),
+        *_wildcard(ANY_CLUSTER_NAME),
         f"--txt-record={BIG_NAME},{','.join([200 * 'x'] * 10)}",
     ]
 
 
 def upstream_arguments() -> list[str]:
     """Return dnsmasq's options for the upstream."""
-    return [*_BASE, "--cache-size=0", "--local=/upstream.test/", *_records(UPSTREAM_NAMES)]
+    return [
+        *_BASE,
+        "--cache-size=0",
+        "--local=/upstream.test/",
+        *_records(UPSTREAM_NAMES),
+        *_wildcard(ANY_UPSTREAM_NAME),
+    ]
 
 
 def _records(names: dict[str, tuple[str, str]]) -> list[str]:
     return [f"--host-record={name},{v4},{v6}" for name, (v4, v6) in names.items()]
+
+
+def _wildcard(domain: str) -> list[str]:
+    return [f"--address=/{domain}/{address}" for address in _ANY_ADDRESSES]

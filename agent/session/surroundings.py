@@ -1,0 +1,71 @@
+"""What the kernel counts of a network namespace, beside the packets: evidence that user space can read.
+
+Only types: `agent.enrich.surroundings` reads them on a live node; a replay knows nothing of all this.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from agent.session.model import Endpoint
+
+
+class ConntrackCounters(NamedTuple):
+    """One CPU's row of /proc/net/stat/nf_conntrack (net/netfilter/nf_conntrack_standalone.c); they only grow."""
+
+    invalid: int
+    insert_failed: int
+    drop: int
+    early_drop: int
+
+
+class NetnsCounters(NamedTuple):
+    """One look at a namespace."""
+
+    ts_ns: int
+    """CLOCK_MONOTONIC."""
+    conntrack_entries: int | None
+    """In this namespace; None where connection tracking is not loaded or may not be read."""
+    conntrack_limit: int | None
+    """nf_conntrack_max: one limit for all namespaces, compared with the entries of each."""
+    conntrack: tuple[ConntrackCounters, ...]
+    """By CPU number."""
+    udp: Mapping[str, int]
+    """SNMP counters of UDP over IPv4 and IPv6 together, by their names: RcvbufErrors, NoPorts, InCsumErrors …"""
+    neighbour_table_fulls: int | None
+    """How often a new neighbour found no room (gc_thresh3), ARP and NDISC together. One table for the whole node."""
+    softnet_dropped: int | None
+    """Packets that found a CPU's backlog full (netdev_max_backlog). Of the whole node."""
+
+
+class Ipvs(NamedTuple):
+    """What ip_vs of one namespace is told to do, and what it does."""
+
+    services: Mapping[tuple[int, Endpoint], frozenset[Endpoint]]
+    """By (IANA protocol number, virtual address and port): its real servers with a weight above 0."""
+    connections: Mapping[tuple[int, Endpoint, Endpoint], Endpoint]
+    """By (protocol, client, virtual address and port): the real server that the connection is bound to."""
+
+
+class Surroundings(Protocol):
+    """Asked for a namespace when a lookup failed; everything may be unknown."""
+
+    def counters(self, netns: int, since_ns: int) -> tuple[NetnsCounters | None, NetnsCounters | None]:
+        """The last look before that time, and one from now."""
+
+    def ipvs(self, netns: int) -> Ipvs | None:
+        """None where there is no ip_vs."""
+
+
+class NothingKnown:
+    """For recordings."""
+
+    def counters(self, netns: int, since_ns: int) -> tuple[None, None]:  # noqa: ARG002
+        """Nothing."""
+        return None, None
+
+    def ipvs(self, netns: int) -> None:
+        """Nothing."""

@@ -1,0 +1,97 @@
+"""One row of the confusion matrix: a fault, how to inject it, and what dnstrail must say of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, Lab, Translation
+
+_serial = itertools.count(1)
+
+
+class LabKind(NamedTuple):
+    """Which lab a fault needs. Cases of one kind share one lab, one after the other."""
+
+    translation: Translation = "iptables"
+    clients: int = 2
+    servers: int = 1
+    note: str = ""
+    """Sets cases apart that must not share a lab with others."""
+
+
+PLAIN = LabKind()
+
+
+class Hop(NamedTuple):
+    """The last hop that the session line must show for the lost message."""
+
+    event: str
+    """tx, rx or drop."""
+    netns: int
+    interface: str | None = None
+    """None: the packet had no device yet, or it does not matter."""
+
+
+@dataclass(frozen=True)
+class Injection:
+    """One run of one case in a built lab: unique names to ask for, so that its sessions are known by their question."""
+
+    lab: Lab
+    label: str = field(default_factory=lambda: f"v{next(_serial)}")
+
+    @property
+    def name(self) -> str:
+        """A name that the server pods answer themselves."""
+        return f"{self.label}.{ANY_CLUSTER_NAME}"
+
+    @property
+    def upstream_name(self) -> str:
+        """A name for which the server pods ask the upstream."""
+        return f"{self.label}.{ANY_UPSTREAM_NAME}"
+
+    def names(self, count: int) -> list[str]:
+        """Several names of the first kind."""
+        return [f"n{number}.{self.name}" for number in range(count)]
+
+    def owns(self, question: str) -> bool:
+        """Whether a session line's question is one of this injection."""
+        return any(f".{question}".endswith(f".{name}.") for name in (self.name, self.upstream_name))
+
+
+Lost = str | tuple[str, str]
+"""A name, or a name and a type: the lookup that was lost."""
+
+
+def nothing_to_set_up(_lab: Lab) -> AbstractContextManager[object]:
+    """For faults that are made anew by each injection."""
+    return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A fault."""
+
+    fault: str
+    """The row's name: what was broken, where, by what. Unique."""
+    code: str | None
+    """The cause that every lost lookup must get; None for what must not yield any cause."""
+    inject: Callable[[Injection], Iterable[Lost]]
+    """Breaks something, looks names up (at least one), mends it, and returns which lookups were lost. For an innocent
+    case it returns the lookups that must be there, and fine. All other lookups of the injection must have no cause."""
+    confidence: str | None = "high"
+    status: str = "Failed"
+    last_hop: Callable[[Lab], Hop] | None = None
+    findings: frozenset[str] = frozenset()
+    """Findings that must be there, of the lost lookups."""
+    lab: LabKind = PLAIN
+    setup: Callable[[Lab], AbstractContextManager[object]] = nothing_to_set_up
+    """Held while all repetitions run; for what takes long to break."""
+    probabilistic: bool = False
+    """The kernel decides whether a lookup is lost: an injection may return nothing lost."""
+    limit: str = ""
+    """Why the code may be another one of `also`, and what the confidence says then."""
+    also: frozenset[str] = frozenset()

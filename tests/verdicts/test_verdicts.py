@@ -1,0 +1,24 @@
+"""Every fault, injected once on this kernel, gets its cause, confidence and last hop; every innocent none."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.verdicts.campaign import Result, run
+from tests.verdicts.cases import CASES
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def campaign() -> dict[str, Result]:
+    return {result.case.fault: result for result in run(CASES)}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("fault", [case.fault for case in CASES])
+def test_the_fault_gets_its_cause(campaign: dict[str, Result], fault: str):
+    result = campaign[fault]
+    if result.unsupported:
+        pytest.skip(f"not on this kernel: {result.unsupported}")
+    assert result.good, "\n".join(result.mistakes)
