@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.capture.live import Capture
 from agent.enrich.local import LocalAddresses
+from agent.enrich.processes import NetnsProcesses
+from agent.enrich.surroundings import LiveSurroundings
 from agent.explain.rules import explain
 from agent.export.clock import wall_offset_ns
 from agent.export.printer import LineOptions, Printer
@@ -49,13 +51,16 @@ class Agent:
         self._options = options
         self._capture = capture
         self.printer = Printer(options.lines, out, wall_offset_ns())
+        processes = NetnsProcesses()
         self.table = SessionTable(
             options.settings,
             kernel=capture.kernel,
-            is_local=LocalAddresses().is_local,
+            is_local=LocalAddresses(processes).is_local,
             started_ns=capture.started_ns,
             ports=frozenset(options.ports),
         )
+        self._surroundings = LiveSurroundings(processes, options.ports)
+        self._servers_known = 0
         self._stopped = False
         self._reported = time.monotonic()
         self._suppressed_said = 0
@@ -81,6 +86,7 @@ class Agent:
         caught_up = self._take_in()
         self._show(self.table.expire(now_ns - SETTLE_NS if caught_up else 0))
         self.printer.flush()
+        self._look_around(now_ns)
         if time.monotonic() - self._reported > REPORT_SECONDS:
             self._report()
 
@@ -101,9 +107,18 @@ class Agent:
             self._show(self.table.expire(0))
         return False
 
+    def _look_around(self, now_ns: int) -> None:
+        """Keep an eye on what the kernel counts where DNS servers are: only beside a look before it tells something."""
+        servers = self.table.knowledge.serving
+        if len(servers) != self._servers_known:
+            self._servers_known = len(servers)
+            for netns in servers:
+                self._surroundings.interest(netns)
+        self._surroundings.poll(now_ns)
+
     def _show(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
-            self.printer.show(outcome, explain(outcome))
+            self.printer.show(outcome, explain(outcome, self._surroundings))
 
     def _lose(self, loss: Loss) -> None:
         self.table.record_loss(loss.start_ns, loss.end_ns)

@@ -19,6 +19,14 @@
 #define VLAN_TAG 4
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_ICMP 1
+#define IPPROTO_ICMPV6 58
+#define ICMP_HEADER 8
+#define ICMP_DEST_UNREACH 3
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETERPROB 12
+#define ICMPV6_DEST_UNREACH 1
+#define ICMPV6_PARAMPROB 4
 #define UDP_HEADER 8
 #define TCP_HEADER 20
 #define DNS_HEADER 12
@@ -73,12 +81,14 @@ struct scratch {
 	struct record record;
 	u8 prefix[PREFIX_BUFFER];
 	u8 ct[CT_SPAN];
+	u64 anchor;		/* pointers are put here to become numbers */
 };
 
 /* Where the parts of the packet at hand lie. */
 struct packet {
 	u64 skb;
 	u64 ip;			/* address of the IP header */
+	u64 net;		/* struct net, 0 while not known */
 	u64 payload;		/* address of the DNS message */
 	u32 payload_at;		/* its offset from the IP header */
 	u32 readable;		/* octets of it that this program can read */
@@ -218,13 +228,14 @@ struct ip_facts {
 	u8 protocol;
 };
 
-/* Walk IPv6 extension headers; false when there is no UDP or TCP behind. */
+/* Walk IPv6 extension headers; false when nothing of interest is behind. */
 static __always_inline bool skip_extensions(u64 ip, struct ip_facts *f)
 {
 	u8 h[8];
 
 	for (int i = 0; i < EXTENSION_HEADERS; i++) {
-		if (f->protocol == IPPROTO_UDP || f->protocol == IPPROTO_TCP)
+		if (f->protocol == IPPROTO_UDP || f->protocol == IPPROTO_TCP ||
+		    f->protocol == IPPROTO_ICMPV6)
 			return true;
 		if (f->protocol != NEXTHDR_HOP &&
 		    f->protocol != NEXTHDR_ROUTING &&
@@ -260,7 +271,8 @@ static __always_inline bool parse_ip(u64 ip, const u8 *h, struct ip_facts *f)
 		f->fragment = field & (FRAGMENT_OFFSET | FRAGMENT_MORE);
 		f->identification = be16(*(u16 *)(h + 4));
 		return f->l4 >= IPV4_HEADER && (f->protocol == IPPROTO_UDP ||
-						f->protocol == IPPROTO_TCP);
+						f->protocol == IPPROTO_TCP ||
+						f->protocol == IPPROTO_ICMP);
 	}
 	if (h[0] >> 4 != 6)
 		return false;
@@ -352,6 +364,68 @@ static __always_inline void remember_fragment(const struct record *r)
 		COUNT(seen_failed);
 }
 
+static __always_inline bool is_error(const u8 *icmp, u8 protocol)
+{
+	if (protocol == IPPROTO_ICMP)
+		return icmp[0] == ICMP_DEST_UNREACH ||
+		       icmp[0] == ICMP_TIME_EXCEEDED ||
+		       icmp[0] == ICMP_PARAMETERPROB;
+	return icmp[0] >= ICMPV6_DEST_UNREACH && icmp[0] <= ICMPV6_PARAMPROB;
+}
+
+/*
+ * An ICMP error quotes the packet it is about (RFC 1812 4.3.2.3, RFC 4443 3):
+ * from here on that one is at hand. Its own loss tells nothing, so drops are
+ * left out.
+ */
+static __always_inline bool parse_error(struct packet *p, struct record *r,
+					const struct ip_facts *f, const u8 *h)
+{
+	u8 icmp[ICMP_HEADER], quoted[IPV6_HEADER], l4[UDP_HEADER];
+	u64 ip = p->ip + f->l4 + ICMP_HEADER;
+	struct ip_facts q = {};
+	u16 sport, dport;
+
+	if (p->event != EVENT_TX && p->event != EVENT_RX)
+		return false;
+	if (read_kernel(icmp, sizeof(icmp), p->ip + f->l4) ||
+	    !is_error(icmp, f->protocol) ||
+	    read_kernel(quoted, sizeof(quoted), ip))
+		return false;
+	if (quoted[0] >> 4 == 4) {
+		q.l4 = (quoted[0] & 0x0f) * 4;
+		q.protocol = quoted[9];
+	} else {
+		q.l4 = IPV6_HEADER;
+		q.protocol = quoted[6];
+	}
+	if ((q.protocol != IPPROTO_UDP && q.protocol != IPPROTO_TCP) ||
+	    read_kernel(l4, sizeof(l4), ip + q.l4))
+		return false;
+	sport = be16(*(u16 *)l4);
+	dport = be16(*(u16 *)(l4 + 2));
+	if (!IS_DNS_PORT(sport) && !IS_DNS_PORT(dport))
+		return false;
+
+	__builtin_memset(r, 0, sizeof(*r));
+	note_addresses(r, h);
+	__builtin_memcpy(r->icmp_saddr, r->saddr, 16);
+	note_addresses(r, quoted);
+	r->sport = sport;
+	r->dport = dport;
+	r->protocol = q.protocol;
+	r->flags = FLAG_ICMP;
+	r->icmp_type = icmp[0];
+	r->icmp_code = icmp[1];
+	r->icmp_mtu = f->protocol == IPPROTO_ICMP ?
+			      be16(*(u16 *)(icmp + 6)) :
+			      __builtin_bswap32(*(u32 *)(icmp + 4));
+	if (q.protocol == IPPROTO_UDP)
+		r->payload_bytes = be16(*(u16 *)(l4 + 4)) - UDP_HEADER;
+	p->payload = ip + q.l4 + UDP_HEADER;
+	return true;
+}
+
 /*
  * Recognise a DNS packet by its ports and note flow and payload. One read holds
  * the ports of IPv6 and of IPv4 without options: a packet that is not DNS ends
@@ -371,6 +445,8 @@ static __always_inline bool parse_flow(struct packet *p, struct record *r)
 			return false;
 		goto fragmented;
 	}
+	if (f.protocol == IPPROTO_ICMP || f.protocol == IPPROTO_ICMPV6)
+		return parse_error(p, r, &f, h);
 	if (f.l4 == IPV4_HEADER)
 		__builtin_memcpy(l4, h + IPV4_HEADER, UDP_HEADER);
 	else if (f.l4 == IPV6_HEADER)
@@ -427,6 +503,8 @@ static __always_inline void find_readable(struct packet *p, struct record *r)
 	if (r->protocol == IPPROTO_TCP)
 		return;
 	p->readable = end > p->payload ? end - p->payload : 0;
+	if (r->flags & FLAG_ICMP)
+		return;
 	if (p->readable < r->payload_bytes)
 		COUNT(cut);
 	else
@@ -540,13 +618,24 @@ static __always_inline void note_place(struct packet *p, struct record *r,
 
 	r->socket_netns = socket_netns(sk);
 	if (dev) {
-		r->netns = netns_of(read_pointer(dev + NET_DEVICE_NET));
+		p->net = read_pointer(dev + NET_DEVICE_NET);
+		r->netns = netns_of(p->net);
 		r->ifindex = read_u32(dev + NET_DEVICE_IFINDEX);
 		read_kernel(r->ifname, sizeof(r->ifname), dev + NET_DEVICE_NAME);
 	} else {
 		/* OUTPUT-hook drops happen before there is a device. */
+		p->net = sk ? read_pointer(sk + SOCK_NET) : 0;
 		r->netns = r->socket_netns;
 	}
+	if (r->event == EVENT_DROP && dev)
+		r->device_state = read_u32(dev + NET_DEVICE_STATE);
+	if (rx_sk) {
+		r->socket_rcvbuf = read_u32(rx_sk + SOCK_RCVBUF);
+		r->socket_rmem = read_u32(rx_sk + SOCK_RMEM);
+	}
+	/* A kernel socket in whatever namespace sends these. */
+	if (r->flags & FLAG_ICMP)
+		return;
 	/*
 	 * A veth peer still shows the sender's socket until ip_rcv() orphans the
 	 * packet, so the socket counts only in its own namespace.
@@ -613,6 +702,40 @@ static __always_inline void note_conntrack(struct packet *p, struct scratch *s)
 	r->ct_reply_sport = be16(*(u16 *)(reply + TUPLE_SPORT));
 	r->ct_reply_dport = be16(*(u16 *)(reply + TUPLE_DPORT));
 	r->flags |= FLAG_CONNTRACK;
+#endif
+}
+
+/*
+ * This CPU's conntrack counters of the packet's namespace. Where a CPU's part
+ * of the per-CPU memory begins is no secret to who has a per-CPU map: it lies
+ * between the address of its value here and the one the map itself holds.
+ */
+static __always_inline void note_counters(struct packet *p, struct scratch *s)
+{
+#ifdef HAS_CONNTRACK_STAT
+	u8 stat[CT_STAT_SPAN];
+	u64 shared, here, map;
+	int zero = 0;
+
+	if (!p->net)
+		return;
+	s->anchor = bpf_pseudo_fd(1, ANCHOR_FD);
+	asm volatile("" ::: "memory");
+	map = s->anchor;
+	s->anchor = (u64)bpf_map_lookup_elem_(bpf_pseudo_fd(1, ANCHOR_FD),
+					      &zero);
+	asm volatile("" ::: "memory");
+	here = s->anchor;
+	shared = read_pointer(map + BPF_ARRAY_PPTRS);
+	if (!here || !shared ||
+	    read_kernel(stat, sizeof(stat),
+			read_pointer(p->net + NET_CT_STAT) + here - shared +
+				CT_STAT_FIRST))
+		return;
+	s->record.stat_invalid = *(u32 *)(stat + CT_STAT_INVALID);
+	s->record.stat_insert_failed = *(u32 *)(stat + CT_STAT_INSERT_FAILED);
+	s->record.stat_drop = *(u32 *)(stat + CT_STAT_DROP);
+	s->record.flags |= FLAG_COUNTERS;
 #endif
 }
 
@@ -723,7 +846,8 @@ static __always_inline void submit(void *ctx, struct packet *p,
 {
 	u64 message = r->message, now = r->ts_ns;
 	u64 *sent = message ? seen.lookup(&message) : NULL;
-	bool known = sent && now - *sent < RESEND_NS;
+	/* What an ICMP error quotes may be cut: it never brings the octets. */
+	bool known = r->flags & FLAG_ICMP || (sent && now - *sent < RESEND_NS);
 	struct counters *c = my_counters();
 
 	if (!emit(ctx, p, r, event, known ? 0 : p->readable)) {
@@ -771,7 +895,11 @@ static __always_inline void observe(void *ctx, struct packet *p,
 	if ((event == EVENT_TX || event == EVENT_SOCKET_TX) &&
 	    r->flags & FLAG_ORIGIN)
 		note_process(r);
-	note_conntrack(p, s);
+	if (!(r->flags & FLAG_ICMP))
+		note_conntrack(p, s);
+	if (event == EVENT_RX || event == EVENT_DROP)
+		note_counters(p, s);
+	r->cpu = bpf_get_smp_processor_id();
 	submit(ctx, p, r, event);
 }
 

@@ -14,6 +14,8 @@
 #define FLAG_PROCESS 4
 #define FLAG_CONNTRACK 8
 #define FLAG_FRAGMENT 16
+#define FLAG_COUNTERS 32
+#define FLAG_ICMP 64
 
 #define STACK_FRAMES 16
 
@@ -31,7 +33,7 @@ struct record {
 	__u32 sequence;
 	__u16 fragment;
 	__u8 tcp_flags;
-	__u8 spare;
+	__u8 pad;
 	__u64 location;
 	__u32 reason;
 	__u32 socket_netns;
@@ -47,7 +49,7 @@ struct record {
 	__u16 ct_reply_dport;
 	__u8 ct_info;
 	__u8 stack_frames;
-	__u16 pad;
+	__u16 device_state;
 	__u8 saddr[16];
 	__u8 daddr[16];
 	__u8 ct_original_saddr[16];
@@ -57,7 +59,16 @@ struct record {
 	char comm[16];
 	char ifname[16];
 	__u32 acknowledgement;
-	__u32 reserved;
+	__u32 stat_invalid;
+	__u32 stat_insert_failed;
+	__u32 stat_drop;
+	__u32 socket_rcvbuf;
+	__u32 socket_rmem;
+	__u32 icmp_mtu;
+	__u16 cpu;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 icmp_saddr[16];
 };
 
 #endif

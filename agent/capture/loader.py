@@ -22,10 +22,16 @@ from agent.capture.counters import COUNTERS_ASSERTION
 from agent.capture.errors import CaptureError
 from agent.capture.layout import c_assertions
 from agent.capture.offsets import drop_reasons, kernel_flags
+from agent.capture.syscall import create_anchor
 
 TRACEPOINTS = ("net_dev_queue", "netif_receive_skb", "kfree_skb")
 MAPS = ("ring", "counters")
 CHILD_TIMEOUT_SECONDS = 30
+HAS_COUNTERS = "HAS_CONNTRACK_STAT"
+COUNTERS_LOSS = (
+    "the conntrack counters of a packet's CPU cannot be read: a full table, a lost race and a rule are told apart by "
+    "the namespace's counters alone"
+)
 CGROUP_LOSS = "DNS over TCP and datagrams in paged buffers are not seen"
 DIAGNOSTICS_CHARACTERS = 2000
 BCC_MISSING = (
@@ -129,22 +135,36 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
         raise CaptureError(BCC_MISSING) from error
     kernel = load_kernel()
     cpus = possible_cpus()
-    source = (source_directory() / "dnstrail.bpf.c").read_text() + c_assertions() + COUNTERS_ASSERTION
-    flags = compiler_flags(order["ports"], order["ring_bytes"], cpus, kernel_flags(kernel))
-    program = BPF(text=source, cflags=flags)
+    program, limits = _compile(BPF, order, cpus, kernel_flags(kernel))
     fds: dict[str, int] = {name: program[name].map_fd for name in MAPS}
     # BPF() has attached them by their names, raw_tracepoint__*
     for name in TRACEPOINTS:
         fds[f"prog:{name}"] = program.funcs[f"raw_tracepoint__{name}".encode()].fd
         fds[f"link:{name}"] = program.raw_tracepoint_fds[name.encode()]
-    links, limits = _attach_cgroup(program)
+    links, more_limits = _attach_cgroup(program)
     learned = {
         "ring_bytes": order["ring_bytes"],
         "cpus": cpus,
         "drop_reasons": drop_reasons(kernel),
-        "limits": limits,
+        "limits": limits + more_limits,
     }
     return fds | links, learned
+
+
+def _compile(bpf: Any, order: dict[str, Any], cpus: int, offsets: dict[str, int]) -> tuple[Any, list[str]]:  # noqa: ANN401
+    """Compile and load; without the conntrack counters where the kernel has none or does not let them be read."""
+    source = (source_directory() / "dnstrail.bpf.c").read_text() + c_assertions() + COUNTERS_ASSERTION
+    ports, ring_bytes = order["ports"], order["ring_bytes"]
+    if HAS_COUNTERS in offsets:
+        try:
+            flags = compiler_flags(ports, ring_bytes, cpus, offsets | {"ANCHOR_FD": create_anchor()})
+            return bpf(text=source, cflags=flags), []
+        except Exception as error:  # noqa: BLE001  BCC raises bare Exception
+            limit = f"{COUNTERS_LOSS} ({str(error).splitlines()[0]})"
+    else:
+        limit = COUNTERS_LOSS
+    plain = {name: value for name, value in offsets.items() if name != HAS_COUNTERS}
+    return bpf(text=source, cflags=compiler_flags(ports, ring_bytes, cpus, plain)), [limit]
 
 
 def _attach_cgroup(program: Any) -> tuple[dict[str, int], list[str]]:  # noqa: ANN401  BCC has no types

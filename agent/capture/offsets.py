@@ -24,7 +24,10 @@ OFFSETS = {
     "NET_DEVICE_NET": ("net_device", "nd_net.net"),
     "NET_DEVICE_IFINDEX": ("net_device", "ifindex"),
     "NET_DEVICE_NAME": ("net_device", "name"),
+    "NET_DEVICE_STATE": ("net_device", "state"),
     "NET_NS_INUM": ("net", "ns.inum"),
+    "SOCK_RCVBUF": ("sock", "sk_rcvbuf"),
+    "SOCK_RMEM": ("sock", "sk_backlog.rmem_alloc"),
     "SOCK_NET": ("sock", "__sk_common.skc_net.net"),
     "TASK_NSPROXY": ("task_struct", "nsproxy"),
     "TASK_GROUP_LEADER": ("task_struct", "group_leader"),
@@ -35,6 +38,7 @@ OFFSETS = {
 # Read together, so that a packet that is not DNS costs one read of its sk_buff.
 WINDOW = {"SK_BUFF_HEAD": 8, "SK_BUFF_DATA": 8, "SK_BUFF_PROTOCOL": 2, "SK_BUFF_NETWORK_HEADER": 2}
 WINDOW_LIMIT = 128
+COUNTER_BYTES = 4
 
 CONNTRACK_OFFSETS = {
     "CT_ORIGINAL": ("nf_conn", "tuplehash"),
@@ -61,6 +65,15 @@ CONNTRACK_FALLBACK = {
 }
 
 
+CONNTRACK_STAT_OFFSETS = {
+    "CT_STAT_INVALID": ("ip_conntrack_stat", "invalid"),
+    "CT_STAT_INSERT_FAILED": ("ip_conntrack_stat", "insert_failed"),
+    "CT_STAT_DROP": ("ip_conntrack_stat", "drop"),
+}
+# As CONNTRACK_FALLBACK: include/linux/netfilter/nf_conntrack_common.h since 5.10.
+CONNTRACK_STAT_FALLBACK = {"CT_STAT_INVALID": 4, "CT_STAT_INSERT_FAILED": 12, "CT_STAT_DROP": 20}
+
+
 def kernel_flags(kernel: Btf) -> dict[str, int]:
     """All `-D` values of the program for the running kernel.
 
@@ -73,7 +86,31 @@ def kernel_flags(kernel: Btf) -> dict[str, int]:
     if flags["SKB_WINDOW_SPAN"] > WINDOW_LIMIT:
         raise BtfError(f"struct sk_buff spreads its headers over {flags['SKB_WINDOW_SPAN']} octets")
     flags["KFREE_SKB_ARGS"] = kernel.tracepoint_args("kfree_skb")
-    return flags | conntrack_flags(kernel)
+    return flags | conntrack_flags(kernel) | counter_flags(kernel)
+
+
+def counter_flags(kernel: Btf) -> dict[str, int]:
+    """Where the conntrack counters of a namespace are; empty when this kernel has none that can be found."""
+    try:
+        places = {
+            "HAS_CONNTRACK_STAT": 1,
+            "NET_CT_STAT": kernel.offset("net", "ct.stat"),
+            "BPF_ARRAY_PPTRS": kernel.offset("bpf_array", "pptrs"),
+        }
+    except BtfError:
+        return {}
+    counters = _counter_layout(kernel)
+    first = min(counters.values())
+    relative = {name: offset - first for name, offset in counters.items()}
+    return places | relative | {"CT_STAT_FIRST": first, "CT_STAT_SPAN": max(relative.values()) + COUNTER_BYTES}
+
+
+def _counter_layout(kernel: Btf) -> dict[str, int]:
+    try:
+        btf = kernel if kernel.has_struct("ip_conntrack_stat") else load_kernel("nf_conntrack")
+        return {name: btf.offset(struct, path) for name, (struct, path) in CONNTRACK_STAT_OFFSETS.items()}
+    except BtfError:
+        return CONNTRACK_STAT_FALLBACK
 
 
 def conntrack_flags(kernel: Btf) -> dict[str, int]:

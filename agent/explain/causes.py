@@ -17,37 +17,81 @@ CAUSES: dict[str, CauseText] = {
         "The agent itself lost records while this lookup was open, so its end is not known.",
         "Enlarge --ring-size, or lower the load on this node; the lookup may have been fine.",
     ),
-    "NoListener": CauseText(
-        "The query reached {address}, but nothing listens on port {port} there.",
-        "Look at the DNS server's pod and log: it is down, restarting, or bound to another address.",
+    "IPVSStaleBackend": CauseText(
+        "IPVS still sends this client's queries to {backend}, which the Service has no more.",
+        "Set net.ipv4.vs.expire_nodest_conn=1 and a shorter UDP time-out (ipvsadm --set), use a newer kernel and "
+        "kube-proxy, or NodeLocal DNSCache; a client that opens a new socket is not affected.",
+    ),
+    "StaleConntrackEntry": CauseText(
+        "An old connection-tracking entry still translates this client's queries to {backend}, which answers no more.",
+        "Delete the entry (conntrack -D -p udp --orig-port-src {port}), update kube-proxy, or let the client reopen "
+        "its socket: each retry from the same port keeps the entry alive.",
+    ),
+    "ConntrackTableFull": CauseText(
+        "The connection-tracking table of {place} is full, so the kernel dropped the {message}.",
+        "Raise net.netfilter.nf_conntrack_max, find who fills the table (conntrack -S, conntrack -L), or keep DNS "
+        "out of it with NodeLocal DNSCache.",
+    ),
+    "ConntrackRace": CauseText(
+        "Two packets raced to enter the connection-tracking table of {place}, and the {message} lost.",
+        "Use a newer kernel, masquerade with fully random ports, NodeLocal DNSCache, or resolver options that do not "
+        "ask A and AAAA at once over one socket (single-request-reopen).",
+    ),
+    "ServerSocketOverflow": CauseText(
+        "The DNS server's receive buffer was full, so the kernel dropped the {message} in {place}.",
+        "The server does not read fast enough: give it more CPU or replicas, or NodeLocal DNSCache; a larger receive "
+        "buffer (net.core.rmem_max) only helps against bursts.",
+    ),
+    "ClientSocketOverflow": CauseText(
+        "The client's receive buffer was full, so the kernel dropped the reply in {place}.",
+        "The client does not read its replies fast enough: look at its CPU limit, and at how many queries it sends "
+        "at once.",
     ),
     "PolicyDrop": CauseText(
         "A {mechanism} in {place} dropped the {message}.",
         "Look at the network policies and firewall rules of that namespace: DNS needs UDP and TCP port 53 both ways.",
     ),
-    "FragmentLost": CauseText(
-        "The {message} was too large for one packet, and a fragment of it was lost before {place}.",
-        "Keep answers small (EDNS buffer size 1232), or find what drops fragments: many firewalls do.",
+    "NoListener": CauseText(
+        "The query reached {address}, but nothing listens on port {port} there.",
+        "Look at the DNS server's pod and log: it is down, restarting, or bound to another address.",
     ),
     "LateReply": CauseText(
         "The reply came {delay} after the query, when the client had closed its socket.",
         "Look at what made the reply late: the server, its upstream, or an attempt that was lost before.",
     ),
+    "InterfaceDown": CauseText(
+        "The device {interface} in {place} is down or has no other end, so the {message} was lost there.",
+        "Look at the pod or link behind that device: it went away, and the routes still point to it.",
+    ),
+    "NoRoute": CauseText(
+        "There is no way from {place} to {destination}: the {message} was lost.",
+        "Look at the routes of that namespace and at the CNI: the pod is gone, or its route was never made.",
+    ),
+    "NeighbourFailure": CauseText(
+        "Nobody answered for {destination} on the link of {place}: the {message} was lost.",
+        "Look at ARP and neighbour discovery there (ip neigh): the pod or node behind it is gone, or the neighbour "
+        "table is full.",
+    ),
+    "ReversePathFilter": CauseText(
+        "The kernel in {place} does not accept packets from {source} there, and dropped the {message}.",
+        "Look at net.ipv4.conf.*.rp_filter and at the route back to the source: it leads over another device.",
+    ),
+    "ChecksumError": CauseText(
+        "The {message} was damaged: its checksum or length is wrong in {place}.",
+        "Look at checksum offload of the devices on its way (ethtool -K ... tx off), of tunnels most of all.",
+    ),
+    "FragmentLost": CauseText(
+        "The {message} was too large for one packet, and a fragment of it was lost before {place}.",
+        "Keep answers small (EDNS buffer size 1232), or find what drops fragments: many firewalls do.",
+    ),
+    "QueueOverflow": CauseText(
+        "A queue was full in {place}, so the kernel dropped the {message}.",
+        "Look at the traffic and limits of that device (tc -s qdisc), at the node's CPU, and at "
+        "net.core.netdev_max_backlog.",
+    ),
     "KernelDrop": CauseText(
         "The kernel dropped the {message} in {place}: {reason}.",
         "The reason and the kernel function name what refused it; look there first.",
-    ),
-    "ServerNoReply": CauseText(
-        "The query reached the server at {address} and nothing came back.",
-        "Look at the DNS server: overloaded, stopped, or configured to drop this query.",
-    ),
-    "LeftNode": CauseText(
-        "The query left this node by {interface} and nothing came back.",
-        "Look beyond the node: security groups, ACLs, the underlay, a provider's query limit, the server's node.",
-    ),
-    "ServerError": CauseText(
-        "The DNS server itself answered {rcode}.",
-        "Look at the server's configuration: no zone or upstream for this name, or its concurrency limit.",
     ),
     "UpstreamTCPUnavailable": CauseText(
         "The DNS server asked its upstream {address} over TCP and got no connection.",
@@ -57,9 +101,21 @@ CAUSES: dict[str, CauseText] = {
         "The DNS server asked its upstream {address} and got no answer.",
         "Look at the network from the DNS server to that upstream, and at the provider's query limit for this node.",
     ),
+    "ServerNoReply": CauseText(
+        "The query reached the server at {address} and nothing came back.",
+        "Look at the DNS server: overloaded, stopped, or configured to drop this query.",
+    ),
+    "LeftNode": CauseText(
+        "The query left this node by {interface} and nothing came back.",
+        "Look beyond the node: security groups, ACLs, the underlay, a provider's query limit, the server's node.",
+    ),
     "UpstreamError": CauseText(
         "The DNS server relayed {rcode} from its upstream{address}.",
         "Ask whoever runs the upstream, with the name, the time and this node.",
+    ),
+    "ServerError": CauseText(
+        "The DNS server itself answered {rcode}.",
+        "Look at the server's configuration: no zone or upstream for this name, or its concurrency limit.",
     ),
     "Unknown": CauseText(
         "The {message} was last seen {place} and then no more; nothing seen here says why.",

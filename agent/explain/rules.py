@@ -7,61 +7,73 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.explain.causes import CAUSES
-from agent.session.outcome import CQ, CR, FQ, FR, NOERROR, NXDOMAIN, Outcome, Status
-from agent.session.sighting import Event, address_to_text, endpoint_to_text, name_text
+from agent.explain import netfilter
+from agent.explain.evidence import (
+    came_too_late,
+    death_words,
+    deaths,
+    errors,
+    icmp_words,
+    interface,
+    is_confirmed,
+    no_socket,
+    place,
+    rise_between,
+    rise_words,
+    where,
+)
+from agent.explain.findings import findings
+from agent.explain.signatures import PROGRAMS, WORDS, XDP_LOCATIONS, confidence_in, link_is_down
+from agent.explain.verdict import Cause, Verdict, say
+from agent.session.model import SECOND_NS, Endpoint
+from agent.session.outcome import CQ, CR, FQ, FR, Outcome, Status, translation
+from agent.session.sighting import RX, address_to_text, endpoint_to_text
+from agent.session.surroundings import NothingKnown
 from agent.wire.render import rcode_to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from agent.session.drops import Drop
     from agent.session.model import Leg, Transmission
+    from agent.session.outcome import Death
     from agent.session.sighting import Detail, Sighting
+    from agent.session.surroundings import Ipvs, Surroundings
 
-TC_REASONS = {"TC_INGRESS": "tc program (ingress)", "TC_EGRESS": "tc program (egress)"}
-HEALTHY = frozenset({NOERROR, NXDOMAIN})
 HEADER_RCODE = 0xF
 """The lower bits of an extended rcode, which are in the header (RFC 6891 6.1.3)."""
-UNSAID = frozenset({None, "NOT_SPECIFIED"})
-RECEIVE = frozenset({"__udp4_lib_rcv", "__udp6_lib_rcv", "tcp_v4_rcv", "tcp_v6_rcv"})
-FRAGMENT_EXPIRY = frozenset({"ip_expire", "ip6frag_expire_frag_queue", "ip6_frag_expire"})
-EVENT_WORDS = {Event.TX: "leaving by", Event.RX: "arriving at", Event.DROP: "dying at"}
+ORIGINAL_ESTABLISHED = 0
+"""enum ip_conntrack_info: a query over an entry that has seen a reply before."""
+PAIR_TYPES = {1: "A", 28: "AAAA"}
+UDP_ERRORS = ("RcvbufErrors", "MemErrors")
+NOTHING_KNOWN = NothingKnown()
 
 
-class Cause(NamedTuple):
-    """A verdict, and what it rests on."""
+class Case(NamedTuple):
+    """What a rule looks at."""
 
-    code: str
-    confidence: str
-    """high, medium or low."""
-    message: str
-    evidence: list[str]
-    remedy: str
-
-    @property
-    def doc(self) -> str:
-        """Where the code is explained."""
-        return f"docs/causes.md#{self.code.lower()}"
+    outcome: Outcome
+    around: Surroundings
+    deaths: list[Death]
 
 
-class Verdict(NamedTuple):
-    """What is said about a session beside its status."""
+def explain(outcome: Outcome, around: Surroundings = NOTHING_KNOWN) -> Verdict:
+    """Find the cause of a failure or of a lost attempt, and the remarks.
 
-    cause: Cause | None
-    findings: list[str]
-
-
-def explain(outcome: Outcome) -> Verdict:
-    """Find the cause of a failure or of a lost attempt, and the remarks."""
-    return Verdict(_cause(outcome), [name for name, holds in FINDINGS.items() if holds(outcome)])
+    Args:
+        outcome: a closed session.
+        around: what the kernel counts of the namespaces it passed; asked only when something was lost.
+    """
+    return Verdict(_cause(outcome, around), findings(outcome))
 
 
-def _cause(outcome: Outcome) -> Cause | None:
-    lost_something = bool(_drops(outcome)) or lost_attempt(outcome)
-    if outcome.status is Status.SUCCEEDED and not lost_something:
+def _cause(outcome: Outcome, around: Surroundings) -> Cause | None:
+    if outcome.status is Status.SUCCEEDED and not lost_attempt(outcome) and not deaths(outcome):
         return None
-    return next((cause for rule in RULES if (cause := rule(outcome)) is not None), None)
+    case = Case(outcome, around, deaths(outcome))
+    cause = next((cause for rule in RULES if (cause := rule(case)) is not None), None)
+    if cause is not None:
+        cause.evidence.extend(_circumstances(outcome))
+    return cause
 
 
 def lost_attempt(outcome: Outcome) -> bool:
@@ -71,13 +83,19 @@ def lost_attempt(outcome: Outcome) -> bool:
     return outcome.repeats > len(outcome.session.replies.transmissions)
 
 
-def _say(code: str, confidence: str, evidence: list[str], **found: object) -> Cause:
-    text = CAUSES[code]
-    return Cause(code, confidence, text.sentence.format(**found), evidence, text.remedy)
+def _circumstances(outcome: Outcome) -> Iterator[str]:
+    """What belongs to the picture, whatever the cause."""
+    for error in errors(outcome):
+        yield icmp_words(error)
+    if outcome.pair is not None:
+        other = PAIR_TYPES.get(outcome.pair.key.rdtype, "other")
+        fate = "was answered" if outcome.pair.replies.transmissions else "was not answered either"
+        yield f"the {other} query of the same socket {fate}"
 
 
-def capture_loss(outcome: Outcome) -> Cause | None:
+def capture_loss(case: Case) -> Cause | None:
     """The status says so already."""
+    outcome = case.outcome
     if outcome.status is not Status.SAMPLE_LOSS:
         return None
     evidence = [f"BitMap {int(outcome.bitmap)}"]
@@ -87,111 +105,332 @@ def capture_loss(outcome: Outcome) -> Cause | None:
         evidence.append("the agent ended while the session was open")
     if outcome.session.overflowed:
         evidence.append("a bound of the session table closed it early or kept hops out")
-    return _say("CaptureLoss", "high" if outcome.lossy else "medium", evidence)
+    return say("CaptureLoss", "high" if outcome.lossy else "medium", evidence)
 
 
-def no_listener(outcome: Outcome) -> Cause | None:
-    """The kernel found no socket for it: certain. Over TCP its RST says the same."""
-    if outcome.session.refused:
-        detail = outcome.session.queries.transmissions[-1].hops[-1].detail
-        return _say(
-            "NoListener",
-            "high",
-            ["RST answered the request for a connection"],
-            address=address_to_text(detail.daddr),
-            port=detail.dport,
-        )
-    if outcome.query_drop is None or outcome.query_drop[1].reason != "NO_SOCKET":
+def ipvs_stale_backend(case: Case) -> Cause | None:
+    """ip_vs holds a connection to a server that its service has no more (net/netfilter/ipvs/ip_vs_core.c, ip_vs_in)."""
+    outcome = case.outcome
+    if outcome.delivered and not case.deaths:
         return None
-    hop, drop = outcome.query_drop
+    for one in reversed(outcome.session.queries.transmissions):
+        for netns in dict.fromkeys(hop.netns for hop in one.hops):
+            found = _stale_in(case.around.ipvs(netns), outcome, one)
+            if found is not None:
+                evidence = [
+                    f"ip_vs of network namespace {netns} binds {endpoint_to_text(*found[0])} to it",
+                    "the virtual service does not list it with a weight",
+                    *map(death_words, case.deaths[:1]),
+                ]
+                return say("IPVSStaleBackend", "high", evidence, backend=endpoint_to_text(*found[1]))
+    return None
+
+
+def _stale_in(ipvs: Ipvs | None, outcome: Outcome, query: Transmission) -> tuple[Endpoint, Endpoint] | None:
+    """The client, and the server it is bound to, if that is stale."""
+    if ipvs is None:
+        return None
+    client, detail = outcome.session.key.client, query.hops[0].detail
+    asked = Endpoint(detail.daddr, detail.dport)
+    if detail.ct_original_dport:
+        asked = Endpoint(detail.ct_original_daddr, detail.ct_original_dport)
+    server = ipvs.stale_server(outcome.session.key.protocol, client, asked)
+    return None if server is None else (client, server)
+
+
+def stale_conntrack_entry(case: Case) -> Cause | None:
+    """An entry of an earlier query leads to a server that is silent, while others behind the same address answer."""
+    outcome = case.outcome
+    if outcome.delivered or outcome.bits & CR:
+        return None
+    found = translation(outcome.session.queries.transmissions)
+    if found is None or _is_alive(case):
+        return None
+    virtual, backend, hop = found
     detail = hop.detail
-    return _say(
-        "NoListener", "high", [_drop_evidence(hop, drop)], address=address_to_text(detail.daddr), port=detail.dport
+    if detail.ct_info != ORIGINAL_ESTABLISHED or not is_confirmed(hop):
+        return None
+    begun_ns = outcome.session.first_ns
+    servers = outcome.knowledge.backends.get(virtual, {})
+    mine = servers.get(backend)
+    others = [other for other, known in servers.items() if other != backend and known.answered_ns > begun_ns]
+    if not others or (mine is not None and mine.answered_ns > begun_ns):
+        return None
+    evidence = [
+        f"the conntrack entry is older than the query: {endpoint_to_text(*virtual)} is {endpoint_to_text(*backend)}",
+        f"{endpoint_to_text(*others[0])} behind the same address has answered since, this one nobody",
+        *map(death_words, case.deaths[:1]),
+    ]
+    return say(
+        "StaleConntrackEntry",
+        "medium",
+        evidence,
+        backend=endpoint_to_text(*backend),
+        port=outcome.session.key.client.port,
     )
 
 
-def policy_drop(outcome: Outcome) -> Cause | None:
-    """A rule or program said no, where the kernel shows that by its own location or reason."""
-    for message, hop, drop in _drops(outcome):
-        mechanism = TC_REASONS.get(drop.reason or "")
-        if drop.reason == "NETFILTER_DROP" and (drop.location or "").startswith("nft_do_chain"):
-            mechanism = f"netfilter rule (nftables, {drop.hook or 'unknown hook'})"
+def _is_alive(case: Case) -> bool:
+    """Whether the server was there to take the query: then its silence is its own."""
+    refused = any(no_socket(death.drop) for death in case.deaths)
+    return bool(case.outcome.bits & CQ) and not case.outcome.left_node and not refused
+
+
+def refused_by_netfilter(code: str) -> Callable[[Case], Cause | None]:
+    """A rule for one of the reasons why a netfilter hook drops packets."""
+
+    def rule(case: Case) -> Cause | None:
+        for death in case.deaths:
+            found = netfilter.refusal(death, case.around, case.outcome.session.first_ns)
+            if found is not None and found.code == code:
+                evidence = [death_words(death), *found.evidence]
+                return say(
+                    code,
+                    found.confidence,
+                    evidence,
+                    message=death.message,
+                    place=place(death.hop),
+                    mechanism=_rule(death),
+                )
+        return None
+
+    return rule
+
+
+def _rule(death: Death) -> str:
+    by = "nftables, " if (death.drop.location or "").startswith("nft_do_chain") else ""
+    return f"netfilter rule ({by}{death.drop.hook or 'unknown hook'})"
+
+
+def program_said_no(case: Case) -> Cause | None:
+    """A tc, XDP or cgroup program, where the kernel shows that by its own reason or place."""
+    for death in case.deaths:
+        mechanism = PROGRAMS.get(death.drop.reason or "")
+        if death.drop.location in XDP_LOCATIONS:
+            mechanism = "XDP program"
         if mechanism:
-            evidence = [_drop_evidence(hop, drop)]
-            return _say("PolicyDrop", "high", evidence, mechanism=mechanism, place=_place(hop), message=message)
+            evidence = [death_words(death)]
+            return say(
+                "PolicyDrop", "high", evidence, mechanism=mechanism, place=place(death.hop), message=death.message
+            )
     return None
 
 
-def late_reply(outcome: Outcome) -> Cause | None:
+def server_socket_overflow(case: Case) -> Cause | None:
+    """What was sent to the server, and found its socket's receive buffer full."""
+    return _socket_overflow(case, "ServerSocketOverflow", ("query", "reply of the upstream"))
+
+
+def client_socket_overflow(case: Case) -> Cause | None:
+    """A reply that found the client's receive buffer full."""
+    return _socket_overflow(case, "ClientSocketOverflow", ("reply",))
+
+
+def _socket_overflow(case: Case, code: str, messages: tuple[str, ...]) -> Cause | None:
+    for death in case.deaths:
+        confidence = confidence_in("SocketOverflow", death.drop)
+        if confidence is not None and death.message in messages:
+            evidence = [death_words(death), *_buffer_words(death), *_udp_words(case, death)]
+            return say(code, confidence, evidence, message=death.message, place=place(death.hop))
+    return None
+
+
+def _buffer_words(death: Death) -> list[str]:
+    detail = death.hop.detail
+    if not detail.socket_rcvbuf:
+        return []
+    return [f"{detail.socket_rmem} of {detail.socket_rcvbuf} octets of the socket's receive buffer are in use"]
+
+
+def _udp_words(case: Case, death: Death) -> list[str]:
+    before, now = case.around.counters(death.hop.netns, case.outcome.session.first_ns)
+    if before is None or now is None:
+        return []
+    rose = {name: now.udp.get(name, 0) - before.udp.get(name, 0) for name in UDP_ERRORS}
+    return [f"UDP {name} of that namespace +{value} since" for name, value in rose.items() if value]
+
+
+def no_listener(case: Case) -> Cause | None:
+    """The kernel found no socket for it, here or where the ICMP error comes from. Over TCP its RST says the same."""
+    outcome = case.outcome
+    if outcome.session.refused:
+        detail = outcome.session.queries.transmissions[-1].hops[-1].detail
+        return _nothing_at(detail, ["RST answered the request for a connection"])
+    death = outcome.query_drop
+    if death is not None and no_socket(death.drop):
+        return _nothing_at(death.hop.detail, [death_words(death)])
+    return None
+
+
+def _nothing_at(detail: Detail, evidence: list[str]) -> Cause:
+    return say("NoListener", "high", evidence, address=address_to_text(detail.daddr), port=detail.dport)
+
+
+def late_reply(case: Case) -> Cause | None:
     """The client's socket was gone when the reply came: the delay is the real cause."""
-    if outcome.reply_drop is None or outcome.delivered or not _came_too_late(outcome):
+    outcome = case.outcome
+    if (
+        outcome.reply_drop is None
+        or outcome.delivered
+        or not came_too_late(outcome)
+        or _is_not_translated_back(outcome)
+    ):
         return None
-    hop, drop = outcome.reply_drop
+    hop = outcome.reply_drop.hop
     if not outcome.session.queries.transmissions:
         return None
-    delay = (hop.ts_ns - outcome.session.queries.transmissions[0].hops[0].ts_ns) / 1e9
-    return _say("LateReply", "high", [_drop_evidence(hop, drop)], delay=f"{delay:.3f} s")
+    delay = (hop.ts_ns - outcome.session.queries.transmissions[0].hops[0].ts_ns) / SECOND_NS
+    return say("LateReply", "high", [death_words(outcome.reply_drop)], delay=f"{delay:.3f} s")
 
 
-def _came_too_late(outcome: Outcome) -> bool:
-    """Whether the reply that died did so for want of the client's socket."""
-    if outcome.reply_drop is None:
+def _is_not_translated_back(outcome: Outcome) -> bool:
+    """Whether the reply comes from an address that the client never asked."""
+    if outcome.reply_drop is None or not outcome.session.queries.transmissions:
         return False
-    hop, drop = outcome.reply_drop
-    return _no_socket(drop) and hop.netns == outcome.client_netns
+    asked = set()
+    for one in outcome.session.queries.transmissions:
+        detail = one.hops[0].detail
+        asked |= {detail.daddr, detail.ct_original_daddr}
+    return outcome.reply_drop.hop.detail.saddr not in asked
 
 
-def _no_socket(drop: Drop) -> bool:
-    return drop.reason == "NO_SOCKET" or (drop.reason in UNSAID and drop.location in RECEIVE)
+def not_translated_back(case: Case) -> Cause | None:
+    """The server was asked by a virtual address and its reply bypassed the translation, so no socket wants it."""
+    outcome = case.outcome
+    death = outcome.reply_drop
+    if death is None or outcome.delivered or not no_socket(death.drop) or not _is_not_translated_back(outcome):
+        return None
+    detail, asked = death.hop.detail, outcome.session.queries.transmissions[0].hops[0].detail
+    reason = (
+        f"it comes from {address_to_text(detail.saddr)} and not from {address_to_text(asked.daddr)}, which was asked: "
+        "the reply bypassed the node's translation (on a bridge, net.bridge.bridge-nf-call-iptables=0)"
+    )
+    return say("KernelDrop", "high", [death_words(death)], message="reply", place=place(death.hop), reason=reason)
 
 
-def fragment_lost(outcome: Outcome) -> Cause | None:
-    """Reassembly gave up: what lost the fragment itself would be told by its own drop."""
-    for message, hop, drop in _drops(outcome):
-        if (drop.reason or "").startswith("FRAG_") or drop.location in FRAGMENT_EXPIRY:
-            return _say("FragmentLost", "high", [_drop_evidence(hop, drop)], message=message, place=_place(hop))
+def interface_down(case: Case) -> Cause | None:
+    """The device refused it for want of a carrier, or is switched off."""
+    for death in case.deaths:
+        queue, down = (confidence_in(code, death.drop) for code in ("QueueOverflow", "InterfaceDown"))
+        if (queue is not None and link_is_down(death)) or down is not None:
+            evidence = [death_words(death), "the device has no carrier or is not up"]
+            hop = death.hop
+            return say(
+                "InterfaceDown",
+                queue or down or "medium",
+                evidence,
+                interface=interface(hop),
+                place=f"network namespace {hop.netns}",
+                message=death.message,
+            )
     return None
 
 
-def kernel_drop(outcome: Outcome) -> Cause | None:
+def damaged(case: Case) -> Cause | None:
+    """Connection tracking called a query invalid and did not translate it, whatever became of it then."""
+    for one in case.outcome.session.queries.transmissions:
+        for before, after in zip(one.hops, one.hops[1:], strict=False):
+            rise = rise_between(before, after)
+            if rise is not None and rise.invalid and before.event == RX and not case.outcome.delivered:
+                evidence = [rise_words(rise), f"not translated: {where(after)}"]
+                return say("ChecksumError", "medium", evidence, message="query", place=place(before))
+    return None
+
+
+def kernel_says(code: str) -> Callable[[Case], Cause | None]:
+    """A rule for a code that the kernel's own words stand for."""
+
+    def rule(case: Case) -> Cause | None:
+        for death in case.deaths:
+            confidence = confidence_in(code, death.drop)
+            if confidence is not None:
+                return say(code, confidence, [death_words(death)], **_gaps(death))
+        return None
+
+    return rule
+
+
+def _gaps(death: Death) -> dict[str, object]:
+    detail = death.hop.detail
+    return {
+        "message": death.message,
+        "place": place(death.hop),
+        "source": address_to_text(detail.saddr),
+        "destination": address_to_text(detail.daddr),
+    }
+
+
+def kernel_drop(case: Case) -> Cause | None:
     """Any other death, named."""
-    for message, hop, drop in _drops(outcome):
+    for death in case.deaths:
+        drop = death.drop
         reason = f"{drop.reason or 'no reason given'} in {drop.location or 'a function that may not be named'}"
         if drop.hook:
             reason += f", netfilter hook {drop.hook}"
-        return _say(
-            "KernelDrop", "medium", [_drop_evidence(hop, drop)], message=message, place=_place(hop), reason=reason
+        known = WORDS.get(drop.reason or "")
+        reason = f"{known} ({reason})" if known else reason
+        confidence = "high" if known else "medium"
+        return say(
+            "KernelDrop", confidence, [death_words(death)], message=death.message, place=place(death.hop), reason=reason
         )
     return None
 
 
-def _drops(outcome: Outcome) -> list[tuple[str, Sighting, Drop]]:
-    named = (("query", outcome.query_drop), ("reply", outcome.reply_drop))
-    own = [(message, *death) for message, death in named if death is not None]
-    if outcome.delivered and _came_too_late(outcome):
-        # The slower of several servers, or the second answer to a repeated query: the client had what it wanted.
-        own = [one for one in own if one[0] == "query"]
-    return own + _upstream_drops(outcome)
+ICMP_VERDICTS: dict[tuple[int, int, int], tuple[str, str]] = {
+    (4, 3, 3): ("NoListener", "high"),
+    (6, 1, 4): ("NoListener", "high"),
+    (4, 3, 9): ("PolicyDrop", "high"),
+    (4, 3, 10): ("PolicyDrop", "high"),
+    (4, 3, 13): ("PolicyDrop", "high"),
+    (6, 1, 1): ("PolicyDrop", "high"),
+    (6, 1, 5): ("PolicyDrop", "high"),
+    (6, 1, 6): ("PolicyDrop", "high"),
+    (4, 3, 0): ("NoRoute", "high"),
+    (6, 1, 0): ("NoRoute", "high"),
+    (4, 3, 1): ("NeighbourFailure", "medium"),
+    (6, 1, 3): ("NeighbourFailure", "medium"),
+    (4, 3, 4): ("KernelDrop", "high"),
+    (6, 2, 0): ("KernelDrop", "high"),
+    (4, 11, 0): ("KernelDrop", "high"),
+    (6, 3, 0): ("KernelDrop", "high"),
+}
+"""What an ICMP error from elsewhere stands for, by IP version, type and code. A firewall may lie: hence `medium`."""
 
 
-def _upstream_drops(outcome: Outcome) -> list[tuple[str, Sighting, Drop]]:
-    """Deaths upstream that matter to this client.
+def told_by_icmp(case: Case) -> Cause | None:
+    """Nothing died here, but somebody on the way says that he could not or would not pass it on."""
+    outcome = case.outcome
+    if outcome.delivered or case.deaths:
+        return None
+    for error in errors(outcome):
+        detail = error.detail
+        verdict = ICMP_VERDICTS.get((error.family, detail.icmp_type, detail.icmp_code))
+        if verdict is None:
+            continue
+        code, confidence = verdict
+        sender = address_to_text(detail.icmp_saddr)
+        return say(
+            code,
+            confidence,
+            [],
+            address=address_to_text(detail.daddr),
+            port=detail.dport,
+            destination=address_to_text(detail.daddr),
+            message="query",
+            place=f"the router or host {sender}",
+            mechanism="firewall rule",
+            reason=icmp_words(error),
+        )
+    return None
 
-    A server that lost an attempt and answered well all the same needs no explanation; nor does a reply that came when
-    the server had given up: what made it late is the cause.
-    """
-    if outcome.upstream_drop is None or outcome.rcode in HEALTHY:
-        return []
-    _, hop, drop = outcome.upstream_drop
-    return [] if _no_socket(drop) and hop.netns == outcome.server_netns else [outcome.upstream_drop]
 
-
-def server_no_reply(outcome: Outcome) -> Cause | None:
+def server_no_reply(case: Case) -> Cause | None:
     """The query was taken in where the server is, and no reply left."""
+    outcome = case.outcome
     if not outcome.bits & CQ or outcome.server_netns is None or not _unanswered(outcome):
         return None
     hop = _unanswered_query(outcome).hops[-1]
-    evidence = [f"last sighting of the query: {_where(hop)}", "no reply left that namespace"]
+    evidence = [f"last sighting of the query: {where(hop)}", "no reply left that namespace"]
     confidence = "high"
     if outcome.session.connection is not None and outcome.session.connection.facts.reset_by:
         evidence.append(f"the {outcome.session.connection.facts.reset_by} ended the connection by RST")
@@ -199,18 +438,19 @@ def server_no_reply(outcome: Outcome) -> Cause | None:
         evidence[1] = _attempts_evidence(outcome)
         confidence = "low"
     detail = hop.detail
-    return _say("ServerNoReply", confidence, evidence, address=endpoint_to_text(detail.daddr, detail.dport))
+    return say("ServerNoReply", confidence, evidence, address=endpoint_to_text(detail.daddr, detail.dport))
 
 
-def left_node(outcome: Outcome) -> Cause | None:
+def left_node(case: Case) -> Cause | None:
     """Out by a device whose other end is not on this node."""
+    outcome = case.outcome
     if not outcome.left_node or not _unanswered(outcome):
         return None
     hop = _unanswered_query(outcome).hops[-1]
-    evidence = [f"last sighting of the query: {_where(hop)}"]
+    evidence = [f"last sighting of the query: {where(hop)}"]
     if outcome.bits & CR:
         evidence.append(_attempts_evidence(outcome))
-    return _say("LeftNode", "medium", evidence, interface=_interface(hop))
+    return say("LeftNode", "medium", evidence, interface=interface(hop))
 
 
 def _unanswered(outcome: Outcome) -> bool:
@@ -228,25 +468,26 @@ def _attempts_evidence(outcome: Outcome) -> str:
     return f"{outcome.attempts} attempts, {replies} {'reply' if replies == 1 else 'replies'}"
 
 
-def upstream_tcp_unavailable(outcome: Outcome) -> Cause | None:
+def upstream_tcp_unavailable(case: Case) -> Cause | None:
     """The server could not even ask: zones served over UDP only, behind a cache that asks over TCP."""
+    outcome = case.outcome
     failed = [one for one in outcome.exchanges if one.connecting]
-    if not failed or outcome.bits & FR or outcome.rcode in HEALTHY:
+    if not failed or outcome.bits & FR or outcome.healthy:
         return None
     how = "refused" if failed[-1].refused else "no answer to the request for a connection"
     asked = [hop.detail for one in failed for hop in _first_hops(one.queries)]
-    return _say("UpstreamTCPUnavailable", "high", [f"{_upstreams(asked)}: {how}"], address=_upstreams(asked))
+    return say("UpstreamTCPUnavailable", "high", [f"{_upstreams(asked)}: {how}"], address=_upstreams(asked))
 
 
-def upstream_timeout(outcome: Outcome) -> Cause | None:
+def upstream_timeout(case: Case) -> Cause | None:
     """The server asked upstream, nothing came back, and so it had nothing to say or said SERVFAIL."""
-    if not outcome.bits & FQ or outcome.bits & FR or outcome.rcode in HEALTHY:
+    outcome = case.outcome
+    if not outcome.bits & FQ or outcome.bits & FR or outcome.healthy:
         return None
     asked = [hop.detail for one in outcome.exchanges for hop in _first_hops(one.queries)]
     evidence = [f"{len(asked)} queries to {_upstreams(asked)}, no reply"]
-    return _say(
-        "UpstreamTimeout", "medium" if outcome.session.ambiguous else "high", evidence, address=_upstreams(asked)
-    )
+    confidence = "medium" if outcome.session.ambiguous else "high"
+    return say("UpstreamTimeout", confidence, evidence, address=_upstreams(asked))
 
 
 def _first_hops(leg: Leg) -> list[Sighting]:
@@ -257,13 +498,14 @@ def _upstreams(asked: list[Detail]) -> str:
     return ", ".join(dict.fromkeys(endpoint_to_text(detail.daddr, detail.dport) for detail in asked))
 
 
-def server_error(outcome: Outcome) -> Cause | None:
+def server_error(case: Case) -> Cause | None:
     """An error that nobody upstream was seen to give."""
-    if outcome.rcode is None or outcome.rcode in HEALTHY or not outcome.delivered:
+    outcome = case.outcome
+    if outcome.rcode is None or outcome.healthy or not outcome.delivered:
         return None
     evidence = [f"{rcode_to_text(outcome.rcode)} with {_flags(outcome)}"]
     bare = outcome.answer_source == "server-error"
-    return _say("ServerError", "medium" if bare else "low", evidence, rcode=rcode_to_text(outcome.rcode))
+    return say("ServerError", "medium" if bare else "low", evidence, rcode=rcode_to_text(outcome.rcode))
 
 
 def _flags(outcome: Outcome) -> str:
@@ -274,9 +516,10 @@ def _flags(outcome: Outcome) -> str:
     return f"AA={summary.aa:d}, RA={summary.ra:d}"
 
 
-def upstream_error(outcome: Outcome) -> Cause | None:
+def upstream_error(case: Case) -> Cause | None:
     """An error that an upstream was seen to give, or that carries the flags of a forwarded answer."""
-    if outcome.rcode is None or outcome.rcode in HEALTHY or not outcome.delivered:
+    outcome = case.outcome
+    if outcome.rcode is None or outcome.healthy or not outcome.delivered:
         return None
     rcode = rcode_to_text(outcome.rcode)
     relayed = [
@@ -288,27 +531,47 @@ def upstream_error(outcome: Outcome) -> Cause | None:
     if relayed:
         address = endpoint_to_text(relayed[-1].saddr, relayed[-1].sport)
         confidence = "medium" if outcome.session.ambiguous else "high"
-        return _say("UpstreamError", confidence, [f"{address} answered {rcode}"], rcode=rcode, address=f" {address}")
+        return say("UpstreamError", confidence, [f"{address} answered {rcode}"], rcode=rcode, address=f" {address}")
     if outcome.answer_source != "forward":
         return None
-    return _say("UpstreamError", "low", [f"{rcode} with {_flags(outcome)}"], rcode=rcode, address="")
+    return say("UpstreamError", "low", [f"{rcode} with {_flags(outcome)}"], rcode=rcode, address="")
 
 
-def unknown(outcome: Outcome) -> Cause | None:
+def unknown(case: Case) -> Cause | None:
     """The last hop is all there is."""
-    legs = (("reply", outcome.session.replies), ("query", outcome.session.queries))
+    legs = (("reply", case.outcome.session.replies), ("query", case.outcome.session.queries))
     message, leg = next((name, leg) for name, leg in legs if leg.transmissions)
     hop = leg.transmissions[-1].hops[-1]
-    return _say("Unknown", "low", [f"last sighting: {_where(hop)}"], message=message, place=_where(hop))
+    return say("Unknown", "low", [f"last sighting: {where(hop)}"], message=message, place=where(hop))
 
 
-RULES: tuple[Callable[[Outcome], Cause | None], ...] = (
+RULES: tuple[Callable[[Case], Cause | None], ...] = (
     capture_loss,
+    # An old translation: how the packet died then is its consequence.
+    ipvs_stale_backend,
+    stale_conntrack_entry,
+    # Refused.
+    refused_by_netfilter("ConntrackTableFull"),
+    refused_by_netfilter("ConntrackRace"),
+    refused_by_netfilter("PolicyDrop"),
+    program_said_no,
+    server_socket_overflow,
+    client_socket_overflow,
     no_listener,
-    policy_drop,
     late_reply,
-    fragment_lost,
+    not_translated_back,
+    # Lost on the way.
+    damaged,
+    kernel_says("ChecksumError"),
+    interface_down,
+    kernel_says("NoRoute"),
+    kernel_says("NeighbourFailure"),
+    kernel_says("ReversePathFilter"),
+    kernel_says("FragmentLost"),
+    kernel_says("QueueOverflow"),
     kernel_drop,
+    told_by_icmp,
+    # At the server or beyond.
     upstream_tcp_unavailable,
     upstream_timeout,
     server_no_reply,
@@ -317,38 +580,3 @@ RULES: tuple[Callable[[Outcome], Cause | None], ...] = (
     server_error,
     unknown,
 )
-
-
-def _upstream_retried(outcome: Outcome) -> bool:
-    """Whether the server asked on after silence; that it asks again over TCP after a truncated reply is no retry."""
-    unanswered = [one for one in outcome.exchanges if not one.replies.transmissions]
-    repeated = any(len(one.sent) > 1 for one in outcome.exchanges)
-    return repeated or (bool(unanswered) and len(outcome.exchanges) > 1)
-
-
-FINDINGS: dict[str, Callable[[Outcome], bool]] = {
-    "Retransmitted": lambda outcome: outcome.repeats > 1,
-    "ParallelNameservers": lambda outcome: len(outcome.session.sent) > 1 and len(outcome.session.asked) > 1,
-    "UpstreamRetried": _upstream_retried,
-    "AmbiguousUpstream": lambda outcome: outcome.session.ambiguous,
-    "Truncated": lambda outcome: outcome.reply is not None and outcome.reply.wire.summary.tc,
-}
-
-
-def _interface(hop: Sighting) -> str:
-    return name_text(hop.detail.ifname) or "no device yet"
-
-
-def _place(hop: Sighting) -> str:
-    return f"network namespace {hop.netns} ({_interface(hop)})"
-
-
-def _where(hop: Sighting) -> str:
-    return f"{EVENT_WORDS[Event(hop.event)]} {_interface(hop)} in network namespace {hop.netns}"
-
-
-def _drop_evidence(hop: Sighting, drop: Drop) -> str:
-    words = [f"kfree_skb reason {drop.reason or 'unknown'}", f"location {drop.location or 'unknown'}"]
-    if drop.hook:
-        words.append(f"hook {drop.hook}")
-    return f"{', '.join(words)}; {_where(hop)}"

@@ -10,7 +10,7 @@ from agent.wire.message import name_to_text
 from agent.wire.render import rcode_to_text, rdtype_to_text
 
 if TYPE_CHECKING:
-    from agent.explain.rules import Verdict
+    from agent.explain.verdict import Verdict
 
 
 class Filter(NamedTuple):

@@ -17,7 +17,7 @@ from agent.wire.message import extended_rcode, name_to_text
 from agent.wire.render import rcode_to_text, rdclass_to_text, rdtype_to_text
 
 if TYPE_CHECKING:
-    from agent.explain.rules import Verdict
+    from agent.explain.verdict import Verdict
     from agent.session.model import Key, Session, Transmission
     from agent.session.outcome import Outcome
     from agent.session.sighting import Detail, Sighting

@@ -14,7 +14,7 @@ from agent.export.filters import Filter, is_problem
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from agent.explain.rules import Verdict
+    from agent.explain.verdict import Verdict
     from agent.session.outcome import Outcome
 
 

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.session.drops import Drop, Kernel
-    from agent.session.model import Session, Transmission
+    from agent.session.model import Endpoint, Session, Transmission
 
 MAX_KNOWN_NETNS = 65536
 MAX_SERVERS = 64
+MAX_SERVICES = 64
+MAX_BACKENDS = 1024
 KEPT_LOSSES = 1024
 
 
@@ -37,12 +39,20 @@ class Losses:
         return max((end for start, end in self._intervals if start <= end_ns and end >= start_ns), default=None)
 
 
+@dataclass(slots=True, eq=False)
+class Backend:
+    """One server behind a virtual address."""
+
+    answered_ns: int
+
+
 class Shape(NamedTuple):
     """What the places of a complete, undisturbed lookup say. They say the same for the next one."""
 
     client_netns: int
     server_netns: int
     path: int
+    backend: Backend | None
 
 
 @dataclass(slots=True)
@@ -60,8 +70,17 @@ class Knowledge:
     """Namespaces from which replies were sent, so that a DNS server lives there, with the processes that sent them."""
     linked: set[tuple[int, int]] = field(default_factory=set)
     """Devices (namespace, index) whose other end is on this node: what left there came in elsewhere."""
+    backends: dict[Endpoint, dict[Endpoint, Backend]] = field(default_factory=dict)
+    """Servers that have answered, by the virtual address that was asked."""
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], Shape] = field(default_factory=dict)
     """Places of the query and of the reply, for lookups like earlier ones."""
+
+    def is_innocent(self, sighting: Sighting) -> bool:
+        """Whether this drop is no loss: a frame for another host is one only where the address really lives."""
+        drop = self.kernel.describe(sighting)
+        if drop.reason == "OTHERHOST":
+            return self.is_local(sighting.netns, sighting.detail.daddr) is not True
+        return drop.innocent
 
     def learn_server(self, reply: Sighting) -> None:
         """Take note of who sent a reply."""
@@ -96,6 +115,17 @@ class Knowledge:
                 self.forwarding.add(hop.netns)
             left = hop if hop.event == TX else None
         self.receiving |= came_in
+
+    def learn_answer(self, virtual: Endpoint, backend: Endpoint, answered_ns: int) -> Backend:
+        """Take note that a server behind a virtual address has answered."""
+        if len(self.backends) > MAX_SERVICES:
+            self.backends.clear()
+        servers = self.backends.setdefault(virtual, {})
+        if len(servers) > MAX_BACKENDS:
+            servers.clear()
+        known = servers.setdefault(backend, Backend(answered_ns))
+        known.answered_ns = max(known.answered_ns, answered_ns)
+        return known
 
     def leaves_node(self, last: Sighting) -> bool:
         """Whether a packet last seen at this hop is beyond this node."""

@@ -18,6 +18,7 @@ MAX_HOPS = 32
 MAX_TRANSMISSIONS = 16
 MAX_EXCHANGES = 64
 MAX_MESSAGES = 64
+MAX_ERRORS = 8
 SECOND_NS = 1_000_000_000
 
 
@@ -204,6 +205,14 @@ class Session:
     background: Background | None = None
     connection: Tracked | None = None
     """The TCP connection it used."""
+    errors: list[Sighting] = field(default_factory=list)
+    """ICMP errors that answered its packets, one of each kind and sender."""
+    pair: Session | None = None
+    """The lookup of the same name, A to AAAA or AAAA to A, that came from the same socket."""
+    collides: bool = False
+    """Its pair has the same transaction id."""
+    searched: bool = False
+    """The name did not exist, and the client went on with the next name of its search path."""
     ambiguous: bool = False
     """Which client's lookup an upstream exchange belongs to was a guess among several."""
     overflowed: bool = False
@@ -234,6 +243,14 @@ class Session:
     def refused(self) -> bool:
         """Whether the request for a connection was answered by RST."""
         return self.connecting and any(one.wire.payload[0] & RST for one in self.replies.transmissions)
+
+    def add_error(self, error: Sighting) -> None:
+        """Keep an ICMP error: the first of each kind and sender."""
+        detail = error.detail
+        kind = detail.icmp_type, detail.icmp_code, detail.icmp_saddr
+        known = {(one.icmp_type, one.icmp_code, one.icmp_saddr) for one in (two.detail for two in self.errors)}
+        if kind not in known and len(self.errors) < MAX_ERRORS:
+            self.errors.append(error)
 
     @property
     def exchanges(self) -> list[Session]:

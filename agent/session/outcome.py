@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag, StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from agent.session.identity import REPLY_CT_INFO
 from agent.session.knowledge import Shape
-from agent.session.model import Background, place
-from agent.session.sighting import DROP, RX, SOCKET_RX, SOCKET_TX, TX, Sighting
+from agent.session.model import Background, Endpoint, place
+from agent.session.sighting import CONNTRACK, DROP, RX, SOCKET_RX, SOCKET_TX, TX, Sighting
 from agent.wire.message import EXTENDED_ERROR, extended_rcode, options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.session.drops import Drop, Kernel
-    from agent.session.knowledge import Knowledge
+    from agent.session.knowledge import Backend, Knowledge
     from agent.session.model import Session, Transmission, Wire
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
@@ -57,6 +58,17 @@ class Status(StrEnum):
     SAMPLE_LOSS = "SampleLoss"
 
 
+class Death(NamedTuple):
+    """One message that was lost on this node."""
+
+    message: str
+    """What it was: query, reply, server's own query, reply of the upstream."""
+    hop: Sighting
+    drop: Drop
+    before: list[Sighting]
+    """The hops of that copy before it died, oldest first."""
+
+
 @dataclass(slots=True, eq=False)
 class Outcome:
     """A closed session and everything concluded from its packets alone."""
@@ -71,18 +83,25 @@ class Outcome:
     """The reply that counts: the delivered one, else the last."""
     rcode: int | None
     answer_source: str | None
-    query_drop: tuple[Sighting, Drop] | None
-    reply_drop: tuple[Sighting, Drop] | None
-    upstream_drop: tuple[str, Sighting, Drop] | None
-    """The newest death of a message between the server and its upstream: what it was, where, how."""
+    query_drop: Death | None
+    reply_drop: Death | None
+    upstream_drop: Death | None
+    """The newest death of a message between the server and its upstream."""
     delivered: bool
     """Some reply reached the client as far as this node can see."""
     left_node: bool
     """The last sighting of the query is its departure by a device that has no other end on this node."""
     lossy: bool
     """The agent lost records while the session was open."""
-    kernel: Kernel
-    """Names the drops."""
+    knowledge: Knowledge
+    """Of the node."""
+    pair: Session | None = None
+    """The other half, if this was one of an A/AAAA pair and was not answered like all others."""
+
+    @property
+    def kernel(self) -> Kernel:
+        """Names the drops."""
+        return self.knowledge.kernel
 
     def drop_of(self, hop: Sighting) -> Drop:
         """The words for a drop hop."""
@@ -97,6 +116,11 @@ class Outcome:
     def bitmap(self) -> Bit:
         """CQ, CR, FQ, FR."""
         return Bit(self.bits & BITMAP)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the reply that counts is no error."""
+        return self.rcode in (NOERROR, NXDOMAIN)
 
     @property
     def dnstap_bitmap(self) -> Bit:
@@ -164,8 +188,8 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
     home, there = client_netns(session), server_netns(session, knowledge)
     knowledge.learn(session)
     reply = final_reply(session, knowledge, home)
-    query_drop = last_death(session.queries.transmissions, knowledge, there)
-    reply_drop = last_death(session.replies.transmissions, knowledge, home)
+    query_drop = last_death("query", session.queries.transmissions, knowledge, there)
+    reply_drop = last_death("reply", session.replies.transmissions, knowledge, home)
     set_refreshes_apart(session, reply)
     bits = query_bits(session, knowledge, home, there) | reply_bits(session, home)
     bits |= upstream_bits(session, knowledge, there)
@@ -185,11 +209,34 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         delivered=is_delivered(session, knowledge, home),
         left_node=there is None and any(knowledge.leaves_node(one.hops[-1]) for one in session.queries.transmissions),
         lossy=lost_until_ns is not None,
-        kernel=knowledge.kernel,
+        knowledge=knowledge,
+        pair=session.pair,
     )
     outcome.status = status(outcome, lost_until_ns)
-    _remember_shape(outcome, knowledge)
+    backend = _learn_answer(outcome, knowledge)
+    _remember_shape(outcome, knowledge, backend)
     return outcome
+
+
+def translation(queries: list[Transmission]) -> tuple[Endpoint, Endpoint, Sighting] | None:
+    """The virtual address, the server it stood for, the newest hop that showed it; None for a query as it was sent."""
+    for one in reversed(queries):
+        for hop in reversed(one.hops):
+            detail = hop.detail
+            if not hop.flags & CONNTRACK or detail.ct_info >= REPLY_CT_INFO:
+                continue
+            virtual = Endpoint(detail.ct_original_daddr, detail.ct_original_dport)
+            backend = Endpoint(detail.ct_reply_saddr, detail.ct_reply_sport)
+            if virtual != backend:
+                return virtual, backend, hop
+    return None
+
+
+def _learn_answer(outcome: Outcome, knowledge: Knowledge) -> Backend | None:
+    found = translation(outcome.session.queries.transmissions) if outcome.delivered else None
+    if found is None or outcome.reply is None or len(outcome.session.queries.transmissions) > 1:
+        return None
+    return knowledge.learn_answer(found[0], found[1], outcome.reply.hops[-1].ts_ns)
 
 
 def _shape_key(session: Session) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -208,6 +255,8 @@ def _known_shape(session: Session, knowledge: Knowledge) -> Shape | None:
 def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, lossy: bool) -> Outcome:
     reply = session.replies.transmissions[0]
     rcode = extended_rcode(reply.wire.payload, reply.wire.summary)
+    if shape.backend is not None:
+        shape.backend.answered_ns = session.last_ns
     return Outcome(
         session=session,
         status=Status.SUCCEEDED if rcode in (NOERROR, NXDOMAIN) else Status.FAILED,
@@ -223,18 +272,18 @@ def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, 
         delivered=True,
         left_node=False,
         lossy=lossy,
-        kernel=knowledge.kernel,
+        knowledge=knowledge,
     )
 
 
-def _remember_shape(outcome: Outcome, knowledge: Knowledge) -> None:
+def _remember_shape(outcome: Outcome, knowledge: Knowledge, backend: Backend | None) -> None:
     """Only what does not depend on anything but the places: both ends seen, nothing dropped, nothing out of order."""
     key = _shape_key(outcome.session)
     if key is None or outcome.bits != COMPLETE or len(knowledge.shapes) >= MAX_SHAPES:
         return
     if outcome.client_netns is None or outcome.server_netns is None:
         return
-    knowledge.shapes[key] = Shape(outcome.client_netns, outcome.server_netns, outcome.bits)
+    knowledge.shapes[key] = Shape(outcome.client_netns, outcome.server_netns, outcome.bits, backend)
 
 
 def _put_in_order(one: Transmission) -> None:
@@ -364,26 +413,22 @@ def is_delivered(session: Session, knowledge: Knowledge, home: int | None) -> bo
     return any(one.arrivals(home) for one in alive)
 
 
-def last_death(
-    transmissions: list[Transmission], knowledge: Knowledge, end: int | None
-) -> tuple[Sighting, Drop] | None:
+def last_death(message: str, transmissions: list[Transmission], knowledge: Knowledge, end: int | None) -> Death | None:
     """The newest loss among the copies of a message."""
     for one in reversed(transmissions):
         drop = knowledge.died(one, end)
-        if drop is not None and one.death is not None:
-            return one.death, drop
+        if drop is not None and (hop := one.death) is not None:
+            return Death(message, hop, drop, one.hops[: one.hops.index(hop)])
     return None
 
 
-def upstream_death(session: Session, knowledge: Knowledge, there: int | None) -> tuple[str, Sighting, Drop] | None:
+def upstream_death(session: Session, knowledge: Knowledge, there: int | None) -> Death | None:
     """The newest loss between the server and its upstreams."""
     for exchange in reversed(session.exchanges):
-        death = last_death(_in_time(exchange, session), knowledge, there)
+        death = last_death("reply of the upstream", _in_time(exchange, session), knowledge, there)
+        death = death or last_death("server's own query", exchange.queries.transmissions, knowledge, None)
         if death is not None:
-            return "reply of the upstream", *death
-        death = last_death(exchange.queries.transmissions, knowledge, None)
-        if death is not None:
-            return "server's own query", *death
+            return death
     return None
 
 
@@ -414,5 +459,5 @@ def _is_proven(outcome: Outcome, lost_until_ns: int) -> bool:
     """Whether no missing record could change it: a delivered error, or a death after which nothing was lost."""
     if outcome.delivered and outcome.rcode is not None:
         return True
-    deaths = (death[0].ts_ns for death in (outcome.query_drop, outcome.reply_drop) if death is not None)
+    deaths = (death.hop.ts_ns for death in (outcome.query_drop, outcome.reply_drop) if death is not None)
     return any(ts_ns > lost_until_ns for ts_ns in deaths)

@@ -51,11 +51,15 @@ class Flag(IntFlag):
     """The `ct_` fields hold the packet's conntrack entry."""
     FRAGMENT = 16
     """A later IP fragment: it has no ports and no octets of its own; they are those of its first fragment."""
+    COUNTERS = 32
+    """The `stat_` fields hold this CPU's conntrack counters."""
+    ICMP = 64
+    """An ICMP error about a DNS packet. Message, addresses, ports, protocol are those of the packet that it quotes."""
 
 
 # The hot path compares plain integers: an enum operation costs as much as a whole record's decoding.
 TX, RX, DROP, SOCKET_TX, SOCKET_RX = (int(event) for event in Event)
-RESPONSE, ORIGIN, PROCESS, CONNTRACK, FRAGMENT = (int(flag) for flag in Flag)
+RESPONSE, ORIGIN, PROCESS, CONNTRACK, FRAGMENT, COUNTERS, ICMP = (int(flag) for flag in Flag)
 
 UDP, TCP = 17, 6
 """IANA protocol numbers."""
@@ -88,7 +92,7 @@ class Head(NamedTuple):
     """Fragment offset in units of 8 octets (RFC 791), plus 0x2000 when more follow; 0 for whole packets."""
     tcp_flags: U8 = 0
     """FIN 1, SYN 2, RST 4, PSH 8, ACK 16 (RFC 9293 3.1)."""
-    spare: U8 = 0
+    pad: U8 = 0
 
 
 class Detail(NamedTuple):
@@ -117,7 +121,8 @@ class Detail(NamedTuple):
     """enum ip_conntrack_info."""
     stack_frames: U8
     """How many of the STACK_FRAMES kernel return addresses at the start of a drop's tail are filled, 8 octets each."""
-    pad: U16
+    device_state: U16
+    """Of a drop: bits of enum netdev_state_t (include/linux/netdevice.h) of its device, 0 being up and 2 no carrier."""
     saddr: Address
     daddr: Address
     ct_original_saddr: Address
@@ -129,7 +134,22 @@ class Detail(NamedTuple):
     ifname: Name
     acknowledgement: U32 = 0
     """TCP: what the sender has of the other direction (RFC 9293 3.1)."""
-    reserved: U32 = 0
+    stat_invalid: U32 = 0
+    """This CPU's conntrack counters in this namespace (struct ip_conntrack_stat), at arrivals and drops. Between the
+    two a packet stays on its CPU, so what rose in between rose for its sake."""
+    stat_insert_failed: U32 = 0
+    stat_drop: U32 = 0
+    socket_rcvbuf: U32 = 0
+    """Of a drop at a socket: how many octets of memory its receive queue may take."""
+    socket_rmem: U32 = 0
+    """Of a drop at a socket: how many it takes."""
+    icmp_mtu: U32 = 0
+    """Of "fragmentation needed" and "packet too big" (RFC 1191, RFC 4443 3.2): the next hop's MTU."""
+    cpu: U16 = 0
+    icmp_type: U8 = 0
+    icmp_code: U8 = 0
+    icmp_saddr: Address = bytes(16)
+    """Who sent the ICMP error."""
 
 
 def struct_format(part: type[NamedTuple]) -> str:
@@ -157,7 +177,7 @@ class Sighting(NamedTuple):
     sequence: int = 0
     fragment: int = 0
     tcp_flags: int = 0
-    spare: int = 0
+    pad: int = 0
     rest: bytes = b""
     """The detail, then the tail."""
 

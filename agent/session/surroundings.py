@@ -49,6 +49,12 @@ class Ipvs(NamedTuple):
     connections: Mapping[tuple[int, Endpoint, Endpoint], Endpoint]
     """By (protocol, client, virtual address and port): the real server that the connection is bound to."""
 
+    def stale_server(self, protocol: int, client: Endpoint, virtual: Endpoint) -> Endpoint | None:
+        """The server that a connection is still bound to although the service has it no more."""
+        bound = self.connections.get((protocol, client, virtual))
+        servers = self.services.get((protocol, virtual))
+        return bound if bound is not None and servers is not None and bound not in servers else None
+
 
 class Surroundings(Protocol):
     """Asked for a namespace when a lookup failed; everything may be unknown."""

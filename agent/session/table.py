@@ -17,7 +17,8 @@ from agent.session.identity import clients, connecting_key, is_loopback
 from agent.session.knowledge import Knowledge, Losses
 from agent.session.model import MAX_MESSAGES, Background, Endpoint, Key, Session, Settings, Wire, place
 from agent.session.outcome import REFRESH_NS, Outcome, judge
-from agent.session.sighting import DROP, FRAGMENT, ORIGIN, TCP, Detail, Sighting
+from agent.session.relatives import LastLookups
+from agent.session.sighting import DROP, FRAGMENT, ICMP, ORIGIN, TCP, Detail, Sighting
 from agent.session.tcp import TcpStage
 from agent.wire.errors import WireError
 from agent.wire.message import Summary, summarize
@@ -47,6 +48,8 @@ class Counts:
     unmatched: int = 0
     """Hops of a message whose octets never arrived here."""
     innocent_drops: int = 0
+    stray_errors: int = 0
+    """ICMP errors about packets of no open session."""
     fragments: int = 0
     """Hops of later IP fragments: their first ones tell the path."""
     late: int = 0
@@ -98,6 +101,7 @@ class SessionTable:
         self._deadlines: list[tuple[int, int, Session]] = []
         self._sequence = count()
         self._closed: OrderedDict[Key, int | None] = OrderedDict()
+        self._last = LastLookups()
         self._losses = Losses()
         self._ready: list[Outcome] = []
 
@@ -113,8 +117,10 @@ class SessionTable:
         ):
             # Time is the record's, so that a stalled reader and a replay close sessions where a prompt reader does.
             self._advance(now_ns)
-        if sighting.event == DROP and self.knowledge.kernel.describe(sighting).innocent:
+        if sighting.event == DROP and self.knowledge.is_innocent(sighting):
             self.counts.innocent_drops += 1
+        elif sighting.flags & ICMP:
+            self._observe_error(sighting)
         elif sighting.protocol == TCP:
             self._observe_segment(sighting)
         elif sighting.flags & FRAGMENT and sighting.event != DROP:
@@ -167,6 +173,22 @@ class SessionTable:
             deadline = max(deadline, session.upstream[-1].last_ns + self.settings.upstream_timeout_ns)
         self._wait_until(session, max(deadline, session.deadline_ns))
         return session.deadline_ns > now_ns
+
+    def _observe_error(self, error: Sighting) -> None:
+        """Note an ICMP error with the lookup whose packet it quotes; some quote too little to tell the message."""
+        found = self._by_message.get(error.message)
+        session = found[0] if found is not None else self._quoted(error)
+        if session is None:
+            self.counts.stray_errors += 1
+        else:
+            session.add_error(error)
+
+    def _quoted(self, error: Sighting) -> Session | None:
+        detail = error.detail
+        ends = Endpoint(detail.saddr, detail.sport), Endpoint(detail.daddr, detail.dport)
+        return next(
+            (one for one in self._recent() if one.key.client in ends and one.key.protocol == error.protocol), None
+        )
 
     def _observe_segment(self, sighting: Sighting) -> None:
         detail = sighting.detail
@@ -335,6 +357,8 @@ class SessionTable:
         session = self._by_key.get(key)
         if session is None and self._is_new(key, sighting, response=response):
             session = self._new(key, sighting)
+            if not response:
+                self._last.relate(session)
             if not response and sighting.flags & ORIGIN:
                 self._join_upstream(session, sighting, wire)
         if session is not None and translated != client:
@@ -478,6 +502,7 @@ class SessionTable:
         if not same:
             del self._by_question[session.key.question]
         self._parents.pop(session, None)
+        self._last.forget(session)
         queries = session.queries.transmissions
         begins = queries[0].places[0] if queries else None
         for key in session.keys:

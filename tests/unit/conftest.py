@@ -80,7 +80,8 @@ KERNEL = Kernel(REASONS, lambda address: NAMES.get(address >> 12))
 SERVING = (b"coredns", 900)
 """Name and id of the process that answers."""
 AT_SOCKET = (Event.SOCKET_TX, Event.SOCKET_RX)
-NO_HEAD, NO_DETAIL = dict.fromkeys(Head._fields, 0), dict.fromkeys(Detail._fields, 0)
+NO_HEAD = dict.fromkeys(Head._fields, 0)
+NO_DETAIL = dict.fromkeys(Detail._fields, 0) | {"icmp_saddr": bytes(16)}
 
 Endpoint = tuple[str, int]
 
@@ -148,6 +149,15 @@ class Hop:
     sequence: int = 0
     tcp_flags: int = 0
     acknowledgement: int = 0
+    ct_status: int = 0
+    stat: tuple[int, int, int] | None = None
+    """This CPU's conntrack counters: invalid, insert_failed, drop."""
+    cpu: int = 0
+    device_state: int = 3
+    socket: tuple[int, int] = (0, 0)
+    """Memory in use and allowed of the socket that refused it."""
+    icmp: tuple[int, int, int, str] | None = None
+    """Type, code, MTU and sender of the ICMP error that quotes this packet."""
 
     def later(self, ns: int) -> "Hop":
         return replace(self, ts_ns=self.ts_ns + ns)
@@ -192,7 +202,7 @@ class Recorder:
             "reason": REASON_NUMBERS.get(hop.reason, 0),
             "socket_netns": hop.netns if hop.flags & Flag.ORIGIN else 0,
             "tgid": hop.tgid,
-            "ct_status": 0,
+            "ct_status": hop.ct_status,
             "payload_bytes": len(hop.octets),
             "captured_bytes": len(carried),
             "sport": hop.source[1],
@@ -212,7 +222,19 @@ class Recorder:
             "ct_reply_daddr": packed(tracked[3][0]),
             "comm": hop.comm,
             "ifname": hop.ifname,
+            "cpu": hop.cpu,
+            "device_state": hop.device_state if hop.event == Event.DROP else 0,
+            "socket_rmem": hop.socket[0],
+            "socket_rcvbuf": hop.socket[1],
         }
+        flags = hop.flags | (Flag.CONNTRACK if hop.conntrack else 0)
+        if hop.stat is not None:
+            flags |= Flag.COUNTERS
+            detail |= dict(zip(("stat_invalid", "stat_insert_failed", "stat_drop"), hop.stat, strict=True))
+        if hop.icmp is not None:
+            flags |= Flag.ICMP
+            icmp = (*hop.icmp[:3], packed(hop.icmp[3]))
+            detail |= dict(zip(("icmp_type", "icmp_code", "icmp_mtu", "icmp_saddr"), icmp, strict=True))
         head = {
             "ts_ns": hop.ts_ns,
             "message": number,
@@ -221,7 +243,7 @@ class Recorder:
             "ifindex": hop.ifindex,
             "tail_bytes": len(tail),
             "event": hop.event,
-            "flags": hop.flags | (Flag.CONNTRACK if hop.conntrack else 0),
+            "flags": flags,
             "family": 6 if ":" in hop.source[0] else 4,
             "protocol": hop.protocol,
             "sequence": hop.sequence,

@@ -1,0 +1,40 @@
+"""bpf(2) itself, for what BCC has no function for."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+
+BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
+BPF_MAP_CREATE = 0
+PERCPU_ARRAY = 6
+"""enum bpf_map_type: BPF_MAP_TYPE_PERCPU_ARRAY."""
+ATTR_WORDS = 32
+
+
+def bpf(command: int, *words: int) -> int:
+    """Make the system call with these 32-bit words of union bpf_attr; what it returned.
+
+    Raises:
+        OSError: what the kernel says.
+    """
+    number = BPF_SYSCALL.get(platform.machine())
+    if number is None:
+        raise OSError(f"the number of bpf(2) on {platform.machine()} is not known")
+    attributes = (ctypes.c_uint32 * ATTR_WORDS)(*words)
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.syscall(number, command, attributes, ctypes.sizeof(attributes))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return int(result)
+
+
+def create_anchor() -> int:
+    """A per-CPU array of one value: the program learns from it where each CPU's part of per-CPU memory begins.
+
+    Raises:
+        OSError: what the kernel says.
+    """
+    return bpf(BPF_MAP_CREATE, PERCPU_ARRAY, 4, 8, 1)

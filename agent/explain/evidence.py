@@ -1,0 +1,171 @@
+"""What a rule has to go by, and how it is put in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.session.sighting import CONNTRACK, COUNTERS, DROP, Event, Sighting, address_to_text, name_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.session.drops import Drop
+    from agent.session.outcome import Death, Outcome
+
+EVENT_WORDS = {Event.TX: "leaving by", Event.RX: "arriving at", Event.DROP: "dying at"}
+CONFIRMED = 8
+"""enum ip_conntrack_status, IPS_CONFIRMED: the entry is in the table."""
+CARRIER_LOST = 1 << 2
+"""enum netdev_state_t, __LINK_STATE_NOCARRIER."""
+STARTED = 1 << 0
+"""enum netdev_state_t, __LINK_STATE_START: the device is up."""
+U32 = 1 << 32
+
+
+class Rise(NamedTuple):
+    """By how much one CPU's conntrack counters rose while a packet was on it."""
+
+    invalid: int
+    insert_failed: int
+    drop: int
+
+
+def rise_between(before: Sighting, after: Sighting) -> Rise | None:
+    """What this CPU counted between two hops of one packet; None where that is not known."""
+    if not before.flags & after.flags & COUNTERS or before.netns != after.netns:
+        return None
+    old, new = before.detail, after.detail
+    if old.cpu != new.cpu:
+        return None
+    return Rise(
+        (new.stat_invalid - old.stat_invalid) % U32,
+        (new.stat_insert_failed - old.stat_insert_failed) % U32,
+        (new.stat_drop - old.stat_drop) % U32,
+    )
+
+
+def rise_until(death: Death) -> Rise | None:
+    """What the CPU counted from the packet's last hop before its death in the same namespace."""
+    return next((rise for hop in reversed(death.before) if (rise := rise_between(hop, death.hop)) is not None), None)
+
+
+def is_tracked(hop: Sighting) -> bool:
+    """Whether the packet had a conntrack entry."""
+    return bool(hop.flags & CONNTRACK)
+
+
+def is_confirmed(hop: Sighting) -> bool:
+    """Whether that entry had got into the table before."""
+    return is_tracked(hop) and bool(hop.detail.ct_status & CONFIRMED)
+
+
+def deaths(outcome: Outcome) -> list[Death]:
+    """The losses that matter to this client."""
+    own = [death for death in (outcome.query_drop, outcome.reply_drop) if death is not None]
+    if outcome.delivered and came_too_late(outcome):
+        # The slower of several servers, or the second answer to a repeated query: the client had what it wanted.
+        own = [one for one in own if one.message == "query"]
+    return own + _upstream_deaths(outcome)
+
+
+def _upstream_deaths(outcome: Outcome) -> list[Death]:
+    """A server that lost an attempt and answered well all the same needs no explanation.
+
+    Nor does a reply that came when the server had given up: what made it late is the cause.
+    """
+    death = outcome.upstream_drop
+    if death is None or outcome.healthy:
+        return []
+    return [] if no_socket(death.drop) and death.hop.netns == outcome.server_netns else [death]
+
+
+def came_too_late(outcome: Outcome) -> bool:
+    """Whether the reply that died did so for want of the client's socket."""
+    death = outcome.reply_drop
+    return death is not None and no_socket(death.drop) and death.hop.netns == outcome.client_netns
+
+
+UNSAID = frozenset({None, "NOT_SPECIFIED"})
+"""Reasons that say nothing: before 5.17, and where the kernel gives none."""
+RECEIVE = frozenset({"__udp4_lib_rcv", "__udp6_lib_rcv", "tcp_v4_rcv", "tcp_v6_rcv"})
+
+
+def no_socket(drop: Drop) -> bool:
+    """Whether nothing listened."""
+    return drop.reason == "NO_SOCKET" or (drop.reason in UNSAID and drop.location in RECEIVE)
+
+
+def interface(hop: Sighting) -> str:
+    """The device's name."""
+    return name_text(hop.detail.ifname) or "no device yet"
+
+
+def place(hop: Sighting) -> str:
+    """Where a hop is, for a sentence."""
+    return f"network namespace {hop.netns} ({interface(hop)})"
+
+
+def where(hop: Sighting) -> str:
+    """What happened at a hop, for evidence."""
+    return f"{EVENT_WORDS[Event(hop.event)]} {interface(hop)} in network namespace {hop.netns}"
+
+
+def death_words(death: Death) -> str:
+    """What the kernel said of a drop."""
+    drop = death.drop
+    words = [f"kfree_skb reason {drop.reason or 'unknown'}", f"location {drop.location or 'unknown'}"]
+    if drop.hook:
+        words.append(f"hook {drop.hook}")
+    return f"{', '.join(words)}; {where(death.hop)}"
+
+
+def rise_words(rise: Rise) -> str:
+    """What the counters say."""
+    rose = [f"{name} +{value}" for name, value in rise._asdict().items() if value]
+    return f"this CPU's conntrack counters since the hop before: {', '.join(rose) or 'unchanged'}"
+
+
+def icmp_words(error: Sighting) -> str:
+    """An ICMP error as evidence."""
+    detail = error.detail
+    mtu = f", MTU {detail.icmp_mtu}" if detail.icmp_mtu and (detail.icmp_type, detail.icmp_code) in TOO_BIG else ""
+    name = ICMP_NAMES.get((error.family, detail.icmp_type, detail.icmp_code), "error")
+    return f"ICMP {name} ({detail.icmp_type}/{detail.icmp_code}) from {address_to_text(detail.icmp_saddr)}{mtu}"
+
+
+TOO_BIG = frozenset({(3, 4), (2, 0)})
+ICMP_NAMES = {
+    (4, 3, 0): "network unreachable",
+    (4, 3, 1): "host unreachable",
+    (4, 3, 2): "protocol unreachable",
+    (4, 3, 3): "port unreachable",
+    (4, 3, 4): "fragmentation needed",
+    (4, 3, 9): "network administratively prohibited",
+    (4, 3, 10): "host administratively prohibited",
+    (4, 3, 13): "communication administratively prohibited",
+    (4, 11, 0): "time to live exceeded",
+    (4, 11, 1): "fragment reassembly time exceeded",
+    (6, 1, 0): "no route to destination",
+    (6, 1, 1): "communication administratively prohibited",
+    (6, 1, 3): "address unreachable",
+    (6, 1, 4): "port unreachable",
+    (6, 1, 5): "source address failed policy",
+    (6, 1, 6): "reject route to destination",
+    (6, 2, 0): "packet too big",
+    (6, 3, 0): "hop limit exceeded",
+    (6, 3, 1): "fragment reassembly time exceeded",
+}
+"""RFC 792, RFC 1812 5.2.7, RFC 4443 3: by IP version, type and code."""
+
+
+def errors(outcome: Outcome) -> Iterator[Sighting]:
+    """ICMP errors about the lookup, then about what its server asked."""
+    yield from outcome.session.errors
+    if not outcome.healthy:
+        for exchange in outcome.exchanges:
+            yield from exchange.errors
+
+
+def last_drop(hops: list[Sighting]) -> Sighting | None:
+    """The newest drop among hops."""
+    return next((hop for hop in reversed(hops) if hop.event == DROP), None)

@@ -1,0 +1,105 @@
+"""What it means when a netfilter hook dropped a packet: a rule, a full connection table, or a lost race for it.
+
+The kernel frees all of them in nf_hook_slow() with the same reason. What tells them apart are the conntrack counters of
+the CPU that had the packet, read at the hop before and at the drop: nf_conntrack_in() and __nf_conntrack_confirm()
+(net/netfilter/nf_conntrack_core.c) count what they refuse, and rules count nothing there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.explain.evidence import UNSAID, is_confirmed, is_tracked, rise_until, rise_words
+from agent.session.sighting import COUNTERS
+
+if TYPE_CHECKING:
+    from agent.explain.evidence import Rise
+    from agent.session.outcome import Death
+    from agent.session.surroundings import NetnsCounters, Surroundings
+
+TABLE_FULL, RACE, RULE = "ConntrackTableFull", "ConntrackRace", "PolicyDrop"
+NEARLY_FULL = 0.98
+BEFORE_THE_TABLE = frozenset({"PREROUTING", "OUTPUT"})
+"""Hooks at which a packet gets its conntrack entry."""
+AT_CONFIRMATION = frozenset({"POSTROUTING", "INPUT"})
+"""Hooks at which a new entry gets into the table."""
+
+
+class Refusal(NamedTuple):
+    """Who refused, how sure that is, and why."""
+
+    code: str
+    confidence: str
+    evidence: list[str]
+
+
+def refusal(death: Death, around: Surroundings, since_ns: int) -> Refusal | None:
+    """Who of netfilter refused a packet; None if it was not netfilter."""
+    drop = death.drop
+    location = drop.location or ""
+    if drop.reason != "NETFILTER_DROP" and (drop.reason not in UNSAID or location != "nf_hook_slow"):
+        return None
+    if location.startswith("nft_do_chain"):
+        return Refusal(RULE, "high", [])
+    rise = rise_until(death)
+    return _by_polled_counters(death, around, since_ns) if rise is None else _by_own_counters(death, rise, around)
+
+
+def _by_own_counters(death: Death, rise: Rise, around: Surroundings) -> Refusal:
+    """The packet did not leave its CPU between the two readings."""
+    evidence = [rise_words(rise)]
+    if rise.insert_failed and is_tracked(death.hop) and not is_confirmed(death.hop):
+        return Refusal(RACE, "high", [*evidence, "its conntrack entry is new and not in the table"])
+    if rise.drop and not is_tracked(death.hop):
+        now = around.counters(death.hop.netns, death.hop.ts_ns)[1]
+        return Refusal(TABLE_FULL, "high", [*evidence, *_fill_words(now)])
+    if rise.invalid:
+        evidence.append("connection tracking calls the packet INVALID")
+    return Refusal(RULE, "medium" if rise.drop or rise.insert_failed else "high", evidence)
+
+
+def _by_polled_counters(death: Death, around: Surroundings, since_ns: int) -> Refusal:
+    """No hop before it on its CPU: what a program on this node sends dies before any device sees it."""
+    if is_confirmed(death.hop) or (is_tracked(death.hop) and death.drop.hook not in AT_CONFIRMATION):
+        return Refusal(RULE, "high", ["it has its place in the connection table"])
+    before, now = around.counters(death.hop.netns, since_ns)
+    rise = _rise_since(before, death)
+    if is_tracked(death.hop):
+        return _race_or_rule(rise)
+    if death.drop.hook is not None and death.drop.hook not in BEFORE_THE_TABLE:
+        return Refusal(RULE, "high", [f"the connection table is not asked in {death.drop.hook}"])
+    if rise is not None and rise[1] == 0:
+        return Refusal(RULE, "high", ["the conntrack counters of its CPU had not risen"])
+    full = now is not None and _is_full(now)
+    if full and (rise is None or rise[1]):
+        evidence = [f"conntrack drop +{rise[1]} on this CPU since the last look"] if rise else []
+        return Refusal(TABLE_FULL, "high" if rise else "medium", [*evidence, *_fill_words(now)])
+    return Refusal(RULE, "medium", ["a full connection table would look the same", *_fill_words(now)])
+
+
+def _race_or_rule(rise: tuple[int, int] | None) -> Refusal:
+    if rise is None:
+        return Refusal(RULE, "medium", ["a race for the connection table would look the same"])
+    if rise[0]:
+        return Refusal(RACE, "medium", [f"conntrack insert_failed +{rise[0]} on this CPU since the last look"])
+    return Refusal(RULE, "high", ["the conntrack counters of its CPU had not risen"])
+
+
+def _rise_since(before: NetnsCounters | None, death: Death) -> tuple[int, int] | None:
+    """Rise of insert_failed and drop on the packet's CPU since the namespace was last looked at."""
+    detail = death.hop.detail
+    if before is None or not death.hop.flags & COUNTERS or detail.cpu >= len(before.conntrack):
+        return None
+    old = before.conntrack[detail.cpu]
+    return detail.stat_insert_failed - old.insert_failed, detail.stat_drop - old.drop
+
+
+def _is_full(now: NetnsCounters) -> bool:
+    entries, limit = now.conntrack_entries, now.conntrack_limit
+    return bool(entries and limit and entries >= NEARLY_FULL * limit)
+
+
+def _fill_words(now: NetnsCounters | None) -> list[str]:
+    if now is None or now.conntrack_entries is None or now.conntrack_limit is None:
+        return []
+    return [f"{now.conntrack_entries} of {now.conntrack_limit} conntrack entries are in use"]

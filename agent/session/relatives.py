@@ -1,0 +1,52 @@
+"""How a lookup of a client goes with the one before: the other half of an A/AAAA pair, the next of a search path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.session.sighting import UDP
+
+if TYPE_CHECKING:
+    from agent.session.model import Session
+
+A, AAAA = 1, 28
+OTHER_HALF = {A: AAAA, AAAA: A}
+NXDOMAIN = 3
+
+
+class LastLookups:
+    """The newest open lookup of each client address and type: looking further back would cost every lookup."""
+
+    def __init__(self) -> None:
+        self._newest: dict[tuple[bytes, int], Session] = {}
+
+    def relate(self, session: Session) -> None:
+        """Compare a new lookup with the ones before it."""
+        key = session.key
+        place = key.client.address, key.rdtype
+        before = self._newest.get(place)
+        self._newest[place] = session
+        if before is not None:
+            before.searched |= goes_on_with(before, session)
+        other = self._newest.get((place[0], OTHER_HALF.get(key.rdtype, 0)))
+        if other is not None and key.protocol == UDP and other.key.client == key.client and other.key.name == key.name:
+            session.pair, other.pair = other, session
+            session.collides = other.collides = other.key.id == key.id
+
+    def forget(self, session: Session) -> None:
+        """A closed lookup has no relatives any more."""
+        place = session.key.client.address, session.key.rdtype
+        if self._newest.get(place) is session:
+            del self._newest[place]
+        if session.pair is not None and session.pair.pair is session:
+            # No cycles: nothing collects them while packets come in.
+            session.pair = None
+
+
+def goes_on_with(before: Session, session: Session) -> bool:
+    """Whether a name that did not exist is followed by another one that begins alike (resolv.conf(5), search)."""
+    name, replies = before.key.name, before.replies.transmissions
+    if not replies or replies[-1].wire.summary.rcode != NXDOMAIN or name == session.key.name:
+        return False
+    first_label = name[: name[0] + 1]
+    return session.key.name.startswith(first_label)
