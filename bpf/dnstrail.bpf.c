@@ -897,7 +897,9 @@ static __always_inline void observe(void *ctx, struct packet *p,
 		note_process(r);
 	if (!(r->flags & FLAG_ICMP))
 		note_conntrack(p, s);
-	if (event == EVENT_RX || event == EVENT_DROP)
+	/* What is sent on untracked is of interest if it was called invalid. */
+	if (event == EVENT_RX || event == EVENT_DROP ||
+	    (event == EVENT_TX && !(r->flags & (FLAG_CONNTRACK | FLAG_ORIGIN))))
 		note_counters(p, s);
 	r->cpu = bpf_get_smp_processor_id();
 	submit(ctx, p, r, event);

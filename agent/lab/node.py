@@ -104,6 +104,9 @@ class Lab:
         arguments = zones.server_arguments(self._upstream_plug.address, cache=self._cache)
         self.servers = [self._server(plug, arguments) for plug in self._server_plugs]
         self.upstream = self._server(self._upstream_plug, zones.upstream_arguments())
+        for pod in (self.node, *self.clients, *self.servers, self.upstream):
+            # As every pod has its pause container: what is read of a namespace is read of a process in it.
+            pod.popen(["sleep", "infinity"])
 
     def _pod(self, plug: Plug) -> Pod:
         return Pod(

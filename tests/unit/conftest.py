@@ -49,6 +49,13 @@ REASONS = dict(
             "UDP_CSUM",
             "TCP_OLD_DATA",
             "FRAG_REASM_TIMEOUT",
+            "IP_INNOROUTES",
+            "NEIGH_FAILED",
+            "IP_RPFILTER",
+            "QDISC_DROP",
+            "OTHERHOST",
+            "PKT_TOO_BIG",
+            "XDP",
         ),
         start=2,
     )
@@ -71,6 +78,9 @@ SYMBOLS = (
     "kfree_skb_reason",
     "tcp_v4_rcv",
     "tcp_data_queue",
+    "ip_error",
+    "neigh_invalidate",
+    "veth_xdp_rcv_skb",
 )
 TEXT = 0xFFFFFFFF81000000
 ADDRESSES = {name: TEXT + 0x1000 * index for index, name in enumerate(SYMBOLS, start=1)}
@@ -187,7 +197,7 @@ class Recorder:
         if not stream and len(hop.octets) > 2 and hop.octets[2] & 0x80:
             hop = replace(hop, flags=hop.flags | Flag.RESPONSE)
         number = 0 if stream else self.number(hop)
-        known = number and number in self.sent and 0 <= hop.ts_ns - self.sent[number] < RESEND_NS
+        known = hop.icmp or number and number in self.sent and 0 <= hop.ts_ns - self.sent[number] < RESEND_NS
         carried = b"" if known or (stream and hop.event not in AT_SOCKET) else hop.octets
         if number and not known:
             self.sent[number] = hop.ts_ns
@@ -529,8 +539,9 @@ def dropped(  # noqa: PLR0917  what, how far and why, in this order
     location: str = "nf_hook_slow",
     stack: Sequence[str] = (),
     delay: int = 2 * US,
+    **evidence: object,
 ) -> list[Hop]:
-    """The first `after` of the hops, then its death where it was seen last."""
+    """The first `after` of the hops, then its death where it was seen last; `evidence` is what the record adds."""
     last = hops[after - 1]
     own = last.flags & Flag.ORIGIN if last.event == Event.TX else 0
     end = replace(
@@ -541,8 +552,15 @@ def dropped(  # noqa: PLR0917  what, how far and why, in this order
         reason=reason,
         location=location,
         stack=tuple(stack),
+        **evidence,
     )
     return [*hops[:after], end]
+
+
+def icmp(hop: Hop, kind: int, code: int, sender: str, mtu: int = 0, delay: int = 20 * US) -> Hop:
+    """The arrival of an ICMP error that quotes the packet of this hop, in the same namespace."""
+    about = replace(hop, ts_ns=hop.ts_ns + delay, event=Event.RX, flags=0, icmp=(kind, code, mtu, sender))
+    return replace(about, conntrack=None)
 
 
 class World:
@@ -553,6 +571,7 @@ class World:
     KERNEL, SYMBOLS, REASONS = KERNEL, SYMBOLS, REASONS
     Hop, Lookup, Recorder, Tcp = Hop, Lookup, Recorder, Tcp
     dropped = staticmethod(dropped)
+    icmp = staticmethod(icmp)
     message = staticmethod(message)
     encoded = staticmethod(encoded)
     prefixed = staticmethod(prefixed)

@@ -276,7 +276,7 @@ def test_a_proven_drop_stays_a_failure_while_records_were_lost(world, leg):
     lookup = world.Lookup()
     query, reply = lookup.query(), world.dropped(lookup.reply(), 2)
     one = world.outcome(world.dropped(query, 2) if leg == "query" else [*query, *reply])
-    assert (one.status, cause(one)) == (Status.FAILED, "KernelDrop")
+    assert (one.status, cause(one)) == (Status.FAILED, "PolicyDrop")
 
 
 def test_a_delivered_error_stays_a_failure_while_records_were_lost(world):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import tempfile
@@ -16,6 +17,7 @@ from agent.lab import Lab, UnsupportedFaultError
 from tests.kernel.conftest import Line, Watch
 from tests.verdicts.case import Case, Hop, Injection, Lost
 
+LOCK = Path("/run/dnstrail-verdicts.lock")
 TIMEOUT_SECONDS = 5
 """Of the agent: the kernel needs 3 s to give a neighbour up."""
 LINES_SECONDS = 4 * TIMEOUT_SECONDS
@@ -52,6 +54,14 @@ def _lost(one: Lost) -> tuple[str, str | None]:
 
 
 @contextmanager
+def alone() -> Iterator[None]:
+    """One campaign at a time: every dnstrail sees the packets of all labs of this machine, and has to keep up."""
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def agent_for(folder: Path) -> Iterator[Watch]:
     """A dnstrail that prints everything."""
     dnstrail = Watch(folder, "--timeout", str(TIMEOUT_SECONDS), "--log-rate", "1000000")
@@ -66,7 +76,7 @@ def run(cases: Sequence[Case], repetitions: int = 1, *, progress: bool = False) 
     results = {case.fault: Result(case) for case in cases}
     assert len(results) == len(cases), "two cases have one name"
     kinds = itertools.groupby(sorted(cases, key=lambda case: case.lab), key=lambda case: case.lab)
-    with tempfile.TemporaryDirectory() as folder, agent_for(Path(folder)) as dnstrail:
+    with alone(), tempfile.TemporaryDirectory() as folder, agent_for(Path(folder)) as dnstrail:
         for kind, group in kinds:
             with Lab(kind.translation, kind.clients, kind.servers) as lab:
                 runs = {}
