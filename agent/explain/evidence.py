@@ -59,6 +59,15 @@ def is_confirmed(hop: Sighting) -> bool:
     return is_tracked(hop) and bool(hop.detail.ct_status & CONFIRMED)
 
 
+def is_translated(hop: Sighting) -> bool:
+    """Whether its entry says another destination than the one it was sent to."""
+    detail = hop.detail
+    return is_tracked(hop) and (detail.ct_original_daddr, detail.ct_original_dport) != (
+        detail.ct_reply_saddr,
+        detail.ct_reply_sport,
+    )
+
+
 def deaths(outcome: Outcome) -> list[Death]:
     """The losses that matter to this client."""
     own = [death for death in (outcome.query_drop, outcome.reply_drop) if death is not None]

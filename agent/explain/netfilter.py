@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.explain.evidence import UNSAID, is_confirmed, is_tracked, rise_until, rise_words
+from agent.explain.evidence import UNSAID, is_confirmed, is_tracked, is_translated, rise_until, rise_words
 from agent.session.sighting import COUNTERS
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ def _by_own_counters(death: Death, rise: Rise, around: Surroundings) -> Refusal:
 
 def _by_polled_counters(death: Death, around: Surroundings, since_ns: int) -> Refusal:
     """No hop before it on its CPU: what a program on this node sends dies before any device sees it."""
+    if death.drop.hook == "OUTPUT" and is_translated(death.hop):
+        # ip_route_me_harder() of the translation may have found no route (net/netfilter/nf_nat_core.c).
+        return Refusal(RULE, "medium", ["it is translated: no route to where it was to go would look the same"])
     if is_confirmed(death.hop) or (is_tracked(death.hop) and death.drop.hook not in AT_CONFIRMATION):
         return Refusal(RULE, "high", ["it has its place in the connection table"])
     before, now = around.counters(death.hop.netns, since_ns)

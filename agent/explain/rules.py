@@ -331,10 +331,17 @@ def damaged(case: Case) -> Cause | None:
     for one in case.outcome.session.queries.transmissions:
         for before, after in zip(one.hops, one.hops[1:], strict=False):
             rise = rise_between(before, after)
-            if rise is not None and rise.invalid and before.event == RX and not case.outcome.delivered:
+            invalid = rise is not None and rise.invalid and before.event == RX
+            if rise is not None and invalid and _should_be_translated(case, after):
                 evidence = [rise_words(rise), f"not translated: {where(after)}"]
                 return say("ChecksumError", "medium", evidence, message="query", place=place(before))
     return None
+
+
+def _should_be_translated(case: Case, hop: Sighting) -> bool:
+    """Whether others who asked this address were translated."""
+    virtual = Endpoint(hop.detail.daddr, hop.detail.dport)
+    return virtual in case.outcome.knowledge.backends and not case.outcome.delivered
 
 
 def kernel_says(code: str) -> Callable[[Case], Cause | None]:
@@ -561,8 +568,8 @@ RULES: tuple[Callable[[Case], Cause | None], ...] = (
     late_reply,
     not_translated_back,
     # Lost on the way.
-    damaged,
     kernel_says("ChecksumError"),
+    damaged,
     interface_down,
     kernel_says("NoRoute"),
     kernel_says("NeighbourFailure"),

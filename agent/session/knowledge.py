@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from agent.session.drops import Drop, Kernel
     from agent.session.model import Endpoint, Session, Transmission
+    from agent.session.sighting import Detail
 
 MAX_KNOWN_NETNS = 65536
 MAX_SERVERS = 64
@@ -68,6 +69,8 @@ class Knowledge:
     """Namespaces that were seen passing packets on."""
     serving: dict[int, set[int]] = field(default_factory=dict)
     """Namespaces from which replies were sent, so that a DNS server lives there, with the processes that sent them."""
+    answering: dict[int, set[bytes]] = field(default_factory=dict)
+    """Addresses from which replies were sent, by namespace."""
     linked: set[tuple[int, int]] = field(default_factory=set)
     """Devices (namespace, index) whose other end is on this node: what left there came in elsewhere."""
     backends: dict[Endpoint, dict[Endpoint, Backend]] = field(default_factory=dict)
@@ -79,14 +82,23 @@ class Knowledge:
         """Whether this drop is no loss: a frame for another host is one only where the address really lives."""
         drop = self.kernel.describe(sighting)
         if drop.reason == "OTHERHOST":
-            return self.is_local(sighting.netns, sighting.detail.daddr) is not True
+            return self.owns(sighting.netns, sighting.detail.daddr) is not True
         return drop.innocent
 
-    def learn_server(self, reply: Sighting) -> None:
-        """Take note of who sent a reply."""
+    def learn_server(self, reply: Sighting, detail: Detail) -> None:
+        """Take note of who sent a reply, and from which address."""
         processes = self.serving.setdefault(reply.netns, set())
         if reply.flags & PROCESS and len(processes) < MAX_SERVERS:
-            processes.add(reply.detail.tgid)
+            processes.add(detail.tgid)
+        addresses = self.answering.setdefault(reply.netns, set())
+        if len(addresses) < MAX_SERVERS:
+            addresses.add(detail.saddr)
+
+    def owns(self, netns: int, address: bytes) -> bool | None:
+        """Whether the namespace has, or had when it answered, this address: pods go while lookups wait."""
+        if address in self.answering.get(netns, ()):
+            return True
+        return self.is_local(netns, address)
 
     def may_be_server(self, asking: Sighting) -> bool:
         """Whether what sends this query may be a DNS server of its namespace: not if others are known to be."""
@@ -99,6 +111,7 @@ class Knowledge:
             self.receiving.clear()
             self.forwarding.clear()
             self.serving.clear()
+            self.answering.clear()
             self.linked.clear()
         for one in (*session.queries.transmissions, *session.replies.transmissions):
             self._learn_path(one)

@@ -329,8 +329,8 @@ def _is_end(last: Sighting, session: Session, knowledge: Knowledge) -> bool:
     if last.event == TX:
         return False
     if last.event == DROP and not knowledge.kernel.describe(last).at_socket:
-        return knowledge.is_local(last.netns, last.detail.daddr) is True
-    local = knowledge.is_local(last.netns, last.detail.daddr)
+        return knowledge.owns(last.netns, last.detail.daddr) is True
+    local = knowledge.owns(last.netns, last.detail.daddr)
     if local is not None:
         return local
     return last.netns not in knowledge.forwarding and last.netns != client_netns(session)

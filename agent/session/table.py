@@ -291,7 +291,7 @@ class SessionTable:
             return None
         response = wire.summary.is_response
         if response and sighting.flags & ORIGIN:
-            self.knowledge.learn_server(sighting)
+            self.knowledge.learn_server(sighting, detail)
         if wire.summary.question is None:
             session = self._asked_under(sighting, detail, wire.summary)
         else:

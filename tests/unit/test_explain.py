@@ -331,8 +331,10 @@ def test_what_is_too_large_for_the_next_link_says_so(world):
 
 
 def test_a_query_that_connection_tracking_calls_invalid_was_damaged(world):
-    hops = untracked(world.Lookup(shape="client").query())
+    world.outcome(world.Lookup(port=2000).both())
+    hops = untracked(world.Lookup(shape="client").query(world.now + world.MS))
     before, after = counted(hops[1:], (3, 0, 0), (4, 0, 0))
+    after = replace(after, destination=VIP)
     cause = explain(world.outcome([hops[0], before, after])).cause
     assert (cause.code, cause.confidence) == ("ChecksumError", "medium")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import os
 import tempfile
 import time
 from collections import Counter
@@ -49,6 +50,26 @@ class _Run:
     lost: list[tuple[str, str | None]]
 
 
+@dataclass
+class Lines:
+    """The session lines of an agent's output that are about names of this process; read on from where it was left."""
+
+    path: Path
+    own: list[Line] = field(default_factory=list)
+    _read: int = 0
+
+    def read(self) -> None:
+        """Take what was written since; a line half written is left for later."""
+        with self.path.open("rb") as output:
+            output.seek(self._read)
+            new = output.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._read += len(whole)
+        mark = f"-{os.getpid()}.".encode()
+        found = (json.loads(line) for line in whole.splitlines() if mark in line)
+        self.own += [line for line in found if line["Question"]]
+
+
 def _lost(one: Lost) -> tuple[str, str | None]:
     return (one, None) if isinstance(one, str) else one
 
@@ -77,6 +98,7 @@ def run(cases: Sequence[Case], repetitions: int = 1, *, progress: bool = False) 
     assert len(results) == len(cases), "two cases have one name"
     kinds = itertools.groupby(sorted(cases, key=lambda case: case.lab), key=lambda case: case.lab)
     with alone(), tempfile.TemporaryDirectory() as folder, agent_for(Path(folder)) as dnstrail:
+        all_lines = Lines(dnstrail.out)
         for kind, group in kinds:
             with Lab(kind.translation, kind.clients, kind.servers) as lab:
                 runs = {}
@@ -85,7 +107,7 @@ def run(cases: Sequence[Case], repetitions: int = 1, *, progress: bool = False) 
                     runs[case.fault] = _inject(case, lab, repetitions, results[case.fault])
                     if progress:
                         print(f"{time.monotonic() - begun:6.1f} s  {case.fault}", flush=True)
-                lines = _collect(dnstrail, [one for several in runs.values() for one in several])
+                lines = _collect(all_lines, [one for several in runs.values() for one in several])
                 for fault, several in runs.items():
                     for one in several:
                         _compare(results[fault], lab, one, lines)
@@ -104,18 +126,18 @@ def _inject(case: Case, lab: Lab, repetitions: int, result: Result) -> list[_Run
     return runs
 
 
-def _collect(dnstrail: Watch, runs: list[_Run]) -> list[Line]:
-    """All session lines, once each lost lookup has one or the time is over."""
-    wanted = [(run.injection, *one) for run in runs for one in run.lost]
+def _collect(lines: Lines, runs: list[_Run]) -> list[Line]:
+    """All session lines of our own, once each lost lookup has one or the time is over."""
+    wanted = [one for run in runs for one in run.lost]
     deadline = time.monotonic() + LINES_SECONDS
     while True:
         time.sleep(0.3)
-        lines = [json.loads(line) for line in dnstrail.out.read_text().rpartition("\n")[0].splitlines()]
-        asked = {(line["Question"]["Name"], line["Question"]["Type"]) for line in lines if line["Question"]}
+        lines.read()
+        asked = {(line["Question"]["Name"], line["Question"]["Type"]) for line in lines.own}
         names = {name for name, _ in asked}
-        there = all(f"{name}." in names if kind is None else (f"{name}.", kind) in asked for _, name, kind in wanted)
+        there = all(f"{name}." in names if kind is None else (f"{name}.", kind) in asked for name, kind in wanted)
         if there or time.monotonic() > deadline:
-            return [line for line in lines if line["Question"]]
+            return lines.own
 
 
 def _compare(result: Result, lab: Lab, run: _Run, lines: Iterable[Line]) -> None:

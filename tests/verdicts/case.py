@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -41,7 +42,7 @@ class Injection:
     """One run of one case in a built lab: unique names to ask for, so that its sessions are known by their question."""
 
     lab: Lab
-    label: str = field(default_factory=lambda: f"v{next(_serial)}")
+    label: str = field(default_factory=lambda: f"v{next(_serial)}-{os.getpid()}")
 
     @property
     def name(self) -> str:

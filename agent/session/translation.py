@@ -1,0 +1,269 @@
+"""By what the address that a client asked was made the address of a server, or that nothing did so.
+
+The packet's own conntrack entry says most; what is not on it is told by the hops, by what was looked up, and by the
+cluster. Nothing is guessed: what the evidence does not tell is None.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import ip_address
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.session.model import Endpoint
+from agent.session.outcome import CQ, translation
+from agent.session.sighting import CONNTRACK, COUNTERS, TX, V4_MAPPED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from agent.session.cluster import Cluster, Pod
+    from agent.session.outcome import Outcome
+    from agent.session.sighting import Sighting
+    from agent.session.surroundings import Surroundings
+
+DESTINATION_NAT = 1 << 5
+"""enum ip_conntrack_status, IPS_DST_NAT: set with every translation that nf_nat makes (nf_nat_setup_info())."""
+LINK_LOCAL = V4_MAPPED + bytes((169, 254))
+"""169.254.0.0/16: where NodeLocal DNSCache listens beside the Service's address."""
+DNS_PORT = 53
+CLUSTER_DNS = (
+    ("kube-system", "kube-dns"),
+    ("kube-system", "coredns"),
+    ("kube-system", "rke2-coredns-rke2-coredns"),
+    ("openshift-dns", "dns-default"),
+)
+"""Namespace and name of the Service that the kubelet writes into resolv.conf, by distribution."""
+CLUSTER_FIRST = frozenset({"ClusterFirst", "ClusterFirstWithHostNet"})
+
+
+class Mechanism(StrEnum):
+    """What the line says as TranslatedBy."""
+
+    CONNTRACK = "conntrack"
+    """NAT rules and the connection table. Whether iptables or nftables holds the rules, packets do not show."""
+    IPVS = "ipvs"
+    """A virtual service of ip_vs."""
+    PROGRAM = "program"
+    """Rewritten on the way without connection table and without ip_vs: by a tc or XDP program (Cilium's replacement of
+    kube-proxy for pods, Calico's eBPF mode) or a virtual switch."""
+    SOCKET = "socket"
+    """In the client's socket, before there was a packet (Cilium): the virtual address is never on the wire."""
+    NONE = "none"
+    """Not at all: who has the virtual address itself answered (NodeLocal DNSCache, NOTRACK)."""
+
+
+class Direction(NamedTuple):
+    """The addresses of packets that go one way."""
+
+    source: Endpoint
+    destination: Endpoint
+
+
+class Entry(NamedTuple):
+    """An entry of the connection table, as it was looked up."""
+
+    original: Direction
+    """As the client sends."""
+    reply: Direction
+    """As the server sends, before that is translated back."""
+    status: int
+    """enum ip_conntrack_status bits."""
+
+    @property
+    def virtual(self) -> Endpoint:
+        """What the client asked."""
+        return self.original.destination
+
+    @property
+    def backend(self) -> Endpoint:
+        """Who gets it."""
+        return self.reply.source
+
+    @property
+    def client(self) -> Endpoint:
+        """Who asked, before any masquerading."""
+        return self.original.source
+
+
+class Translation(NamedTuple):
+    """What was asked, who got it, and by what; the two are the same where nothing was translated."""
+
+    virtual: Endpoint
+    backend: Endpoint
+    by: Mechanism | None
+    """None where the addresses show that it was translated, and nothing shows by what."""
+
+
+class _Case(NamedTuple):
+    """What a rule looks at."""
+
+    outcome: Outcome
+    around: Surroundings
+    cluster: Cluster | None
+    client: Pod | None
+    entry: Entry | None
+
+    def balances(self, netns: int, virtual: Endpoint) -> bool:
+        """Whether ip_vs of that namespace has such a virtual service."""
+        known = self.around.ipvs(netns)
+        return known is not None and (self.outcome.session.key.protocol, virtual) in known.services
+
+
+def translated_by(
+    outcome: Outcome,
+    around: Surroundings,
+    cluster: Cluster | None = None,
+    *,
+    client: Pod | None = None,
+    entry: Entry | None = None,
+) -> Mechanism | None:
+    """What `TranslatedBy` says; None for what was not translated, or not known by what. For the rest see `translate`."""
+    found = translate(outcome, around, cluster, client=client, entry=entry)
+    return found.by if found is not None else None
+
+
+def translate(
+    outcome: Outcome,
+    around: Surroundings,
+    cluster: Cluster | None = None,
+    *,
+    client: Pod | None = None,
+    entry: Entry | None = None,
+) -> Translation | None:
+    """Which server stood for the address that was asked; None if the session does not show that one did.
+
+    Args:
+        outcome: a closed session.
+        around: asked for ip_vs, only where no packet shows what happened to it.
+        cluster: which addresses are virtual, and what is behind them.
+        client: the client's pod. Without it nothing is said of translation in sockets.
+        entry: of the connection table, looked up because no hop showed one.
+    """
+    case = _Case(outcome, around, cluster, client, entry)
+    return next((found for rule in RULES if (found := rule(case)) is not None), None)
+
+
+def by_own_entry(case: _Case) -> Translation | None:
+    """The entry that hung on the packet."""
+    found = translation(case.outcome.session.queries.transmissions)
+    if found is None:
+        return None
+    virtual, backend, hop = found
+    by = _by_status(hop.detail.ct_status)
+    if by is None:
+        by = Mechanism.IPVS if case.balances(hop.netns, virtual) else Mechanism.CONNTRACK
+    return Translation(virtual, backend, by)
+
+
+def by_entry_looked_up(case: _Case) -> Translation | None:
+    """The entry that is in the table."""
+    entry = case.entry
+    if entry is None or entry.virtual == entry.backend:
+        return None
+    return Translation(entry.virtual, entry.backend, _by_status(entry.status))
+
+
+def _by_status(status: int) -> Mechanism | None:
+    """Only two change where an entry's replies come from: nf_nat, which marks it, and ip_vs, which does not.
+
+    The callers of nf_conntrack_alter_reply() are nf_nat_setup_info() and, in ip_vs_nfct.c, ip_vs_update_conntrack().
+    """
+    if not status:
+        return None
+    return Mechanism.CONNTRACK if status & DESTINATION_NAT else Mechanism.IPVS
+
+
+def by_other_address(case: _Case) -> Translation | None:
+    """The destination changed between two hops, and no entry was on the packet."""
+    found = next(_rewritten(case.outcome), None)
+    if found is None:
+        return None
+    virtual, after = _destination(found[0]), found[1]
+    by = Mechanism.PROGRAM if _is_untracked(after) else None
+    return Translation(virtual, _destination(after), Mechanism.IPVS if case.balances(after.netns, virtual) else by)
+
+
+def _rewritten(outcome: Outcome) -> Iterator[tuple[Sighting, Sighting]]:
+    for one in outcome.session.queries.transmissions:
+        for before, after in pairwise(one.hops):
+            if _destination(before) != _destination(after):
+                yield before, after
+
+
+def _is_untracked(hop: Sighting) -> bool:
+    """Whether the program looked for an entry where the packet left the namespace, and there was none.
+
+    It reads the counters there only then. At arrivals elsewhere the entry is gone, whoever translated.
+    """
+    return hop.event == TX and hop.flags & (CONNTRACK | COUNTERS) == COUNTERS
+
+
+def in_socket(case: _Case) -> Translation | None:
+    """The client is set up to ask a virtual address, and its query left its socket for a server behind that."""
+    left = _origin(case.outcome)
+    if left is None or case.cluster is None or case.client is None:
+        return None
+    asked = _destination(left)
+    for virtual in _resolvers(case.client, case.cluster):
+        # Where the node translates it, who addresses a server directly does so on purpose.
+        if virtual == asked or virtual in case.outcome.knowledge.backends:
+            continue
+        servers = case.cluster.backends(virtual, case.outcome.session.key.protocol)
+        if servers is not None and asked in servers.ready | servers.not_ready:
+            return Translation(virtual, asked, Mechanism.SOCKET)
+    return None
+
+
+def _resolvers(client: Pod, cluster: Cluster) -> Iterator[Endpoint]:
+    """Virtual addresses in the pod's resolv.conf."""
+    for text in client.nameservers:
+        address = _packed(text)
+        if address is not None and cluster.service_at(address) is not None:
+            yield Endpoint(address, DNS_PORT)
+    if client.dns_policy in CLUSTER_FIRST:
+        for namespace, name in CLUSTER_DNS:
+            service = cluster.service_of(namespace, name)
+            for address in service.cluster_ips if service is not None else ():
+                yield Endpoint(address, DNS_PORT)
+
+
+def not_at_all(case: _Case) -> Translation | None:
+    """A server on this node got the query at an address that is no pod's own."""
+    queries = case.outcome.session.queries.transmissions
+    if not queries or case.outcome.server_netns is None or not case.outcome.bits & CQ:
+        return None
+    asked = _destination(queries[0].hops[0])
+    virtual = case.cluster is not None and case.cluster.service_at(asked.address) is not None
+    if not virtual and not asked.address.startswith(LINK_LOCAL):
+        return None
+    return Translation(asked, asked, Mechanism.NONE)
+
+
+RULES: tuple[Callable[[_Case], Translation | None], ...] = (
+    by_own_entry,
+    by_other_address,
+    by_entry_looked_up,
+    in_socket,
+    not_at_all,
+)
+"""The first that speaks is heard: what the packets show comes before what they do not."""
+
+
+def _origin(outcome: Outcome) -> Sighting | None:
+    return next((one.origin for one in outcome.session.queries.transmissions if one.origin is not None), None)
+
+
+def _destination(hop: Sighting) -> Endpoint:
+    detail = hop.detail
+    return Endpoint(detail.daddr, detail.dport)
+
+
+def _packed(text: str) -> bytes | None:
+    """16 octets of an address in text; None for what is none."""
+    try:
+        packed = ip_address(text).packed
+    except ValueError:
+        return None
+    return packed if len(packed) == len(V4_MAPPED) + 4 else V4_MAPPED + packed
