@@ -41,6 +41,9 @@ def refusal(death: Death, around: Surroundings, since_ns: int) -> Refusal | None
         return None
     if location.startswith("nft_do_chain"):
         return Refusal(RULE, "high", [])
+    if drop.hook == "OUTPUT" and is_translated(death.hop):
+        # ip_route_me_harder() of the translation may have found no route (net/netfilter/nf_nat_core.c).
+        return Refusal(RULE, "medium", ["it is translated: no route to where it was to go would look the same"])
     rise = rise_until(death)
     return _by_polled_counters(death, around, since_ns) if rise is None else _by_own_counters(death, rise, around)
 
@@ -60,9 +63,6 @@ def _by_own_counters(death: Death, rise: Rise, around: Surroundings) -> Refusal:
 
 def _by_polled_counters(death: Death, around: Surroundings, since_ns: int) -> Refusal:
     """No hop before it on its CPU: what a program on this node sends dies before any device sees it."""
-    if death.drop.hook == "OUTPUT" and is_translated(death.hop):
-        # ip_route_me_harder() of the translation may have found no route (net/netfilter/nf_nat_core.c).
-        return Refusal(RULE, "medium", ["it is translated: no route to where it was to go would look the same"])
     if is_confirmed(death.hop) or (is_tracked(death.hop) and death.drop.hook not in AT_CONFIRMATION):
         return Refusal(RULE, "high", ["it has its place in the connection table"])
     before, now = around.counters(death.hop.netns, since_ns)

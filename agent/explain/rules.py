@@ -23,7 +23,7 @@ from agent.explain.evidence import (
     where,
 )
 from agent.explain.findings import findings
-from agent.explain.signatures import PROGRAMS, WORDS, XDP_LOCATIONS, confidence_in, link_is_down
+from agent.explain.signatures import PROGRAMS, QUEUE_LOCATIONS, WORDS, XDP_LOCATIONS, confidence_in, link_is_down
 from agent.explain.verdict import Cause, Verdict, say
 from agent.session.model import SECOND_NS, Endpoint
 from agent.session.outcome import CQ, CR, FQ, FR, Outcome, Status, translation
@@ -208,6 +208,8 @@ def program_said_no(case: Case) -> Cause | None:
         mechanism = PROGRAMS.get(death.drop.reason or "")
         if death.drop.location in XDP_LOCATIONS:
             mechanism = "XDP program"
+        elif death.drop.location in QUEUE_LOCATIONS:
+            mechanism = "netfilter rule (NFQUEUE: its program refused it or was not there)"
         if mechanism:
             evidence = [death_words(death)]
             return say(
@@ -332,16 +334,17 @@ def damaged(case: Case) -> Cause | None:
         for before, after in zip(one.hops, one.hops[1:], strict=False):
             rise = rise_between(before, after)
             invalid = rise is not None and rise.invalid and before.event == RX
-            if rise is not None and invalid and _should_be_translated(case, after):
+            if rise is not None and invalid and _got_nowhere(case):
                 evidence = [rise_words(rise), f"not translated: {where(after)}"]
                 return say("ChecksumError", "medium", evidence, message="query", place=place(before))
     return None
 
 
-def _should_be_translated(case: Case, hop: Sighting) -> bool:
-    """Whether others who asked this address were translated."""
-    virtual = Endpoint(hop.detail.daddr, hop.detail.dport)
-    return virtual in case.outcome.knowledge.backends and not case.outcome.delivered
+def _got_nowhere(case: Case) -> bool:
+    """Whether it did not come to the address it was sent to: what does so needed no translation."""
+    knowledge = case.outcome.knowledge
+    ends = [death.hop for death in case.deaths if death.message == "query"]
+    return not case.outcome.delivered and not any(knowledge.owns(hop.netns, hop.detail.daddr) for hop in ends)
 
 
 def kernel_says(code: str) -> Callable[[Case], Cause | None]:

@@ -95,6 +95,9 @@ PROGRAMS = {
 """Drop reasons of programs that were loaded to say no."""
 XDP_LOCATIONS = frozenset({"veth_xdp_rcv_skb", "do_xdp_generic", "veth_xdp_rcv_one", "netif_receive_generic_xdp"})
 
+QUEUE_LOCATIONS = frozenset({"nfqnl_reinject", "nf_reinject", "nf_queue", "nfqnl_enqueue_packet", "nfqnl_flush"})
+"""A rule handed the packet to a program (NFQUEUE), which refused it or was not there."""
+
 WORDS = {
     "PKT_TOO_BIG": "it is larger than the next link's MTU and may not be fragmented",
     "PKT_TOO_SMALL": "it is shorter than its own header says",

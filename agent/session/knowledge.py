@@ -75,8 +75,8 @@ class Knowledge:
     """Devices (namespace, index) whose other end is on this node: what left there came in elsewhere."""
     backends: dict[Endpoint, dict[Endpoint, Backend]] = field(default_factory=dict)
     """Servers that have answered, by the virtual address that was asked."""
-    shapes: dict[tuple[tuple[int, ...], tuple[int, ...]], Shape] = field(default_factory=dict)
-    """Places of the query and of the reply, for lookups like earlier ones."""
+    shapes: dict[tuple[tuple[int, ...], tuple[int, ...], bytes], Shape] = field(default_factory=dict)
+    """Places of the query and of the reply and the address asked, for lookups like earlier ones."""
 
     def is_innocent(self, sighting: Sighting) -> bool:
         """Whether this drop is no loss: a frame for another host is one only where the address really lives."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.session.identity import REPLY_CT_INFO
 from agent.session.knowledge import Shape
 from agent.session.model import Background, Endpoint, place
-from agent.session.sighting import CONNTRACK, DROP, RX, SOCKET_RX, SOCKET_TX, TX, Sighting
+from agent.session.sighting import CONNTRACK, DADDR, DROP, RX, SOCKET_RX, SOCKET_TX, TX, Sighting
 from agent.wire.message import EXTENDED_ERROR, extended_rcode, options
 
 if TYPE_CHECKING:
@@ -239,12 +239,12 @@ def _learn_answer(outcome: Outcome, knowledge: Knowledge) -> Backend | None:
     return knowledge.learn_answer(found[0], found[1], outcome.reply.hops[-1].ts_ns)
 
 
-def _shape_key(session: Session) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """The places of a lookup of one query and one reply; None where more than the places decides."""
+def _shape_key(session: Session) -> tuple[tuple[int, ...], tuple[int, ...], bytes] | None:
+    """The places of a lookup of one query and one reply, and the address asked; None where more than that decides."""
     queries, replies = session.queries.transmissions, session.replies.transmissions
     if len(queries) != 1 or len(replies) != 1 or session.upstream or session.overflowed or session.connecting:
         return None
-    return tuple(queries[0].places), tuple(replies[0].places)
+    return tuple(queries[0].places), tuple(replies[0].places), queries[0].hops[0].rest[DADDR]
 
 
 def _known_shape(session: Session, knowledge: Knowledge) -> Shape | None:

@@ -161,6 +161,17 @@ HEAD = struct.Struct(struct_format(Head))
 DETAIL = struct.Struct(struct_format(Detail))
 
 
+def _place_of(field: str) -> slice:
+    """Where one field of the detail lies, for those who cannot wait for all of it to be decoded."""
+    hints = get_type_hints(Detail, include_extras=True)
+    before = list(hints)[: list(hints).index(field)]
+    start = struct.calcsize("=" + "".join(hints[name].__metadata__[0] for name in before))
+    return slice(start, start + struct.calcsize("=" + hints[field].__metadata__[0]))
+
+
+DADDR = _place_of("daddr")
+
+
 class Sighting(NamedTuple):
     """One hop as the core keeps it: the head's fields and the undecoded rest of the record."""
 

@@ -119,7 +119,7 @@ def translated_by(
     client: Pod | None = None,
     entry: Entry | None = None,
 ) -> Mechanism | None:
-    """What `TranslatedBy` says; None for what was not translated, or not known by what. For the rest see `translate`."""
+    """What `TranslatedBy` says; None for what was not translated, or not known by what. See `translate`."""
     found = translate(outcome, around, cluster, client=client, entry=entry)
     return found.by if found is not None else None
 
