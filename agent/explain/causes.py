@@ -52,7 +52,7 @@ CAUSES: dict[str, CauseText] = {
         "Look at the network policies and firewall rules of that namespace: DNS needs UDP and TCP port 53 both ways.",
     ),
     "NoListener": CauseText(
-        "The query reached {address}, but nothing listens on port {port} there.",
+        "The {message} reached {address}, but nothing listens on port {port} there.",
         "Look at the DNS server's pod and log: it is down, restarting, or bound to another address.",
     ),
     "LateReply": CauseText(

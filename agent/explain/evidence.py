@@ -83,9 +83,16 @@ def _upstream_deaths(outcome: Outcome) -> list[Death]:
     Nor does a reply that came when the server had given up: what made it late is the cause.
     """
     death = outcome.upstream_drop
-    if death is None or outcome.healthy:
+    if death is None or (outcome.healthy and not lost_attempt(outcome)):
         return []
     return [] if no_socket(death.drop) and death.hop.netns == outcome.server_netns else [death]
+
+
+def lost_attempt(outcome: Outcome) -> bool:
+    """Whether the client sent the query more often than it was answered: an attempt was lost somewhere."""
+    if outcome.repeats <= 1 or outcome.lossy:
+        return False
+    return outcome.repeats > len(outcome.session.replies.transmissions)
 
 
 def came_too_late(outcome: Outcome) -> bool:

@@ -63,14 +63,13 @@ def _by_own_counters(death: Death, rise: Rise, around: Surroundings) -> Refusal:
 
 def _by_polled_counters(death: Death, around: Surroundings, since_ns: int) -> Refusal:
     """No hop before it on its CPU: what a program on this node sends dies before any device sees it."""
-    if is_confirmed(death.hop) or (is_tracked(death.hop) and death.drop.hook not in AT_CONFIRMATION):
-        return Refusal(RULE, "high", ["it has its place in the connection table"])
+    proof = _proof_of_a_rule(death)
+    if proof:
+        return Refusal(RULE, "high", [proof])
     before, now = around.counters(death.hop.netns, since_ns)
     rise = _rise_since(before, death)
     if is_tracked(death.hop):
         return _race_or_rule(rise)
-    if death.drop.hook is not None and death.drop.hook not in BEFORE_THE_TABLE:
-        return Refusal(RULE, "high", [f"the connection table is not asked in {death.drop.hook}"])
     if rise is not None and rise[1] == 0:
         return Refusal(RULE, "high", ["the conntrack counters of its CPU had not risen"])
     full = now is not None and _is_full(now)
@@ -78,6 +77,18 @@ def _by_polled_counters(death: Death, around: Surroundings, since_ns: int) -> Re
         evidence = [f"conntrack drop +{rise[1]} on this CPU since the last look"] if rise else []
         return Refusal(TABLE_FULL, "high" if rise else "medium", [*evidence, *_fill_words(now)])
     return Refusal(RULE, "medium", ["a full connection table would look the same", *_fill_words(now)])
+
+
+def _proof_of_a_rule(death: Death) -> str:
+    """What shows by itself that connection tracking had no hand in it."""
+    hop, hook = death.hop, death.drop.hook
+    if is_confirmed(hop) or (is_tracked(hop) and hook not in AT_CONFIRMATION):
+        return "it has its place in the connection table"
+    if not is_tracked(hop) and hook is not None and hook not in BEFORE_THE_TABLE:
+        return f"the connection table is not asked in {hook}"
+    if hop.flags & COUNTERS and not hop.detail.stat_drop:
+        return "connection tracking has dropped nothing on this CPU in this namespace, ever"
+    return ""
 
 
 def _race_or_rule(rise: tuple[int, int] | None) -> Refusal:

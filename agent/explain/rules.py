@@ -16,6 +16,7 @@ from agent.explain.evidence import (
     icmp_words,
     interface,
     is_confirmed,
+    lost_attempt,
     no_socket,
     place,
     rise_between,
@@ -45,6 +46,7 @@ ORIGINAL_ESTABLISHED = 0
 """enum ip_conntrack_info: a query over an entry that has seen a reply before."""
 PAIR_TYPES = {1: "A", 28: "AAAA"}
 UDP_ERRORS = ("RcvbufErrors", "MemErrors")
+QUERIES = frozenset({"query", "server's own query"})
 NOTHING_KNOWN = NothingKnown()
 
 
@@ -74,13 +76,6 @@ def _cause(outcome: Outcome, around: Surroundings) -> Cause | None:
     if cause is not None:
         cause.evidence.extend(_circumstances(outcome))
     return cause
-
-
-def lost_attempt(outcome: Outcome) -> bool:
-    """Whether the client sent the query more often than it was answered: an attempt was lost somewhere."""
-    if outcome.repeats <= 1 or outcome.lossy:
-        return False
-    return outcome.repeats > len(outcome.session.replies.transmissions)
 
 
 def _circumstances(outcome: Outcome) -> Iterator[str]:
@@ -141,7 +136,7 @@ def _stale_in(ipvs: Ipvs | None, outcome: Outcome, query: Transmission) -> tuple
 def stale_conntrack_entry(case: Case) -> Cause | None:
     """An entry of an earlier query leads to a server that is silent, while others behind the same address answer."""
     outcome = case.outcome
-    if outcome.delivered or outcome.bits & CR:
+    if outcome.delivered or outcome.bits & CR or outcome.session.connecting:
         return None
     found = translation(outcome.session.queries.transmissions)
     if found is None or _is_alive(case):
@@ -151,7 +146,7 @@ def stale_conntrack_entry(case: Case) -> Cause | None:
     if detail.ct_info != ORIGINAL_ESTABLISHED or not is_confirmed(hop):
         return None
     begun_ns = outcome.session.first_ns
-    servers = outcome.knowledge.backends.get(virtual, {})
+    servers = outcome.knowledge.backends.get((hop.netns, virtual), {})
     mine = servers.get(backend)
     others = [other for other, known in servers.items() if other != backend and known.answered_ns > begun_ns]
     if not others or (mine is not None and mine.answered_ns > begun_ns):
@@ -258,14 +253,15 @@ def no_listener(case: Case) -> Cause | None:
     if outcome.session.refused:
         detail = outcome.session.queries.transmissions[-1].hops[-1].detail
         return _nothing_at(detail, ["RST answered the request for a connection"])
-    death = outcome.query_drop
-    if death is not None and no_socket(death.drop):
-        return _nothing_at(death.hop.detail, [death_words(death)])
+    for death in case.deaths:
+        if death.message in QUERIES and no_socket(death.drop):
+            return _nothing_at(death.hop.detail, [death_words(death)], death.message)
     return None
 
 
-def _nothing_at(detail: Detail, evidence: list[str]) -> Cause:
-    return say("NoListener", "high", evidence, address=address_to_text(detail.daddr), port=detail.dport)
+def _nothing_at(detail: Detail, evidence: list[str], message: str = "query") -> Cause:
+    address = address_to_text(detail.daddr)
+    return say("NoListener", "high", evidence, message=message, address=address, port=detail.dport)
 
 
 def late_reply(case: Case) -> Cause | None:
@@ -478,6 +474,12 @@ def _attempts_evidence(outcome: Outcome) -> str:
     return f"{outcome.attempts} attempts, {replies} {'reply' if replies == 1 else 'replies'}"
 
 
+def upstream_tcp_refused(case: Case) -> Cause | None:
+    """The kernel of the upstream said no, whatever it counts as a loss in doing so."""
+    refused = any(one.refused for one in case.outcome.exchanges)
+    return upstream_tcp_unavailable(case) if refused else None
+
+
 def upstream_tcp_unavailable(case: Case) -> Cause | None:
     """The server could not even ask: zones served over UDP only, behind a cache that asks over TCP."""
     outcome = case.outcome
@@ -557,16 +559,17 @@ def unknown(case: Case) -> Cause | None:
 
 RULES: tuple[Callable[[Case], Cause | None], ...] = (
     capture_loss,
-    # An old translation: how the packet died then is its consequence.
+    # Refused. ip_vs refuses in netfilter's name.
     ipvs_stale_backend,
-    stale_conntrack_entry,
-    # Refused.
     refused_by_netfilter("ConntrackTableFull"),
     refused_by_netfilter("ConntrackRace"),
     refused_by_netfilter("PolicyDrop"),
     program_said_no,
+    # An old translation: how the packet died then is its consequence.
+    stale_conntrack_entry,
     server_socket_overflow,
     client_socket_overflow,
+    upstream_tcp_refused,
     no_listener,
     late_reply,
     not_translated_back,

@@ -12,14 +12,21 @@ from agent.lab.pods import DnsServer, Pod
 from agent.lab.processes import LabError
 
 Hook = Literal["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"]
+Direction = Literal["ingress", "egress"]
+Message = Literal["query", "reply"]
 
 _numbers = itertools.count(1)
 
 TC_DROP_UDP_53 = (
-    "16,40 0 0 12,21 0 4 34525,48 0 0 20,21 0 11 17,40 0 0 56,21 8 9 53,21 0 8 2048,48 0 0 23,"
-    "21 0 6 17,40 0 0 20,69 4 0 8191,177 0 0 14,72 0 0 16,21 0 1 53,6 0 0 2,6 0 0 0"
+    "16,40 0 0 12,21 0 4 34525,48 0 0 20,21 0 11 17,40 0 0 {port6},21 8 9 53,21 0 8 2048,48 0 0 23,"
+    "21 0 6 17,40 0 0 20,69 4 0 8191,177 0 0 14,72 0 0 {port},21 0 1 53,6 0 0 2,6 0 0 0"
 )
 """What `tcpdump -ddd "udp dst port 53"` compiles to, returning TC_ACT_SHOT (2) or TC_ACT_OK (0)."""
+TC_PORT_OFFSETS: dict[Message, dict[str, int]] = {
+    "query": {"port6": 56, "port": 16},
+    "reply": {"port6": 54, "port": 14},
+}
+"""Where in a frame the server's port is: with IPv6, and with IPv4 without the network header."""
 
 
 class UnsupportedFaultError(LabError):
@@ -75,8 +82,24 @@ def tc_drop_queries(lab: Lab, pods: Sequence[Pod] = ()) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for pod in pods or lab.servers:
-            stack.enter_context(_tc_filter(lab.node, pod.node_interface))
+            stack.enter_context(tc_drop(lab.node, pod.node_interface, "egress"))
         yield
+
+
+@contextmanager
+def tc_drop(pod: Pod, device: str, direction: Direction, message: Message = "query") -> Iterator[None]:
+    """Drop all DNS queries or replies over UDP by a tc filter of a device.
+
+    Raises:
+        UnsupportedFaultError: The kernel lacks the clsact qdisc or the BPF classifier.
+    """
+    _tc(pod, "qdisc", "add", "dev", device, "clsact")
+    try:
+        program = ("bpf", "bytecode", TC_DROP_UDP_53.format(**TC_PORT_OFFSETS[message]), "direct-action")
+        _tc(pod, "filter", "add", "dev", device, direction, "protocol", "all", *program)
+        yield
+    finally:
+        pod.run(["tc", "qdisc", "del", "dev", device, "clsact"])
 
 
 @contextmanager
@@ -121,17 +144,6 @@ table inet {table} {{
         yield DropRule(lab.node, table)
     finally:
         lab.node.run(["nft", "delete", "table", "inet", table])
-
-
-@contextmanager
-def _tc_filter(node: Pod, device: str) -> Iterator[None]:
-    _tc(node, "qdisc", "add", "dev", device, "clsact")
-    try:
-        program = ("bpf", "bytecode", TC_DROP_UDP_53, "direct-action")
-        _tc(node, "filter", "add", "dev", device, "egress", "protocol", "all", *program)
-        yield
-    finally:
-        node.run(["tc", "qdisc", "del", "dev", device, "clsact"])
 
 
 def _tc(node: Pod, *arguments: str) -> None:

@@ -11,6 +11,8 @@ What it understands:
     silent          nothing
     aaaa-silent     nothing to AAAA, `ok` to the rest
     once-lost       nothing to the first query for each name and type, `ok` to the next
+    late-N          over UDP: `ok`, N milliseconds later
+    short-N         NXDOMAIN to a name of more than N labels, as a search list makes them, `ok` to others
     truncated       TC over UDP, `ok` over TCP
     badvers         the extended rcode BADVERS
     ede             SERVFAIL with an extended error (RFC 8914)
@@ -69,19 +71,21 @@ NO_LINGER = struct.pack("ii", 1, 0)
 
 
 @contextlib.contextmanager
-def scripted(pod: Pod, *addresses: str, always: str = "") -> Iterator[Popen[str]]:
+def scripted(pod: Pod, *addresses: str, always: str = "", tcp: bool = True) -> Iterator[Popen[str]]:
     """Run the server in a pod while the block lasts, in place of the pod's own.
 
     Args:
         pod: Where it runs; a DnsServer's dnsmasq is killed, and started again afterwards.
         addresses: Where it listens; the pod's own two by default.
         always: Do as this word says, whatever the name says.
+        tcp: Whether it answers over TCP too.
     """
     own = _own_server(pod)
+    options = [f"--always={always}", *([] if tcp else ["--udp-only"])]
     if own is not None:
         own.kill()
     try:
-        process = _start(pod, addresses or (pod.address, pod.address6), always)
+        process = _start(pod, addresses or (pod.address, pod.address6), options)
         try:
             yield process
         finally:
@@ -97,10 +101,10 @@ def _own_server(pod: Pod) -> DnsServer | None:
     return pod if isinstance(pod, DnsServer) else None
 
 
-def _start(pod: Pod, addresses: Sequence[str], always: str) -> Popen[str]:
+def _start(pod: Pod, addresses: Sequence[str], options: Sequence[str]) -> Popen[str]:
     log = Path(f"{pod.directory}/{pod.name}-scripted.log")
     with log.open("w") as errors:
-        argv = [sys.executable, "-m", __name__, f"--always={always}", *addresses]
+        argv = [sys.executable, "-m", __name__, *options, *addresses]
         process = pod.popen(argv, stdout=PIPE, stderr=errors)
     assert process.stdout is not None  # noqa: S101  it is a pipe
     readable, _, _ = select.select([process.stdout], [], [], EXIT_SECONDS)
@@ -121,6 +125,11 @@ class Script:
         """What is asked for."""
         return self.always or query.question[0].name.labels[0].decode().lower()
 
+    def late_seconds(self, query: dns.message.Message) -> float:
+        """How long the reply is held back."""
+        word = self.word(query)
+        return int(word.removeprefix("late-")) / 1000 if word.startswith("late-") else 0.0
+
     def reply(self, query: dns.message.Message, *, tcp: bool) -> bytes | None:
         """The reply as octets; None for none."""
         word = self.word(query)
@@ -133,6 +142,8 @@ class Script:
         reply = self._dressed(query)
         if word in RCODES:
             reply.set_rcode(RCODES[word])
+        elif word.startswith("short-") and _label_count(query) > int(word.removeprefix("short-")):
+            reply.set_rcode(dns.rcode.NXDOMAIN)
         elif word == "badvers":
             reply.use_edns(0, payload=UDP_SIZE)
             reply.set_rcode(dns.rcode.BADVERS)
@@ -160,6 +171,11 @@ class Script:
             options = [known for one in query.options if (known := _option(one))]
             reply.use_edns(0, query.ednsflags, payload=UDP_SIZE, options=options)
         return reply
+
+
+def _label_count(query: dns.message.Message) -> int:
+    """Without the root."""
+    return len(query.question[0].name.labels) - 1
 
 
 def _option(asked: dns.edns.Option) -> dns.edns.Option | None:
@@ -214,8 +230,14 @@ class Datagrams(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """Answer; what is no DNS query is none of ours."""
         with contextlib.suppress(dns.exception.DNSException):
-            reply = self.script.reply(dns.message.from_wire(data), tcp=False)
-            if reply is not None:
+            query = dns.message.from_wire(data)
+            reply = self.script.reply(query, tcp=False)
+            if reply is None:
+                return
+            late_seconds = self.script.late_seconds(query)
+            if late_seconds:
+                asyncio.get_running_loop().call_later(late_seconds, self.transport.sendto, reply, addr)
+            else:
                 self.transport.sendto(reply, addr)
 
 
@@ -246,12 +268,13 @@ async def serve_connection(script: Script, reader: asyncio.StreamReader, writer:
     writer.close()
 
 
-async def serve(addresses: Sequence[str], script: Script) -> None:
+async def serve(addresses: Sequence[str], script: Script, *, tcp: bool = True) -> None:
     """Answer on these addresses, over UDP and TCP, for ever."""
     loop = asyncio.get_running_loop()
     for address in addresses:
         await loop.create_datagram_endpoint(lambda: Datagrams(script), local_addr=(address, PORT))
-        await asyncio.start_server(lambda r, w: serve_connection(script, r, w), address, PORT)
+        if tcp:
+            await asyncio.start_server(lambda r, w: serve_connection(script, r, w), address, PORT)
     sys.stdout.write(READY)
     sys.stdout.flush()
     await asyncio.Event().wait()
@@ -262,8 +285,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="a DNS server that does what the question's first label says")
     parser.add_argument("addresses", nargs="+")
     parser.add_argument("--always", default="")
+    parser.add_argument("--udp-only", action="store_true")
     options = parser.parse_args()
-    asyncio.run(serve(options.addresses, Script(options.always)))
+    asyncio.run(serve(options.addresses, Script(options.always), tcp=not options.udp_only))
 
 
 if __name__ == "__main__":

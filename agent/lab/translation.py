@@ -2,8 +2,10 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
+from agent.lab import namespaces
 from agent.lab.processes import LabError, run
 
 VIP = "10.96.0.10"
@@ -11,9 +13,19 @@ VIP6 = "fd00:10:96::a"
 PROTOCOLS = ("udp", "tcp")
 MASQUERADE_MARK = "0x4000"
 
-Translation = Literal["iptables", "nftables"]
-Translator = Literal["iptables-legacy", "iptables-nft", "nftables"]
+IPVS_DEVICE = "kube-ipvs0"
+IPVS_SERVICES = Path("/proc/net/ip_vs")
+"""Those of the namespace of who reads it; missing in all where the kernel has no IPVS."""
+IPVS_SYSCTLS = {"net/ipv4/vs/conntrack": "1", "net/ipv4/vs/expire_nodest_conn": "1"}
+"""What kube-proxy sets: IPVS's connections are in the connection table too, and end when their server is removed."""
+
+Translation = Literal["iptables", "nftables", "ipvs"]
+Translator = Literal["iptables-legacy", "iptables-nft", "nftables", "ipvs"]
 Variant = Literal["legacy", "nft"]
+
+
+class UnsupportedTranslationError(LabError):
+    """This kernel cannot translate so."""
 
 
 def install(translation: Translation, netns: str, servers: Sequence[tuple[str, str]]) -> Translator:
@@ -23,11 +35,18 @@ def install(translation: Translation, netns: str, servers: Sequence[tuple[str, s
         translation: The kube-proxy mode.
         netns: The node's namespace file.
         servers: IPv4 and IPv6 address of each server pod.
+
+    Raises:
+        UnsupportedTranslationError: This kernel has no such mode.
+        LabError: A program is missing.
     """
     v4, v6 = [server[0] for server in servers], [server[1] for server in servers]
     if translation == "nftables":
         run(_inside(netns, "nft", "-f", "-"), stdin=nftables_rules("ip", v4) + nftables_rules("ip6", v6))
         return "nftables"
+    if translation == "ipvs":
+        _install_ipvs(netns, v4, v6)
+        return "ipvs"
     return _install_iptables(netns, iptables_rules(VIP, v4), iptables_rules(VIP6, v6))
 
 
@@ -74,6 +93,59 @@ table {family} kube-proxy {{
   chain nat-postrouting {{ type nat hook postrouting priority srcnat; jump masquerading; }}
 }}
 """
+
+
+def ipvs_services(vip: str, servers: Sequence[str]) -> str:
+    """Return kube-proxy's virtual services for one family, in the format of `ipvsadm --restore`."""
+    return "".join(
+        f"-A {service} -s rr\n" + "".join(f"-a {service} -r {_with_port(server)} -m -w 1\n" for server in servers)
+        for service in (f"{option} {_with_port(vip)}" for option in ("-u", "-t"))
+    )
+
+
+def ipvs_rules(vip: str, servers: Sequence[str]) -> str:
+    """Return the nat table that kube-proxy has beside IPVS for one family, in the format of iptables-restore.
+
+    IPVS translates the destination only. The sender is the node for what the node sends, which has the VIP as its
+    source because that is an address of the node, and for a server that reaches itself by the Service.
+    """
+    chains = ["KUBE-SERVICES", "KUBE-POSTROUTING", "KUBE-MARK-MASQ"]
+    rules = [
+        "-A PREROUTING -j KUBE-SERVICES",
+        "-A OUTPUT -j KUBE-SERVICES",
+        "-A POSTROUTING -j KUBE-POSTROUTING",
+        f"-A KUBE-MARK-MASQ -j MARK --set-xmark {MASQUERADE_MARK}/{MASQUERADE_MARK}",
+        *(
+            f"-A KUBE-POSTROUTING -s {server} -d {server} -p {protocol} --dport 53 -j MASQUERADE"
+            for server in servers
+            for protocol in PROTOCOLS
+        ),
+        f"-A KUBE-POSTROUTING -m mark ! --mark {MASQUERADE_MARK}/{MASQUERADE_MARK} -j RETURN",
+        "-A KUBE-POSTROUTING -j MASQUERADE --random-fully",
+        *(f"-A KUBE-SERVICES -s {vip} -p {protocol} --dport 53 -j KUBE-MARK-MASQ" for protocol in PROTOCOLS),
+        *(f"-A KUBE-SERVICES -d {vip} -p {protocol} --dport 53 -j ACCEPT" for protocol in PROTOCOLS),
+    ]
+    return "\n".join(["*nat", *(f":{chain} - [0:0]" for chain in chains), *rules, "COMMIT", ""])
+
+
+def _install_ipvs(netns: str, v4: Sequence[str], v6: Sequence[str]) -> None:
+    """Let the node have the VIPs as its own addresses, so that they get to IPVS, which takes them at INPUT."""
+    if shutil.which("ipvsadm") is None:
+        raise LabError("the lab needs the program ipvsadm for this mode: install the Debian package ipvsadm")
+    services = ipvs_services(VIP, v4) + ipvs_services(VIP6, v6)
+    done = run(_inside(netns, "ipvsadm", "--restore"), stdin=services, check=False)
+    if not IPVS_SERVICES.exists():
+        raise UnsupportedTranslationError(f"this kernel has no IPVS: there is no {IPVS_SERVICES}")
+    if done.returncode != 0:
+        raise LabError(f"`ipvsadm --restore` failed with {done.returncode}: {done.stderr.strip()}")
+    namespaces.set_sysctls(Path(netns).name, IPVS_SYSCTLS)
+    lines = [
+        f"link add {IPVS_DEVICE} type dummy",
+        f"addr add {VIP}/32 dev {IPVS_DEVICE}",
+        f"addr add {VIP6}/128 dev {IPVS_DEVICE} nodad",
+    ]
+    run(_inside(netns, "ip", "-batch", "-"), stdin="".join(f"{line}\n" for line in lines))
+    _install_iptables(netns, ipvs_rules(VIP, v4), ipvs_rules(VIP6, v6))
 
 
 def _install_iptables(netns: str, rules: str, rules6: str) -> Translator:

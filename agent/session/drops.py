@@ -26,6 +26,7 @@ HOOKS = {
     "__ip_local_out": "OUTPUT",
     "__ip6_local_out": "OUTPUT",
     "__netif_receive_skb_core": "netdev ingress",
+    "__dev_queue_xmit": "netdev egress",
 }
 
 # (reason, location): None stands for any. A packet freed there was a copy, was read before, or never had a reader.

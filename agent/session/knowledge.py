@@ -47,6 +47,14 @@ class Backend:
     answered_ns: int
 
 
+@dataclass(slots=True, eq=False)
+class Servers:
+    """The DNS servers of one namespace, by the replies they sent."""
+
+    programs: set[bytes] = field(default_factory=set)
+    addresses: set[bytes] = field(default_factory=set)
+
+
 class Shape(NamedTuple):
     """What the places of a complete, undisturbed lookup say. They say the same for the next one."""
 
@@ -67,14 +75,12 @@ class Knowledge:
     between devices by BPF skips the arrival, so in its pods it means nothing)."""
     forwarding: set[int] = field(default_factory=set)
     """Namespaces that were seen passing packets on."""
-    serving: dict[int, set[int]] = field(default_factory=dict)
-    """Namespaces from which replies were sent, so that a DNS server lives there, with the processes that sent them."""
-    answering: dict[int, set[bytes]] = field(default_factory=dict)
-    """Addresses from which replies were sent, by namespace."""
+    serving: dict[int, Servers] = field(default_factory=dict)
+    """Namespaces from which replies were sent, so that a DNS server lives there."""
     linked: set[tuple[int, int]] = field(default_factory=set)
     """Devices (namespace, index) whose other end is on this node: what left there came in elsewhere."""
-    backends: dict[Endpoint, dict[Endpoint, Backend]] = field(default_factory=dict)
-    """Servers that have answered, by the virtual address that was asked."""
+    backends: dict[tuple[int, Endpoint], dict[Endpoint, Backend]] = field(default_factory=dict)
+    """Servers that have answered, by the namespace that translates and the virtual address that was asked."""
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...], bytes], Shape] = field(default_factory=dict)
     """Places of the query and of the reply and the address asked, for lookups like earlier ones."""
 
@@ -87,23 +93,30 @@ class Knowledge:
 
     def learn_server(self, reply: Sighting, detail: Detail) -> None:
         """Take note of who sent a reply, and from which address."""
-        processes = self.serving.setdefault(reply.netns, set())
-        if reply.flags & PROCESS and len(processes) < MAX_SERVERS:
-            processes.add(detail.tgid)
-        addresses = self.answering.setdefault(reply.netns, set())
-        if len(addresses) < MAX_SERVERS:
-            addresses.add(detail.saddr)
+        servers = self.serving.get(reply.netns)
+        if servers is None:
+            servers = self.serving[reply.netns] = Servers()
+        if len(servers.addresses) < MAX_SERVERS:
+            servers.addresses.add(detail.saddr)
+        if reply.flags & PROCESS and len(servers.programs) < MAX_SERVERS:
+            servers.programs.add(detail.comm)
 
     def owns(self, netns: int, address: bytes) -> bool | None:
         """Whether the namespace has, or had when it answered, this address: pods go while lookups wait."""
-        if address in self.answering.get(netns, ()):
+        servers = self.serving.get(netns)
+        if servers is not None and address in servers.addresses:
             return True
         return self.is_local(netns, address)
 
     def may_be_server(self, asking: Sighting) -> bool:
-        """Whether what sends this query may be a DNS server of its namespace: not if others are known to be."""
-        processes = self.serving.get(asking.netns)
-        return not processes or not asking.flags & PROCESS or asking.detail.tgid in processes
+        """Whether what sends this query may be a DNS server of its namespace: not if other programs are known to be.
+
+        Programs, not processes: some servers answer each TCP client by a process of its own.
+        """
+        servers = self.serving.get(asking.netns)
+        if servers is None or not servers.programs or not asking.flags & PROCESS:
+            return True
+        return asking.detail.comm in servers.programs
 
     def learn(self, session: Session) -> None:
         """Take what a session's hops show of the namespaces they were in."""
@@ -111,7 +124,6 @@ class Knowledge:
             self.receiving.clear()
             self.forwarding.clear()
             self.serving.clear()
-            self.answering.clear()
             self.linked.clear()
         for one in (*session.queries.transmissions, *session.replies.transmissions):
             self._learn_path(one)
@@ -129,7 +141,7 @@ class Knowledge:
             left = hop if hop.event == TX else None
         self.receiving |= came_in
 
-    def learn_answer(self, virtual: Endpoint, backend: Endpoint, answered_ns: int) -> Backend:
+    def learn_answer(self, virtual: tuple[int, Endpoint], backend: Endpoint, answered_ns: int) -> Backend:
         """Take note that a server behind a virtual address has answered."""
         if len(self.backends) > MAX_SERVICES:
             self.backends.clear()

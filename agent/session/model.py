@@ -213,6 +213,10 @@ class Session:
     """Its pair has the same transaction id."""
     searched: bool = False
     """The name did not exist, and the client went on with the next name of its search path."""
+    dials: list[tuple[int, tuple[bytes, int]]] = field(default_factory=list)
+    """Where its server asked for connections on its behalf: namespace, and address and port."""
+    stem: bytes = b""
+    """What the names of that search have in common at their beginning, once two of them were seen."""
     ambiguous: bool = False
     """Which client's lookup an upstream exchange belongs to was a guess among several."""
     overflowed: bool = False

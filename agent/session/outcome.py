@@ -236,7 +236,8 @@ def _learn_answer(outcome: Outcome, knowledge: Knowledge) -> Backend | None:
     found = translation(outcome.session.queries.transmissions) if outcome.delivered else None
     if found is None or outcome.reply is None or len(outcome.session.queries.transmissions) > 1:
         return None
-    return knowledge.learn_answer(found[0], found[1], outcome.reply.hops[-1].ts_ns)
+    virtual, backend, hop = found
+    return knowledge.learn_answer((hop.netns, virtual), backend, outcome.reply.hops[-1].ts_ns)
 
 
 def _shape_key(session: Session) -> tuple[tuple[int, ...], tuple[int, ...], bytes] | None:

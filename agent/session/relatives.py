@@ -44,9 +44,26 @@ class LastLookups:
 
 
 def goes_on_with(before: Session, session: Session) -> bool:
-    """Whether a name that did not exist is followed by another one that begins alike (resolv.conf(5), search)."""
-    name, replies = before.key.name, before.replies.transmissions
-    if not replies or replies[-1].wire.summary.rcode != NXDOMAIN or name == session.key.name:
+    """Whether a name that did not exist is followed by the next one of a search list (resolv.conf(5), search).
+
+    The first step shows what was looked for: Kubernetes's lists begin with suffixes each of which ends like the one
+    before. After that any suffix will do.
+    """
+    replies = before.replies.transmissions
+    if not replies or replies[-1].wire.summary.rcode != NXDOMAIN or before.key.name == session.key.name:
         return False
-    first_label = name[: name[0] + 1]
-    return session.key.name.startswith(first_label)
+    if not before.stem:
+        stem = _common_labels(before.key.name, session.key.name)
+        if not stem or not before.key.name.endswith(session.key.name[len(stem) :]):
+            return False
+        before.stem = stem
+    session.stem = before.stem
+    return session.key.name.startswith(before.stem)
+
+
+def _common_labels(one: bytes, other: bytes) -> bytes:
+    """The labels with which both names begin, in wire format."""
+    at = 0
+    while one[at] and one[at : at + one[at] + 1] == other[at : at + one[at] + 1]:
+        at += one[at] + 1
+    return one[:at]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from agent.session import upstream
 from agent.session.drops import UNKNOWN_KERNEL, Kernel
 from agent.session.identity import clients, connecting_key, is_loopback
-from agent.session.knowledge import Knowledge, Losses
+from agent.session.knowledge import Knowledge, Losses, Servers
 from agent.session.model import MAX_MESSAGES, Background, Endpoint, Key, Session, Settings, Wire, place
 from agent.session.outcome import REFRESH_NS, Outcome, judge
 from agent.session.relatives import LastLookups
@@ -90,12 +90,14 @@ class SessionTable:
         self.counts = Counts()
         self.knowledge = Knowledge(kernel=kernel, is_local=is_local)
         self._started_ns = started_ns
+        self._first_look_ns = 2 * self.settings.linger_ns
         self._tcp = TcpStage(ports)
         self._by_message: dict[int, tuple[Session, bool, Wire]] = {}
         self._by_key: dict[Key, Session] = {}
         self._by_question: dict[tuple[bytes, int, int], OrderedDict[Session, None]] = {}
         self._open: OrderedDict[Session, None] = OrderedDict()
         self._parents: dict[Session, Session] = {}
+        self._dials: dict[tuple[int, tuple[bytes, int]], Session] = {}
         # Most sessions are answered before their first look and closed at it; the heap is for the others.
         self._first_looks: deque[tuple[int, Session]] = deque()
         self._deadlines: list[tuple[int, int, Session]] = []
@@ -271,7 +273,11 @@ class SessionTable:
         return until
 
     def _wait_until(self, session: Session, deadline_ns: int) -> None:
-        session.deadline_ns = min(deadline_ns, session.first_ns + self.settings.lifetime_ns)
+        deadline_ns = min(deadline_ns, session.first_ns + self.settings.lifetime_ns)
+        if session.first_ns + self._first_look_ns < deadline_ns < session.deadline_ns:
+            # It may have been looked at already, and stand in the heap for a later time.
+            heapq.heappush(self._deadlines, (deadline_ns, next(self._sequence), session))
+        session.deadline_ns = deadline_ns
 
     def _keep_parent_open(self, session: Session, ts_ns: int) -> None:
         parent = self._parents.get(session)
@@ -405,38 +411,65 @@ class SessionTable:
             self._by_question[key.question] = OrderedDict.fromkeys((session,))
         else:
             same[session] = None
-        self._first_looks.append((sighting.ts_ns + 2 * self.settings.linger_ns, session))
+        self._first_looks.append((sighting.ts_ns + self._first_look_ns, session))
         return session
 
     def _join_upstream(self, session: Session, sighting: Sighting, wire: Wire) -> None:
         """If a server asks this, find out for whom."""
-        if not self.knowledge.may_be_server(sighting):
+        kind = upstream.background_of(session)
+        if kind is Background.LOOP_PROBE and sighting.netns in self.knowledge.serving:
+            session.background = kind
+        elif not self.knowledge.may_be_server(sighting):
             return
+        elif session.connecting:
+            self._join_dial(session, sighting)
+        elif not self._join_same_question(session, sighting, wire) and sighting.netns in self.knowledge.serving:
+            session.background = kind
+            if kind is None:
+                self._join_rewritten(session, sighting)
+
+    def _join_same_question(self, session: Session, sighting: Sighting, wire: Wire) -> bool:
+        """Whether somebody waits for the answer to this question, or to the one that it was asked for before."""
         same = self._by_question[session.key.question]
-        if len(same) > 1 and not session.connecting:
-            oldest = list(islice(same, MAX_SAME_QUESTION))
-            match = upstream.find_parent(session, sighting, wire, oldest)
-            if match is not None:
-                self._attach(match.session, session, ambiguous=match.ambiguous)
-                self.knowledge.serving.setdefault(sighting.netns, set())
-                return
-            sibling = upstream.find_sibling(session, sighting, oldest)
-            parent = self._parents.get(sibling) if sibling is not None else None
-            if parent is not None and parent in self._open and upstream.is_waiting(parent, sighting):
-                self._attach(parent, session, ambiguous=True)
-                return
-        if sighting.netns not in self.knowledge.serving:
-            return
-        session.background = upstream.background_of(session)
-        candidates = self._recent() if session.connecting else self._by_question[session.key.question]
-        if session.background is None and not session.connecting and self._refreshes(session, sighting, candidates):
+        if len(same) < 2:  # noqa: PLR2004  itself
+            return False
+        oldest = list(islice(same, MAX_SAME_QUESTION))
+        match = upstream.find_parent(session, sighting, wire, oldest)
+        if match is not None:
+            self._attach(match.session, session, ambiguous=match.ambiguous)
+            self.knowledge.serving.setdefault(sighting.netns, Servers())
+            return True
+        sibling = upstream.find_sibling(session, sighting, oldest)
+        parent = self._parents.get(sibling) if sibling is not None else None
+        if parent is None or parent not in self._open or not upstream.is_waiting(parent, sighting):
+            return False
+        self._attach(parent, session, ambiguous=True)
+        return True
+
+    def _join_rewritten(self, session: Session, sighting: Sighting) -> None:
+        """Asked under another name, or to renew an answer that was given already."""
+        if self._refreshes(session, sighting, self._by_question[session.key.question]):
             session.background = Background.REFRESH
-        if session.background is not None:
             return
         rewritten = upstream.find_rewritten(session, sighting, self._recent())
         if rewritten is not None:
-            self._attach(rewritten, session, ambiguous=not session.connecting)
-        elif session.connecting and self._refreshes(session, sighting, candidates):
+            self._attach(rewritten, session, ambiguous=True)
+
+    def _join_dial(self, session: Session, sighting: Sighting) -> None:
+        """A request for a connection has no question: it is the youngest query's, and its repetitions are too."""
+        if sighting.netns not in self.knowledge.serving:
+            return
+        there = sighting.netns, upstream.destination(sighting)
+        parent = upstream.find_rewritten(session, sighting, self._recent())
+        known = self._dials.get(there)
+        if parent is None and known is not None and upstream.is_waiting(known, sighting):
+            parent = known
+        if parent is not None:
+            if parent is not known:
+                self._dials[there] = parent
+                parent.dials.append(there)
+            self._attach(parent, session, ambiguous=False)
+        elif self._refreshes(session, sighting, self._recent()):
             session.background = Background.REFRESH
 
     def _mend_guess(self, session: Session, sighting: Sighting, reply: Wire) -> None:
@@ -502,6 +535,9 @@ class SessionTable:
         if not same:
             del self._by_question[session.key.question]
         self._parents.pop(session, None)
+        for dial in session.dials:
+            if self._dials.get(dial) is session:
+                del self._dials[dial]
         self._last.forget(session)
         queries = session.queries.transmissions
         begins = queries[0].places[0] if queries else None

@@ -28,6 +28,7 @@ DESTINATION_NAT = 1 << 5
 LINK_LOCAL = V4_MAPPED + bytes((169, 254))
 """169.254.0.0/16: where NodeLocal DNSCache listens beside the Service's address."""
 DNS_PORT = 53
+ADDRESS_OCTETS = 16
 CLUSTER_DNS = (
     ("kube-system", "kube-dns"),
     ("kube-system", "coredns"),
@@ -206,9 +207,10 @@ def in_socket(case: _Case) -> Translation | None:
     if left is None or case.cluster is None or case.client is None:
         return None
     asked = _destination(left)
+    translated = {virtual for _, virtual in case.outcome.knowledge.backends}
     for virtual in _resolvers(case.client, case.cluster):
         # Where the node translates it, who addresses a server directly does so on purpose.
-        if virtual == asked or virtual in case.outcome.knowledge.backends:
+        if virtual == asked or virtual in translated or _is_v4(virtual) != _is_v4(asked):
             continue
         servers = case.cluster.backends(virtual, case.outcome.session.key.protocol)
         if servers is not None and asked in servers.ready | servers.not_ready:
@@ -235,10 +237,16 @@ def not_at_all(case: _Case) -> Translation | None:
     if not queries or case.outcome.server_netns is None or not case.outcome.bits & CQ:
         return None
     asked = _destination(queries[0].hops[0])
-    virtual = case.cluster is not None and case.cluster.service_at(asked.address) is not None
-    if not virtual and not asked.address.startswith(LINK_LOCAL):
+    if not asked.address.startswith(LINK_LOCAL) and not _is_virtual(asked.address, case.cluster):
         return None
     return Translation(asked, asked, Mechanism.NONE)
+
+
+def _is_virtual(address: bytes, cluster: Cluster | None) -> bool:
+    if cluster is None:
+        return False
+    cache = cluster.node_local()
+    return (cache is not None and address in cache.addresses) or cluster.service_at(address) is not None
 
 
 RULES: tuple[Callable[[_Case], Translation | None], ...] = (
@@ -260,10 +268,14 @@ def _destination(hop: Sighting) -> Endpoint:
     return Endpoint(detail.daddr, detail.dport)
 
 
+def _is_v4(endpoint: Endpoint) -> bool:
+    return endpoint.address.startswith(V4_MAPPED)
+
+
 def _packed(text: str) -> bytes | None:
     """16 octets of an address in text; None for what is none."""
     try:
         packed = ip_address(text).packed
     except ValueError:
         return None
-    return packed if len(packed) == len(V4_MAPPED) + 4 else V4_MAPPED + packed
+    return packed if len(packed) == ADDRESS_OCTETS else V4_MAPPED + packed

@@ -26,6 +26,7 @@ SERVER_PATIENCE_NS = 7_000_000_000
 """How long a server goes on asking for one query at most."""
 REWRITE_NS = 10_000_000
 """A server that asks under another name (rewrite, autopath, CNAME) does so within so long after the query."""
+MAX_DIALS = 8
 NEVER_NS = -(1 << 62)
 LOOP_NAME = re.compile(rb"[\x01-\x14]\d+[\x01-\x14]\d+")
 """CoreDNS's loop plugin asks for <random>.<random>.<zone> HINFO."""
@@ -64,11 +65,12 @@ def is_waiting(session: Session, asked: Sighting) -> bool:
 
 def went_to(session: Session, asked: Sighting) -> bool:
     """Whether the lookup was addressed to the very server that is asked now."""
-    there = _destination(asked)
-    return any(_destination(hop) == there for one in session.queries.transmissions for hop in one.hops)
+    there = destination(asked)
+    return any(destination(hop) == there for one in session.queries.transmissions for hop in one.hops)
 
 
-def _destination(hop: Sighting) -> tuple[bytes, int]:
+def destination(hop: Sighting) -> tuple[bytes, int]:
+    """Where a packet is to go."""
     detail = hop.detail
     return detail.daddr, detail.dport
 
@@ -194,7 +196,13 @@ def background_of(asking: Session) -> Background | None:
 
 
 def attach(parent: Session, child: Session, *, ambiguous: bool) -> bool:
-    """Make the exchange one of the parent's; False when it has too many already."""
+    """Make the exchange one of the parent's; False when it has too many already.
+
+    A refused connection may be asked for again without end: of those, a few tell everything.
+    """
+    if child.connecting and sum(one.connecting for one in parent.upstream) >= MAX_DIALS:
+        child.upstream_of = parent.key
+        return True
     if len(parent.upstream) >= MAX_EXCHANGES:
         parent.overflowed = True
         return False

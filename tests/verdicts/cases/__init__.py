@@ -1,6 +1,13 @@
 """All cases, by what they break."""
 
 from tests.verdicts.case import Case
-from tests.verdicts.cases import rules
+from tests.verdicts.cases import conntrack, innocents, network, rules, servers, sockets
 
-CASES: tuple[Case, ...] = (*rules.CASES,)
+CASES: tuple[Case, ...] = (
+    *conntrack.CASES,
+    *innocents.CASES,
+    *network.CASES,
+    *rules.CASES,
+    *servers.CASES,
+    *sockets.CASES,
+)

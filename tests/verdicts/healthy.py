@@ -1,0 +1,391 @@
+"""Healthy lookups, and nothing else: `python -m tests.verdicts.healthy [--lookups N] [--rate N]`.
+
+Nobody loses anything here, so every session has to be a success without a cause. Two nodes at once, one for each way
+of translation, each with clients and servers that do what they do in a cluster: pairs of A and AAAA by the C library,
+single lookups, long-lived TCP connections, answers of the server itself, of its cache and of an upstream, IPv4 and
+IPv6, and sniffers on every device. Exit 1 unless there is a session for each lookup, and none of them, nor of what the
+servers asked for their sake, is Failed, SampleLoss, or has a cause.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import msgspec
+
+from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, VIP, VIP6, Lab, LabError, Pod, Translation, wait_until
+from agent.lab.bystanders import REFUSING, sniffer
+from agent.lab.servers import coredns, find_program
+from tests.kernel.conftest import DNSTRAIL
+from tests.verdicts.campaign import alone
+
+LOOKUPS = 100_000
+ROUND = 2_500
+"""Lookups in a row, before the agent is waited for: what it records of them fits into its ring even if it sleeps."""
+RATE = 1_500
+"""Lookups a second in a round, of all kinds and nodes together."""
+RESERVE_SECONDS = 60.0
+READY_SECONDS = 20.0
+SETTLE_SECONDS = 20.0
+QUIET_SECONDS = 1.5
+MISSED_SHARE = 1e-4
+"""Of the records: that the kernel skips a run because an interrupt hit the program at work cannot be helped. A full
+ring loses thousands."""
+REPEATS = 4
+"""How often a cached name is asked for in a round: so rarely that its session is over until then."""
+COREFILE = """
+{upstream_zone} {{
+  cache 30
+  forward . {upstream} {{
+    prefer_udp
+  }}
+}}
+{cluster_zone} {{
+  cache 30
+  forward . {server} {{
+    prefer_udp
+  }}
+}}
+"""
+"""Over TCP, dnsmasq closes each connection after 100 queries, and what CoreDNS sends at that moment is really lost."""
+GETADDRINFO = """
+import socket, sys, time
+name, count, rate = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+begun = time.monotonic()
+for number in range(count):
+    time.sleep(max(0.0, begun + number / rate - time.monotonic()))
+    socket.getaddrinfo(name.replace("N", f"{number:06d}", 1), 53, type=socket.SOCK_DGRAM)
+"""
+
+
+class Kind(NamedTuple):
+    """A way to look names up."""
+
+    name: str
+    share: float
+    """Of all lookups."""
+    server: str = VIP
+    zone: str = ANY_CLUSTER_NAME
+    mode: str = "udp"
+    """udp or tcp, by dnsperf; pair: A and AAAA at once, by getaddrinfo()."""
+    repeated: bool = False
+    """Whether names come again, from the cache."""
+
+
+KINDS = (
+    Kind("single, IPv4", 0.16),
+    Kind("single, IPv6", 0.12, VIP6),
+    Kind("forwarded, IPv4", 0.12, zone=ANY_UPSTREAM_NAME),
+    Kind("forwarded, IPv6", 0.08, VIP6, ANY_UPSTREAM_NAME),
+    Kind("cached, IPv4", 0.08, zone=ANY_UPSTREAM_NAME, repeated=True),
+    Kind("TCP, IPv4", 0.08, mode="tcp"),
+    Kind("TCP, IPv6", 0.06, VIP6, mode="tcp"),
+    Kind("TCP, forwarded", 0.06, zone=ANY_UPSTREAM_NAME, mode="tcp"),
+    Kind("pair, IPv4", 0.1, mode="pair"),
+    Kind("pair, IPv6", 0.08, VIP6, mode="pair"),
+    Kind("pair, forwarded", 0.06, zone=ANY_UPSTREAM_NAME, mode="pair"),
+)
+
+
+# --- what the agent says
+
+
+class Question(msgspec.Struct, rename="pascal"):
+    name: str
+
+
+class Cause(msgspec.Struct, rename="pascal"):
+    code: str
+
+
+class Hop(msgspec.Struct, rename="pascal"):
+    netns: int
+
+
+class Client(msgspec.Struct, rename="pascal"):
+    netns: int | None
+
+
+class Session(msgspec.Struct, rename="pascal"):
+    """What of a session line counts here."""
+
+    status: str
+    question: Question | None
+    cause: Cause | None
+    findings: list[str]
+    client: Client
+    upstream_of: dict[str, object] | None
+    path: list[Hop]
+
+
+@dataclass
+class Tally:
+    """Sessions of one kind."""
+
+    sessions: int = 0
+    """Of clients."""
+    exchanges: int = 0
+    """Of servers, at servers of the same node, for the sake of a client's lookup."""
+    alone: int = 0
+    """Of servers too, but for whom is not known."""
+    statuses: Counter[str] = field(default_factory=Counter)
+    causes: Counter[str] = field(default_factory=Counter)
+    findings: Counter[str] = field(default_factory=Counter)
+
+    def add(self, session: Session, *, of_server: bool) -> None:
+        """Count one."""
+        self.sessions += not of_server
+        self.exchanges += of_server and session.upstream_of is not None
+        self.alone += of_server and session.upstream_of is None
+        self.statuses[session.status] += 1
+        self.findings.update(session.findings)
+        if session.cause is not None:
+            self.causes[session.cause.code] += 1
+
+
+class Agent:
+    """A dnstrail whose lines are counted as they come: 100 000 of them would fill a disk."""
+
+    def __init__(self, folder: Path, labs: Sequence[Lab]) -> None:
+        self.tallies: dict[str, Tally] = {kind.name: Tally() for kind in KINDS}
+        self.examples: list[str] = []
+        """The first lines that say that something went wrong."""
+        self._servers = {pod.netns_id for lab in labs for pod in (*lab.servers, lab.upstream)}
+        self._netns = self._servers | {pod.netns_id for lab in labs for pod in (lab.node, *lab.clients)}
+        self._said = folder / "diagnostics"
+        with self._said.open("w") as err:
+            argv = [*DNSTRAIL, "run", "--timeout", "5", "--log-rate", "1000000"]
+            self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=err)
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
+        self._reader.start()
+        wait_until(lambda: "ready in" in self._said.read_text(), "the agent to be ready", seconds=READY_SECONDS)
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions of clients there were."""
+        return sum(tally.sessions for tally in self.tallies.values())
+
+    def catch_up(self, lookups: int) -> None:
+        """Return when there are so many sessions, or no more come."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        seen, quiet_since = self.sessions, time.monotonic()
+        while seen < lookups and time.monotonic() < min(deadline, quiet_since + QUIET_SECONDS):
+            time.sleep(0.05)
+            if self.sessions != seen:
+                seen, quiet_since = self.sessions, time.monotonic()
+
+    def stop(self) -> str:
+        """End it; its last words."""
+        self._process.terminate()
+        self._process.wait(SETTLE_SECONDS)
+        self._reader.join(SETTLE_SECONDS)
+        return self._said.read_text()
+
+    def _read(self, lines: IO[bytes]) -> None:
+        decoder = msgspec.json.Decoder(Session)
+        for line in lines:
+            session = decoder.decode(line)
+            if any(hop.netns in self._netns for hop in session.path):
+                self._count(session, line)
+
+    def _count(self, session: Session, line: bytes) -> None:
+        label = session.question.name.partition("-")[0] if session.question else ""
+        name = KINDS[int(label[1:])].name if re.fullmatch(r"k\d+", label) else "other"
+        self.tallies.setdefault(name, Tally()).add(session, of_server=session.client.netns in self._servers)
+        if (session.cause is not None or session.status != "Succeeded") and len(self.examples) < 5:
+            self.examples.append(line.decode().strip())
+
+
+# --- the lookups
+
+
+@dataclass
+class Load:
+    """All lookups of one node."""
+
+    lab: Lab
+    folder: Path
+    lookups: int
+    """In this round."""
+    rate: float
+    label: str
+    """Of the node and the round: each has names of its own, because addresses and ids are the same."""
+    asked: Counter[str] = field(default_factory=Counter)
+    answered: Counter[str] = field(default_factory=Counter)
+
+    def run(self) -> None:
+        """Start all kinds at once, and wait for their end."""
+        with ExitStack() as stack:
+            running = [(kind, *stack.enter_context(self._started(number, kind))) for number, kind in enumerate(KINDS)]
+            deadline = time.monotonic() + self.lookups / self.rate + RESERVE_SECONDS
+            for kind, process, said in running:
+                process.wait(max(0.1, deadline - time.monotonic()))
+                self.answered[kind.name] += self._answered(kind, process, said)
+
+    @contextmanager
+    def _started(self, number: int, kind: Kind) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+        count = max(2, round(self.lookups * kind.share / 2) * 2)
+        self.asked[kind.name] += count
+        said = self.folder / f"{self.lab.id}-{self.label}-{number}.said"
+        with said.open("w") as out:
+            process = self._client(number).popen(self._argv(number, kind, count), stdout=out, stderr=out)
+            yield process, said
+
+    def _client(self, number: int) -> Pod:
+        return self.lab.clients[number % len(self.lab.clients)]
+
+    def _argv(self, number: int, kind: Kind, count: int) -> list[str]:
+        rate = self.rate * kind.share
+        if kind.mode == "pair":
+            name = f"k{number}-N.{self.label}.{kind.zone}."
+            program = [sys.executable, "-c", GETADDRINFO, name, str(count // 2), f"{rate / 2:.3f}"]
+            return self._client(number).resolver_argv(program, nameserver=kind.server)
+        names = self.folder / f"{self.lab.id}-{self.label}-{number}.names"
+        different = 2 * (count // (2 * REPEATS)) if kind.repeated else count
+        lines = (
+            f"k{number}-{one % different:06d}.{self.label}.{kind.zone} {'AAAA' if one & 1 else 'A'}\n"
+            for one in range(count)
+        )
+        names.write_text("".join(lines))
+        family = "inet6" if ":" in kind.server else "inet"
+        argv = ["dnsperf", "-f", family, "-m", kind.mode, "-s", kind.server, "-d", str(names), "-n", "1"]
+        return [*argv, "-c", "4", "-T", "1", "-t", "5", "-Q", f"{max(1, round(rate))}"]
+
+    def _answered(self, kind: Kind, process: subprocess.Popen[str], said: Path) -> int:
+        if kind.mode == "pair":
+            return self.asked[kind.name] if process.returncode == 0 else 0
+        found = re.search(r"Queries completed:\s+(\d+)", said.read_text())
+        if found is None:
+            raise LabError(f"dnsperf did not say what it did: {said.read_text().strip()[-200:]}")
+        return int(found[1])
+
+
+@contextmanager
+def node(translation: Translation) -> Iterator[Lab]:
+    """A node with three clients and two servers with caches, one of them CoreDNS where that is."""
+    with ExitStack() as stack:
+        lab = stack.enter_context(Lab(translation, clients=3, servers=2, cache=True))
+        if find_program("coredns"):
+            zones = {"upstream_zone": ANY_UPSTREAM_NAME, "cluster_zone": ANY_CLUSTER_NAME}
+            addresses = {"upstream": lab.upstream.address, "server": lab.servers[0].address}
+            stack.enter_context(coredns(lab.servers[1], COREFILE.format(**zones, **addresses)))
+        yield lab
+
+
+@contextmanager
+def sniffers(lab: Lab) -> Iterator[None]:
+    """Sniffers all along the path; one takes nothing of what it sees."""
+    with ExitStack() as stack:
+        for pod in (lab.clients[0], lab.node, lab.servers[0]):
+            stack.enter_context(sniffer(pod))
+        stack.enter_context(sniffer(lab.node, REFUSING))
+        yield
+
+
+# --- the report
+
+
+@dataclass
+class Report:
+    """What was asked, and what the agent said of it."""
+
+    asked: Counter[str]
+    answered: Counter[str]
+    tallies: dict[str, Tally]
+    examples: list[str]
+    seconds: float
+    last_words: str
+
+    @property
+    def records(self) -> tuple[int, int]:
+        """How many the agent had, and how many it lost, by its own count."""
+        found = re.search(r"from (\d+) records; (\d+) records lost\n?$", self.last_words)
+        if found is None:
+            raise LabError(f"the agent did not say its sums: {self.last_words.strip()[-200:]}")
+        return int(found[1]), int(found[2])
+
+    @property
+    def mistakes(self) -> list[str]:
+        """Everything that is not as it must be."""
+        records, lost = self.records
+        said = [f"{lost} records lost by the agent"] if lost > MISSED_SHARE * records else []
+        for name, tally in self.tallies.items():
+            if self.answered[name] != self.asked[name]:
+                said.append(f"{name}: {self.asked[name] - self.answered[name]} lookups were really lost")
+            if tally.sessions != self.asked[name] and name in self.asked:
+                said.append(f"{name}: {tally.sessions} sessions of {self.asked[name]} lookups")
+            said += [f"{name}: {count} {status}" for status, count in tally.statuses.items() if status != "Succeeded"]
+            said += [f"{name}: {count} accused of {code}" for code, count in tally.causes.items()]
+        return said
+
+    def __str__(self) -> str:
+        head = f"{'':18}{'lookups':>9}{'answered':>10}{'sessions':>10}{'upstream':>10}{'alone':>7}"
+        head += f"{'Succeeded':>11}{'Failed':>8}{'SampleLoss':>12}{'causes':>8}  findings"
+        lines = [head, *(self._row(name, tally) for name, tally in self.tallies.items())]
+        total = sum(self.asked.values())
+        lines += ["", f"{total} lookups in {self.seconds:.0f} s; {self.last_words.strip().splitlines()[-1]}"]
+        return "\n".join([*lines, *self.mistakes, *self.examples])
+
+    def _row(self, name: str, tally: Tally) -> str:
+        statuses = tally.statuses
+        row = f"{name:18}{self.asked[name]:9}{self.answered[name]:10}"
+        row += f"{tally.sessions:10}{tally.exchanges:10}{tally.alone:7}"
+        row += f"{statuses['Succeeded']:11}{statuses['Failed']:8}{statuses['SampleLoss']:12}{tally.causes.total():8}  "
+        return row + ", ".join(f"{count} {one}" for one, count in tally.findings.items())
+
+
+def run(lookups: int = LOOKUPS, rate: float = RATE) -> Report:
+    """Look so many names up, so many a second, and count what the agent says."""
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        folder = Path(directory)
+        stack.enter_context(alone())
+        labs = [stack.enter_context(node("iptables")), stack.enter_context(node("nftables"))]
+        for lab in labs:
+            stack.enter_context(sniffers(lab))
+        agent = Agent(folder, labs)
+        begun = time.monotonic()
+        asked: Counter[str] = Counter()
+        answered: Counter[str] = Counter()
+        try:
+            for number in range(-(-lookups // ROUND)):
+                count = min(ROUND, lookups - number * ROUND) // len(labs)
+                loads = [Load(lab, folder, count, rate / len(labs), f"{lab.translator}-{number}") for lab in labs]
+                with ThreadPoolExecutor(len(loads)) as pool:
+                    list(pool.map(Load.run, loads))
+                for load in loads:
+                    asked += load.asked
+                    answered += load.answered
+                agent.catch_up(asked.total())
+        finally:
+            last_words = agent.stop()
+        return Report(asked, answered, agent.tallies, agent.examples, time.monotonic() - begun, last_words)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="healthy lookups, none of which may be said to have failed")
+    parser.add_argument("--lookups", type=int, default=LOOKUPS)
+    parser.add_argument("--rate", type=float, default=RATE, help="lookups a second")
+    options = parser.parse_args()
+    report = run(options.lookups, options.rate)
+    print(report)
+    print(f"{os.uname().release}: {'good' if not report.mistakes else 'BAD'}")
+    return 1 if report.mistakes else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

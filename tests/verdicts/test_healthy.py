@@ -1,0 +1,16 @@
+"""Lookups that nobody disturbs: a session for each, and no accusation."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.verdicts.healthy import run
+
+pytestmark = pytest.mark.kernel
+
+LOOKUPS = 5_000
+
+
+def test_thousands_of_healthy_lookups_are_all_said_to_be_healthy():
+    report = run(LOOKUPS)
+    assert not report.mistakes, str(report)
