@@ -9,14 +9,18 @@ ARGS ?=
 # python3-bpfcc: BCC, compiles and loads bpf/ (PyPI's project of that name is something else); python3-venv: the venv
 RUN_PACKAGES := python3-bpfcc python3-venv
 # iproute2 iptables nftables conntrack: the lab's namespaces, translation and faults; bind9-dnsutils dnsmasq-base: real
-# clients and servers; dnsperf tcpdump: the bench's load and the peer it is compared with
-LAB_PACKAGES := iproute2 iptables nftables conntrack bind9-dnsutils dnsmasq-base dnsperf tcpdump
+# clients and servers; dnsperf tcpdump: the bench's load and the peer it is compared with; ipvsadm: kube-proxy's mode IPVS
+# where the kernel has it
+LAB_PACKAGES := iproute2 iptables nftables conntrack bind9-dnsutils dnsmasq-base dnsperf tcpdump ipvsadm
 # golang-github-dnstap-golang-dnstap-cli: the command `dnstap`, reads what the servers of tests/oracle tell of themselves;
 # tshark: reads our recordings, and says what is DNS in them; musl-tools gcc: musl's resolver, one of those tested
 ORACLE_PACKAGES := golang-github-dnstap-golang-dnstap-cli tshark musl-tools gcc libc6-dev
+# qemu-system-x86: the machine; busybox-static kmod: vng makes its initial file system of them
+VM_PACKAGES := qemu-system-x86 busybox-static kmod
 PROGRAMS := .cache/bin
+VM := .cache/vm
 
-.PHONY: help setup setup-lab setup-dev oracles coredns run demo test check bench lock clean
+.PHONY: help setup setup-lab setup-dev oracles coredns run demo test vm test-vm check bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -62,6 +66,19 @@ demo: setup-lab ## a small node with real servers, real faults, and what dnstrai
 test: setup-dev oracles ## all tests, on this machine's real kernel
 	$(BIN)/python -m pytest $(ARGS)
 
+vm: $(VM)/.installed ## Debian's kernel and what boots it, in .cache; nothing of it is installed here
+	@bash deploy/apt-install $(VM_PACKAGES)
+
+$(VM)/.installed: requirements/vm.txt deploy/vm-kernel
+	@bash deploy/apt-install $(VM_PACKAGES)
+	bash deploy/vm-kernel $(VM)
+	/usr/bin/python3 -m venv $(VM)/venv
+	$(VM)/venv/bin/python -m pip install --quiet --require-hashes --requirement requirements/vm.txt
+	@touch $@
+
+test-vm: setup-dev oracles vm ## tests/kernel on Debian's kernel in an emulated machine; slow
+	bash deploy/test-vm $(ARGS)
+
 check: setup-dev ## lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,6 +91,7 @@ bench: setup-lab ## the budget's figures as ratios in one run
 lock: ## renew requirements/*.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --group build pyproject.toml -o requirements/run.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --group dev pyproject.toml -o requirements/dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --group vm -o requirements/vm.txt
 
 clean: ## remove what the targets made here
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

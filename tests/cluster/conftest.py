@@ -1,0 +1,55 @@
+"""A control plane for each test: one process pair for all of them, without the objects of the test before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from agent.lab.servers import PROGRAMS, find_program
+from tests.cluster import dns, servers
+from tests.cluster.control_plane import ControlPlane
+from tests.cluster.rest import Api
+
+OF_TESTS = (
+    ("v1", "Pod"),
+    ("v1", "Node"),
+    ("v1", "Service"),
+    ("discovery.k8s.io/v1", "EndpointSlice"),
+    ("apps/v1", "ReplicaSet"),
+    ("apps/v1", "StatefulSet"),
+    ("batch/v1", "Job"),
+)
+"""What is deleted after each test; accounts, their rights and namespaces remain."""
+
+
+def need(*programs: str) -> None:
+    """Fail where one of these is missing; but they have to be built, so skip where Go is missing too."""
+    missing = [program for program in programs if find_program(program) is None]
+    if missing and find_program("go") is None:
+        pytest.skip(f"neither {' and '.join(missing)} in {PROGRAMS} nor Go to build it is here")
+    if missing:
+        pytest.fail(f"{' and '.join(missing)} missing: `make cluster` provides it")
+
+
+@pytest.fixture(scope="session")
+def _running_control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    need(servers.PROGRAM, dns.PROGRAM)
+    with ControlPlane(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest.fixture
+def control_plane(_running_control_plane: ControlPlane) -> Iterator[ControlPlane]:
+    """A control plane that runs, whatever the test before did to it, without that test's pods, nodes and Services."""
+    yield _running_control_plane
+    _running_control_plane.start()
+    clear(_running_control_plane)
+
+
+def clear(api: Api) -> None:
+    """Delete what tests made, but not the Service `kubernetes` that every cluster has."""
+    for api_version, kind in OF_TESTS:
+        for one in api.list(api_version, kind)["items"]:
+            if one["metadata"]["name"] != "kubernetes":
+                api.delete({"apiVersion": api_version, "kind": kind, **one})
