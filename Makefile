@@ -17,10 +17,12 @@ LAB_PACKAGES := iproute2 iptables nftables conntrack bind9-dnsutils dnsmasq-base
 ORACLE_PACKAGES := golang-github-dnstap-golang-dnstap-cli tshark musl-tools gcc libc6-dev
 # qemu-system-x86: the machine; busybox-static kmod: vng makes its initial file system of them
 VM_PACKAGES := qemu-system-x86 busybox-static kmod
+# openssl: the credentials of the tests' control plane
+CLUSTER_PACKAGES := openssl
 PROGRAMS := .cache/bin
 VM := .cache/vm
 
-.PHONY: help setup setup-lab setup-dev oracles coredns run demo test vm test-vm check bench lock clean
+.PHONY: help setup setup-lab setup-dev oracles coredns cluster run demo test test-cluster verdicts healthy vm test-vm check bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -57,6 +59,18 @@ coredns: $(PROGRAMS)/coredns
 $(PROGRAMS)/coredns: $(wildcard tests/oracle/coredns/*)
 	cd tests/oracle/coredns && go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
 
+cluster: $(PROGRAMS)/control-plane $(PROGRAMS)/coredns-kubernetes ## a Kubernetes control plane for the tests, in .cache
+	@bash deploy/apt-install $(CLUSTER_PACKAGES)
+
+# Six minutes of CPU time with nothing compiled before; kept in .cache until its sources change.
+$(PROGRAMS)/control-plane: $(wildcard tests/cluster/apiserver/*)
+	cd tests/cluster/apiserver && version=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes) && \
+	go build -trimpath -buildvcs=false -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version" -o $(CURDIR)/$@ .
+
+# Two minutes of CPU time, likewise.
+$(PROGRAMS)/coredns-kubernetes: $(wildcard tests/cluster/coredns/*)
+	cd tests/cluster/coredns && go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
+
 run: setup ## watch this host's DNS: one JSON line a session
 	@exec $(BIN)/dnstrail run $(ARGS)
 
@@ -78,6 +92,15 @@ $(VM)/.installed: requirements/vm.txt deploy/vm-kernel
 
 test-vm: setup-dev oracles vm ## tests/kernel on Debian's kernel in an emulated machine; slow
 	bash deploy/test-vm $(ARGS)
+
+test-cluster: setup-dev cluster ## the tests with a real API server (needs Go)
+	$(BIN)/python -m pytest tests/cluster $(ARGS)
+
+verdicts: setup-dev oracles ## break a node in every way, often, and print what was said of each fault
+	$(BIN)/python -m tests.verdicts $(ARGS)
+
+healthy: setup-dev oracles ## 100 000 healthy lookups, none of which may get a cause
+	$(BIN)/python -m tests.verdicts.healthy $(ARGS)
 
 check: setup-dev ## lint, types, layers
 	$(BIN)/ruff check .
