@@ -10,13 +10,11 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.enrich.ipvs import IpvsTables
 from agent.enrich.processes import NetnsProcesses
-from agent.session.model import Endpoint
-from agent.session.sighting import TCP, UDP, V4_MAPPED
 from agent.session.surroundings import ConntrackCounters, Ipvs, NetnsCounters
 
 if TYPE_CHECKING:
@@ -37,14 +35,10 @@ MAX_IPVS_LINES = 65536
 MAX_IPVS_READ_NS = 50_000_000
 """Older kernels go through their connections from the first one for each 4 KiB read: a long table takes seconds."""
 CHUNK_BYTES = 1 << 16
-V6_OCTETS = 16
 
-PROTOCOLS = {b"TCP": TCP, b"UDP": UDP}
-PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 CONNTRACK_COLUMNS = ("entries", *ConntrackCounters._fields)
 _UDP4 = re.compile(rb"^Udp: (\D.*)\nUdp: (.*)$", re.MULTILINE)
 _UDP6 = re.compile(rb"^Udp6(\w+)\s+(\d+)$", re.MULTILINE)
-_REAL_SERVER = re.compile(rb"^  -> (\S+):([0-9A-F]{4}) +\S+ +(-?\d+) ", re.MULTILINE)
 
 
 class _NodeCounters(NamedTuple):
@@ -106,7 +100,7 @@ class LiveSurroundings:
     ) -> None:
         self.reads_cut = 0
         self._processes = processes or NetnsProcesses()
-        self._tables = _IpvsTables(ports)
+        self._tables = IpvsTables(ports)
         self._clock = clock
         self._home = self._processes.netns_of("self")
         self._watched: dict[int, _Watched] = {}
@@ -266,56 +260,6 @@ def parse_softnet_dropped(text: bytes) -> int | None:
     return sum(int(row.split(None, 2)[1], 16) for row in rows) if rows else None
 
 
-class _IpvsTables:
-    """Reads /proc/net/ip_vs and ip_vs_conn, as `ip_vs_info_seq_show` and `ip_vs_conn_seq_show` write them.
-
-    Only services on these ports: the tables hold all traffic of the node. Those by firewall mark have no address.
-    """
-
-    def __init__(self, ports: Iterable[int]) -> None:
-        port = b"(?:%s)" % b"|".join(b"%04X" % number for number in ports)
-        self._service = re.compile(rb"(TCP|UDP)  (\S+):(%s) " % port)
-        self._connection = re.compile(rb"^((?:TCP|UDP) \S+ \S+ \S+ %s) (\S+ \S+) .*\n" % port, re.MULTILINE)
-
-    def services(self, text: bytes, *, complete: bool) -> dict[tuple[int, Endpoint], frozenset[Endpoint]]:
-        """Real servers that get new connections; the last service of an incomplete text may lack some: left out."""
-        blocks = re.split(rb"\n(?=\S)", text)
-        found = {}
-        for block in blocks if complete else blocks[:-1]:
-            if service := self._service.match(block):
-                protocol, address, port = service.groups()
-                found[PROTOCOLS[protocol], _endpoint(address, port)] = frozenset(
-                    _endpoint(real, real_port)
-                    for real, real_port, weight in _REAL_SERVER.findall(block)
-                    if int(weight) > 0
-                )
-        return found
-
-    def connections(self, text: bytes) -> Mapping[tuple[int, Endpoint, Endpoint], Endpoint]:
-        """Real servers by protocol, client and virtual address; a line that is cut short does not count."""
-        return _Connections(dict(self._connection.findall(text)))
-
-
-class _Connections(Mapping[tuple[int, Endpoint, Endpoint], Endpoint]):
-    """Entries stay text until they are asked for: 25 ms for a long table, where reading them all takes 200."""
-
-    def __init__(self, real_servers: dict[bytes, bytes]) -> None:
-        self._real_servers = real_servers
-
-    def __getitem__(self, key: tuple[int, Endpoint, Endpoint]) -> Endpoint:
-        protocol, client, virtual = key
-        text = b"%s %s %s" % (PROTOCOL_NAMES[protocol], _endpoint_text(client), _endpoint_text(virtual))
-        return _endpoint(*self._real_servers[text].split())
-
-    def __iter__(self) -> Iterator[tuple[int, Endpoint, Endpoint]]:
-        for text in self._real_servers:
-            protocol, client, client_port, virtual, virtual_port = text.split()
-            yield PROTOCOLS[protocol], _endpoint(client, client_port), _endpoint(virtual, virtual_port)
-
-    def __len__(self) -> int:
-        return len(self._real_servers)
-
-
 def _columns(text: bytes, names: Iterable[str]) -> list[tuple[int, ...]]:
     """These columns of a table of hexadecimal numbers under a line of names; empty when it lacks one of them."""
     header, *rows = [line.split() for line in text.splitlines()] or [[]]
@@ -332,19 +276,6 @@ def _goes_on(earlier: NetnsCounters, later: NetnsCounters) -> bool:
     return all(old <= new for row in rows for old, new in zip(*row, strict=True)) and all(
         value <= later.udp.get(name, value) for name, value in earlier.udp.items()
     )
-
-
-def _endpoint(address: bytes, port: bytes) -> Endpoint:
-    """All digits of an address are written: 8 for IPv4, 32 for IPv6 between colons, and in ip_vs in brackets."""
-    octets = bytes.fromhex(address.strip(b"[]").replace(b":", b"").decode())
-    return Endpoint(octets if len(octets) == V6_OCTETS else V4_MAPPED + octets, int(port, 16))
-
-
-def _endpoint_text(endpoint: Endpoint) -> bytes:
-    """As ip_vs_conn has it."""
-    if endpoint.address.startswith(V4_MAPPED):
-        return b"%s %04X" % (endpoint.address[12:].hex().upper().encode(), endpoint.port)
-    return b"%s %04X" % (endpoint.address.hex(":", 2).encode(), endpoint.port)
 
 
 def _read(path: str) -> bytes:

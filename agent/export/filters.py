@@ -6,11 +6,16 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.outcome import Outcome, Status
+from agent.session.who import NOBODY
 from agent.wire.message import name_to_text
 from agent.wire.render import rcode_to_text, rdtype_to_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent.explain.verdict import Verdict
+    from agent.session.cluster import Pod
+    from agent.session.who import Who
 
 
 class Filter(NamedTuple):
@@ -22,9 +27,13 @@ class Filter(NamedTuple):
     statuses: tuple[str, ...] = ()
     rcodes: tuple[str, ...] = ()
     causes: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    """Kubernetes namespaces of the client."""
+    pods: tuple[str, ...] = ()
+    """Shell patterns of the client's pod."""
 
-    def wants(self, outcome: Outcome, verdict: Verdict) -> bool:
-        """Whether this session passes."""
+    def wants(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who] = lambda: NOBODY) -> bool:
+        """Whether this session passes; `who` is asked only if it is needed."""
         key = outcome.session.key
         if outcome.session.connecting and (self.names or self.types):
             return False
@@ -35,7 +44,14 @@ class Filter(NamedTuple):
             and _among(rcode, self.rcodes)
             and _among(verdict.cause.code if verdict.cause else "", self.causes)
             and _matches(key.name, self.names)
+            and (not (self.namespaces or self.pods) or self._wants_client(who().client))
         )
+
+    def _wants_client(self, client: Pod | None) -> bool:
+        if client is None:
+            return False
+        named = not self.pods or any(fnmatchcase(client.name, pattern) for pattern in self.pods)
+        return named and _among(client.namespace, self.namespaces)
 
 
 def _among(value: str, wanted: tuple[str, ...]) -> bool:

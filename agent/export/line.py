@@ -13,6 +13,9 @@ from agent.export.clock import SECOND_NS, rfc3339
 from agent.export.messages import family, messages, protocol
 from agent.session.outcome import CQ, SR
 from agent.session.sighting import Event, Flag, address_to_text, endpoint_to_text, name_text
+from agent.session.surroundings import NothingKnown
+from agent.session.translation import translate
+from agent.session.who import NOBODY
 from agent.wire.message import extended_rcode, name_to_text
 from agent.wire.render import rcode_to_text, rdclass_to_text, rdtype_to_text
 
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
     from agent.session.model import Key, Session, Transmission
     from agent.session.outcome import Outcome
     from agent.session.sighting import Detail, Sighting
+    from agent.session.who import Who
 
+NOTHING_KNOWN = NothingKnown()
 REPLY_CT_INFO = 3
 
 
@@ -62,7 +67,9 @@ class Server(msgspec.Struct, rename="pascal"):
     backend_netns: Annotated[int | None, doc("Inode of the server's network namespace; null beyond this node.")] = None
     namespace: Annotated[str | None, doc("Kubernetes namespace of the server's pod.")] = None
     pod: Annotated[str | None, doc("Pod name of the server.")] = None
-    translated_by: Annotated[str | None, doc("Mechanism of the translation.")] = None
+    translated_by: Annotated[
+        str | None, doc("conntrack, ipvs, program, socket, none (not at all); null when it is not known.")
+    ] = None
     process: Annotated[str | None, doc("Program that replied.")] = None
     pid: Annotated[int | None, doc("Its process id in the node's PID namespace.")] = None
 
@@ -171,7 +178,7 @@ class Context(NamedTuple):
     """Added to the sightings' stamps to get UTC."""
 
 
-def build(outcome: Outcome, verdict: Verdict, context: Context) -> Line:
+def build(outcome: Outcome, verdict: Verdict, context: Context, who: Who = NOBODY) -> Line:
     """The line of a closed session."""
     session = outcome.session
     key = session.key
@@ -191,8 +198,8 @@ def build(outcome: Outcome, verdict: Verdict, context: Context) -> Line:
         rcode=None if outcome.rcode is None else rcode_to_text(outcome.rcode),
         answer_source=outcome.answer_source,
         duration_seconds=_seconds(outcome.duration_ns),
-        client=_client(outcome),
-        server=_server(outcome),
+        client=_client(outcome, who),
+        server=_server(outcome, who),
         attempts=outcome.attempts,
         cause=CauseLine(*verdict.cause, verdict.cause.doc) if verdict.cause else None,
         connection=_connection(outcome),
@@ -217,10 +224,20 @@ def _seconds(ns: int | None) -> float | None:
     return None if ns is None else ns / SECOND_NS
 
 
-def _client(outcome: Outcome) -> Client:
-    endpoint = outcome.session.key.client
+def _client(outcome: Outcome, who: Who) -> Client:
+    endpoint, pod = outcome.session.key.client, who.client
     name, pid = _process(outcome.session.queries.transmissions)
-    return Client(address_to_text(endpoint.address), endpoint.port, outcome.client_netns, process=name, pid=pid)
+    return Client(
+        address_to_text(endpoint.address),
+        endpoint.port,
+        outcome.client_netns,
+        namespace=pod.namespace if pod else None,
+        pod=pod.name if pod else None,
+        workload=pod.workload if pod else None,
+        container=who.container,
+        process=name,
+        pid=pid,
+    )
 
 
 def _process(transmissions: list[Transmission]) -> tuple[str | None, int | None]:
@@ -229,17 +246,20 @@ def _process(transmissions: list[Transmission]) -> tuple[str | None, int | None]
     return (name_text(known.comm), known.tgid) if known else (None, None)
 
 
-def _server(outcome: Outcome) -> Server:
-    address, port = _addressed(outcome)
-    backend = _backend(outcome)
-    translated = backend is not None and backend != (address, port)
+def _server(outcome: Outcome, who: Who) -> Server:
+    found = who.translation or translate(outcome, NOTHING_KNOWN)
+    address, port = found.virtual if found else _addressed(outcome)
     name, pid = _process(outcome.session.replies.transmissions)
+    pod, service = who.server, who.service
     return Server(
         address_to_text(address),
         port,
-        backend=endpoint_to_text(*backend) if translated and backend else None,
+        service=f"{service.namespace}/{service.name}" if service else None,
+        backend=endpoint_to_text(*found.backend) if found and found.backend != found.virtual else None,
         backend_netns=outcome.server_netns,
-        translated_by="conntrack" if translated else None,
+        namespace=pod.namespace if pod else None,
+        pod=pod.name if pod else None,
+        translated_by=found.by if found else None,
         process=name,
         pid=pid,
     )
@@ -256,12 +276,6 @@ def _addressed(outcome: Outcome) -> tuple[bytes, int]:
         # A client in the node's own namespace is first seen behind the translation.
         return detail.ct_original_daddr, detail.ct_original_dport
     return detail.daddr, detail.dport
-
-
-def _backend(outcome: Outcome) -> tuple[bytes, int] | None:
-    hops = (hop for one in outcome.session.queries.transmissions for hop in reversed(one.hops))
-    tracked = (detail for hop in hops if _in_direction(hop, detail := hop.detail, response=False))
-    return next(((detail.ct_reply_saddr, detail.ct_reply_sport) for detail in tracked), None)
 
 
 def _in_direction(hop: Sighting, detail: Detail, *, response: bool) -> bool:

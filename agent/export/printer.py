@@ -10,12 +10,15 @@ import msgspec
 
 from agent.export import line, table
 from agent.export.filters import Filter, is_problem
+from agent.session.who import NOBODY
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import TextIO
 
     from agent.explain.verdict import Verdict
     from agent.session.outcome import Outcome
+    from agent.session.who import Who
 
 
 class LineOptions(NamedTuple):
@@ -67,9 +70,9 @@ class Printer:
         if options.output == "table":
             print(table.heading(), file=out, flush=True)
 
-    def show(self, outcome: Outcome, verdict: Verdict) -> None:
-        """Print the session, or count why not."""
-        if not self._options.filter.wants(outcome, verdict) or self._options.log == "none":
+    def show(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who] = lambda: NOBODY) -> None:
+        """Print the session, or count why not; `who` is asked only if it is needed."""
+        if self._options.log == "none" or not self._options.filter.wants(outcome, verdict, who):
             return
         problem = is_problem(outcome, verdict)
         if not problem and self._options.log == "problems":
@@ -77,7 +80,7 @@ class Printer:
         if not problem and not self._limit.passes(time.monotonic()):
             self.suppressed += 1
             return
-        built = line.build(outcome, verdict, self.context)
+        built = line.build(outcome, verdict, self.context, who())
         self._out.write(table.row(built) if self._options.output == "table" else self._encoder.encode(built).decode())
         self._out.write("\n")
         self.written += 1

@@ -152,7 +152,7 @@ def by_own_entry(case: _Case) -> Translation | None:
     if found is None:
         return None
     virtual, backend, hop = found
-    by = _by_status(hop.detail.ct_status)
+    by = mechanism(hop.detail.ct_status)
     if by is None:
         by = Mechanism.IPVS if case.balances(hop.netns, virtual) else Mechanism.CONNTRACK
     return Translation(virtual, backend, by)
@@ -163,13 +163,14 @@ def by_entry_looked_up(case: _Case) -> Translation | None:
     entry = case.entry
     if entry is None or entry.virtual == entry.backend:
         return None
-    return Translation(entry.virtual, entry.backend, _by_status(entry.status))
+    return Translation(entry.virtual, entry.backend, mechanism(entry.status))
 
 
-def _by_status(status: int) -> Mechanism | None:
-    """Only two change where an entry's replies come from: nf_nat, which marks it, and ip_vs, which does not.
+def mechanism(status: int) -> Mechanism | None:
+    """What made a translated entry so, by its `enum ip_conntrack_status`; None where that is not known (0).
 
-    The callers of nf_conntrack_alter_reply() are nf_nat_setup_info() and, in ip_vs_nfct.c, ip_vs_update_conntrack().
+    Only two change where an entry's replies come from: nf_nat, which marks it, and ip_vs, which does not. The callers
+    of nf_conntrack_alter_reply() are nf_nat_setup_info() and, in ip_vs_nfct.c, ip_vs_update_conntrack().
     """
     if not status:
         return None
@@ -177,12 +178,12 @@ def _by_status(status: int) -> Mechanism | None:
 
 
 def by_other_address(case: _Case) -> Translation | None:
-    """The destination changed between two hops, and no entry was on the packet."""
+    """The destination changed between two hops, and no entry on the packet says so."""
     found = next(_rewritten(case.outcome), None)
     if found is None:
         return None
     virtual, after = _destination(found[0]), found[1]
-    by = Mechanism.PROGRAM if _is_untracked(after) else None
+    by = Mechanism.PROGRAM if _is_not_tables(after) else None
     return Translation(virtual, _destination(after), Mechanism.IPVS if case.balances(after.netns, virtual) else by)
 
 
@@ -193,12 +194,17 @@ def _rewritten(outcome: Outcome) -> Iterator[tuple[Sighting, Sighting]]:
                 yield before, after
 
 
-def _is_untracked(hop: Sighting) -> bool:
-    """Whether the program looked for an entry where the packet left the namespace, and there was none.
+def _is_not_tables(hop: Sighting) -> bool:
+    """Whether the connection table had no part in it, by a hop that leaves the namespace: elsewhere entries are gone.
 
-    It reads the counters there only then. At arrivals elsewhere the entry is gone, whoever translated.
+    Either the packet came to the table with its new address, or it has no entry: counters are read only then.
     """
-    return hop.event == TX and hop.flags & (CONNTRACK | COUNTERS) == COUNTERS
+    if hop.event != TX:
+        return False
+    detail = hop.detail
+    if hop.flags & CONNTRACK:
+        return (detail.ct_original_daddr, detail.ct_original_dport) == (detail.daddr, detail.dport)
+    return bool(hop.flags & COUNTERS)
 
 
 def in_socket(case: _Case) -> Translation | None:
@@ -207,10 +213,13 @@ def in_socket(case: _Case) -> Translation | None:
     if left is None or case.cluster is None or case.client is None:
         return None
     asked = _destination(left)
+    resolvers = list(_resolvers(case.client, case.cluster))
     translated = {virtual for _, virtual in case.outcome.knowledge.backends}
-    for virtual in _resolvers(case.client, case.cluster):
-        # Where the node translates it, who addresses a server directly does so on purpose.
-        if virtual == asked or virtual in translated or _is_v4(virtual) != _is_v4(asked):
+    if not translated.isdisjoint(resolvers):
+        # Where the node translates them, who addresses a server directly does so on purpose.
+        return None
+    for virtual in resolvers:
+        if virtual == asked or _is_v4(virtual) != _is_v4(asked):
             continue
         servers = case.cluster.backends(virtual, case.outcome.session.key.protocol)
         if servers is not None and asked in servers.ready | servers.not_ready:

@@ -1,0 +1,58 @@
+"""How to get at the API server: from inside the cluster, by a kubeconfig, or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.enrich.kube.errors import NotConfiguredError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+HOST_VARIABLE = "KUBERNETES_SERVICE_HOST"
+AUTO, OFF, IN_CLUSTER = "auto", "off", "in-cluster"
+
+
+class InCluster(NamedTuple):
+    """As the pod's ServiceAccount, whose token is renewed by the kubelet."""
+
+    directory: Path = SERVICE_ACCOUNT
+    """Holds `token` and `ca.crt`."""
+    environment: Mapping[str, str] = os.environ
+    """KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT say where the API server is."""
+
+
+class Kubeconfig(NamedTuple):
+    """As a user of a kubeconfig file."""
+
+    path: Path
+    context: str | None = None
+    """None for the file's current one."""
+
+
+Access = InCluster | Kubeconfig
+
+
+def access_by(asked: str, environment: Mapping[str, str] = os.environ) -> Access | None:
+    """What the user asked for: `auto`, `off`, `in-cluster`, or the path of a kubeconfig; None for no Kubernetes.
+
+    `auto` is the cluster if this is one of its pods, and else nothing: a kubeconfig that happens to lie about may be
+    that of any cluster.
+
+    Raises:
+        NotConfiguredError: when it cannot be had.
+    """
+    if asked == OFF:
+        return None
+    if asked in (AUTO, IN_CLUSTER):
+        inside = HOST_VARIABLE in environment
+        if not inside and asked == IN_CLUSTER:
+            raise NotConfiguredError(f"this is no pod of a cluster: {HOST_VARIABLE} is not set")
+        return InCluster(environment=environment) if inside else None
+    path = Path(asked).expanduser()
+    if not path.is_file():
+        raise NotConfiguredError(f"there is no kubeconfig {path}")
+    return Kubeconfig(path)

@@ -1,0 +1,53 @@
+"""How the watches fare: plain numbers, for readiness and metrics."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+GAP_SECONDS = 15.0
+"""So long a watch may be between two connections, and what it told still counts as current."""
+
+
+@dataclass(slots=True)
+class WatchHealth:
+    """Of one watch. Its thread writes, except `synced`, `objects` and `left_out`; everybody may read."""
+
+    name: str
+    """Stable, for a label: `pods-here`, `services`, …"""
+    required: bool
+    """Whether the agent is not ready without it."""
+    wanted: bool = False
+    """Whether it is needed at all at present."""
+    synced: bool = False
+    """Whether all that there was has been taken in, once at least."""
+    connected: bool = False
+    """Whether a watch is open, and has not been silent for too long."""
+    last_contact_seconds: float = 0.0
+    """Unix time of the last octets from the API server; 0 before the first."""
+    lists: int = 0
+    """How often everything was asked for: again when the API server forgot too much (410), or others are wanted."""
+    watches: int = 0
+    """How often a watch was opened; every few minutes one ends as agreed."""
+    events: Counter[str] = field(default_factory=Counter)
+    """By their type: ADDED, MODIFIED, DELETED, BOOKMARK."""
+    errors: Counter[str] = field(default_factory=Counter)
+    """By one word: Unreachable, Silent, Forbidden, Expired, Unauthorized …"""
+    last_error: str | None = None
+    """The newest one in words; None after it was overcome."""
+    undecodable: int = 0
+    """Objects that could not be read, and were left out."""
+    objects: int = 0
+    """Known at present."""
+    left_out: int = 0
+    """Not kept because there are too many."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the API server was heard of just now, so that what it did not tell is not there."""
+        return self.synced and (self.connected or time.time() - self.last_contact_seconds < GAP_SECONDS)
+
+    def heard(self) -> None:
+        """Something came."""
+        self.last_contact_seconds = time.time()

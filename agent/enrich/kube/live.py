@@ -1,0 +1,270 @@
+"""`agent.session.cluster.Cluster` of a live node."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
+
+from agent.enrich.kube import resources
+from agent.enrich.kube.addresses import AddressBook
+from agent.enrich.kube.endpoints import Endpoints, Slices
+from agent.enrich.kube.jobs import CronJobs
+from agent.enrich.kube.mirror import UNRESTRICTED, Facts, Mirror
+from agent.enrich.kube.transport import Transport
+from agent.enrich.kube.watch import Timing, Watch
+from agent.session.cluster import Backends, NodeLocal, Pod
+from agent.session.model import SECOND_NS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from agent.enrich.kube.access import Access
+    from agent.enrich.kube.endpoints import Holder, ServiceName
+    from agent.enrich.kube.facts import PodFacts, ServiceFacts
+    from agent.enrich.kube.health import WatchHealth
+    from agent.enrich.kube.resources import Resource
+    from agent.session.cluster import Member, Service, StatefulSet
+    from agent.session.model import Endpoint
+
+OBJECTS_A_TURN = 500
+"""What one turn takes in at most: some milliseconds, while the ring fills."""
+REMEMBERED_NS = 600 * SECOND_NS
+"""So long deleted pods and former endpoints are known: longer than any lookup is open."""
+MAX_DEPARTED = 4096
+ELSEWHERE_SECONDS = 1800.0
+"""So long after the last client from elsewhere, pods of other nodes are watched."""
+STOP_SECONDS = 1.0
+JOB = "Job/"
+
+
+class _Feed(NamedTuple, Generic[Facts]):
+    """A watch, and what is known by it."""
+
+    watch: Watch[Facts]
+    mirror: Mirror[Facts]
+
+    def take_in(self, budget: int) -> int:
+        """Take in what was handed over, until the budget is used up; what is left of it."""
+        while budget > 0 and (step := self.watch.take()) is not None:
+            self.mirror.apply(step)
+            budget -= 1 + len(step.put) + len(step.gone)
+        health = self.watch.health
+        health.synced, health.objects, health.left_out = self.mirror.synced, len(self.mirror), self.mirror.left_out
+        return budget
+
+
+class LiveCluster:
+    """What the API server told of the cluster so far. All methods are for one thread, and none of them ever waits.
+
+    `poll` takes in what the watches handed over; it is for the agent's loop to call at every turn.
+    """
+
+    def __init__(self, access: Access, node: str, ports: Iterable[int] = (53,), timing: Timing | None = None) -> None:
+        """Describe it; `start` begins.
+
+        Args:
+            access: How to get at the API server.
+            node: The name that this node has in the cluster.
+            ports: Where DNS is served.
+            timing: How long things may take.
+        """
+        timing = timing or Timing()
+        self._transport = Transport(access)
+        self._timing = timing
+        self._ports = frozenset(ports)
+        self._book = AddressBook()
+        self._departed: dict[str, tuple[int, Pod]] = {}
+        self._node_locals: dict[str, PodFacts] = {}
+        self._virtual: dict[bytes, ServiceFacts] = {}
+        self._servers: dict[ServiceName, ServiceFacts] = {}
+        self._endpoints = Endpoints()
+        self._headless = Slices()
+        self._jobs = CronJobs(self._transport, timing)
+        self._here = self._feed(resources.pods_here(node), self._pod_here_changed)
+        self._services = self._feed(resources.services(), self._service_changed)
+        self._server_slices = self._feed(resources.slices_of_servers(), self._endpoints.update)
+        self._headless_slices = self._feed(resources.slices_of_headless(), self._headless.update)
+        self._stateful_sets = self._feed(resources.stateful_sets(), _nobody_asks)
+        self._elsewhere = self._feed(resources.pods_elsewhere(node), self._book.update)
+        # In the order of their importance to the next line that is printed.
+        self._feeds: tuple[_Feed[Any], ...] = (
+            self._here,
+            self._services,
+            self._server_slices,
+            self._headless_slices,
+            self._stateful_sets,
+            self._elsewhere,
+        )
+        self._elsewhere_until = 0.0
+
+    @property
+    def health(self) -> tuple[WatchHealth, ...]:
+        """How each watch fares, for readiness and metrics."""
+        return (*(feed.watch.health for feed in self._feeds), self._jobs.health)
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether everything that the agent needs was taken in, once at least."""
+        return self._services.mirror.synced and all(one.synced for one in self.health if one.required and one.wanted)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the API server was heard of just now; if not, what is known may be old."""
+        return all(one.is_current for one in self.health if one.required and one.wanted)
+
+    @property
+    def renewals(self) -> int:
+        """How often the API server refused the credentials, and they were read anew."""
+        return self._transport.renewals
+
+    def start(self) -> None:
+        """Begin to watch. Threads are started: nothing may fork after this."""
+        for feed in self._feeds:
+            feed.watch.start()
+        for feed in (self._here, self._services, self._headless_slices, self._stateful_sets):
+            feed.watch.select(UNRESTRICTED)
+        self._jobs.start()
+
+    def stop(self) -> None:
+        """End all threads; those that wait for the API server are left behind."""
+        end = time.monotonic() + STOP_SECONDS
+        for feed in self._feeds:
+            feed.watch.stop(0)
+        for feed in self._feeds:
+            feed.watch.stop(max(0.0, end - time.monotonic()))
+        self._jobs.stop(max(0.0, end - time.monotonic()))
+
+    def poll(self) -> None:
+        """Take in what was handed over."""
+        budget = OBJECTS_A_TURN
+        for feed in self._feeds:
+            budget = feed.take_in(budget)
+        self._jobs.take_in()
+        if self._services.mirror.synced:
+            names = frozenset(name for _, name in self._servers)
+            self._server_slices.watch.select(names or None)
+        if self._elsewhere.watch.health.wanted and time.monotonic() > self._elsewhere_until:
+            self._elsewhere.watch.select(None)
+        self._forget(time.time_ns() - REMEMBERED_NS)
+
+    def expect_clients_from_elsewhere(self) -> None:
+        """A server on this node is asked by others: their pods are worth knowing, for some time from now."""
+        self._elsewhere_until = time.monotonic() + ELSEWHERE_SECONDS
+        self._elsewhere.watch.select(UNRESTRICTED)
+
+    def pod_at(self, address: bytes, ts_ns: int) -> Pod | None:
+        """The pod that had this 16-octet address at that time; None for the addresses of nodes."""
+        facts = self._book.at(address, ts_ns)
+        return self._with_cron_job(facts.pod) if facts else None
+
+    def pod_by_uid(self, uid: str) -> Pod | None:
+        """The pod with this UID, completed and deleted ones too for a while."""
+        facts = self._here.mirror.get(uid) or self._elsewhere.mirror.get(uid)
+        _, departed = self._departed.get(uid, (0, None))
+        pod = facts.pod if facts else departed
+        return self._with_cron_job(pod) if pod else None
+
+    def pod_behind(self, backend: Endpoint, ts_ns: int) -> Pod | None:
+        """The pod that served on this address and port at that time."""
+        pod = self.pod_at(backend.address, ts_ns)
+        holder = None if pod else self._endpoints.holder(backend, ts_ns)
+        return self.pod_by_uid(holder.facts.pod_uid) or _named_only(holder) if holder else pod
+
+    def service_at(self, address: bytes) -> Service | None:
+        """The Service with this address."""
+        facts = self._virtual.get(address)
+        return facts.service if facts else None
+
+    def service_of(self, namespace: str, name: str) -> Service | None:
+        """The Service with this name."""
+        facts = self._services.mirror.get((namespace, name))
+        return facts.service if facts else None
+
+    def backends(self, virtual: Endpoint, protocol: int) -> Backends | None:
+        """Endpoints behind a virtual address and port of a DNS Service."""
+        facts = self._virtual.get(virtual.address)
+        covered = self._server_slices.mirror.selection
+        if facts is None or covered is None or facts.key[1] not in covered:
+            return None
+        named = (name for number, port, name in facts.ports if (number, port) == (protocol, virtual.port))
+        port = next(((protocol, name) for name in named), None)
+        if port is None:
+            return None
+        served = self._endpoints.served(facts.key, port)
+        gone = self._endpoints.gone(facts.key, port)
+        return Backends(served.ready, served.not_ready, gone, self._server_slices.watch.health.is_current)
+
+    def members(self, namespace: str, name: str) -> tuple[Member, ...] | None:
+        """The addresses of a headless Service."""
+        service = self.service_of(namespace, name)
+        if service is None or not service.headless or not self._headless_slices.mirror.synced:
+            return None
+        return self._headless.members((namespace, name))
+
+    def stateful_set(self, namespace: str, name: str) -> StatefulSet | None:
+        """The StatefulSet with this name."""
+        facts = self._stateful_sets.mirror.get((namespace, name))
+        return facts.stateful_set if facts else None
+
+    def node_local(self) -> NodeLocal | None:
+        """NodeLocal DNSCache, if it runs on this node: the newest, while one replaces the other."""
+        newest = max(self._node_locals.values(), key=lambda facts: facts.start_ns, default=None)
+        return NodeLocal(newest.pod, newest.node_local or ()) if newest else None
+
+    def _feed(
+        self, resource: Resource[Facts], changed: Callable[[Facts | None, Facts | None, int], None]
+    ) -> _Feed[Facts]:
+        return _Feed(Watch(resource, self._transport, self._timing), Mirror(changed, resource.limit))
+
+    def _pod_here_changed(self, old: PodFacts | None, new: PodFacts | None, ts_ns: int) -> None:
+        self._book.update(old, new, ts_ns)
+        if new is None and old is not None:
+            self._departed[old.key] = ts_ns, old.pod
+            self._node_locals.pop(old.key, None)
+        elif new is not None:
+            self._with_cron_job(new.pod)
+            self._note_node_local(new)
+
+    def _note_node_local(self, facts: PodFacts) -> None:
+        if facts.node_local is not None and facts.finished_ns is None:
+            self._node_locals[facts.key] = facts
+        else:
+            self._node_locals.pop(facts.key, None)
+
+    def _service_changed(self, old: ServiceFacts | None, new: ServiceFacts | None, _ts_ns: int) -> None:
+        if old is not None:
+            self._servers.pop(old.key, None)
+            for address in old.virtual:
+                if self._virtual.get(address) is old:
+                    del self._virtual[address]
+        if new is not None:
+            self._virtual.update(dict.fromkeys(new.virtual, new))
+            if any(port in self._ports for _, port, _ in new.ports):
+                self._servers[new.key] = new
+
+    def _with_cron_job(self, pod: Pod) -> Pod:
+        """The pod of a Job says nothing of its CronJob."""
+        workload = pod.workload or ""
+        if not workload.startswith(JOB):
+            return pod
+        owner = self._jobs.owner(pod.namespace, workload.removeprefix(JOB))
+        return pod._replace(workload=owner) if owner else pod
+
+    def _forget(self, before_ns: int) -> None:
+        self._book.forget(before_ns)
+        self._endpoints.forget(before_ns)
+        while self._departed:
+            uid, (ts_ns, _) = next(iter(self._departed.items()))
+            if ts_ns >= before_ns and len(self._departed) <= MAX_DEPARTED:
+                return
+            del self._departed[uid]
+
+
+def _nobody_asks(_old: object, _new: object, _ts_ns: int) -> None:
+    """Nothing is looked up but by name."""
+
+
+def _named_only(holder: Holder) -> Pod:
+    """All that an EndpointSlice says of a pod."""
+    facts = holder.facts
+    return Pod(facts.pod_uid, holder.namespace, facts.pod or "", None, facts.node, False, "", ())

@@ -1,0 +1,123 @@
+"""Names for a session's ends: from the namespace and the process where it is on this node, else from the address."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.session.outcome import CQ
+from agent.session.sighting import PROCESS
+from agent.session.translation import translate
+from agent.session.who import Who
+
+if TYPE_CHECKING:
+    from agent.enrich.conntrack import ConntrackLookup
+    from agent.enrich.containers import Containers
+    from agent.session.cluster import Cluster, Container, Pod
+    from agent.session.model import Transmission
+    from agent.session.outcome import Outcome
+    from agent.session.sighting import Sighting
+    from agent.session.surroundings import Surroundings
+    from agent.session.translation import Entry
+
+SHORT_ID = 12
+"""Octets of a container id that tools for people show."""
+
+
+class _End(NamedTuple):
+    """One end of a session as far as this node shows it."""
+
+    pod: Pod | None
+    container: Container | None
+
+
+class WhoIsWho:
+    """Asked once for every session that is printed or blamed on somebody.
+
+    Args:
+        containers: who lives in a namespace.
+        cluster: names.
+        around: asked for ip_vs.
+        table: the connection table, for what no packet showed; None where it may not be read.
+    """
+
+    def __init__(
+        self, containers: Containers, cluster: Cluster, around: Surroundings, table: ConntrackLookup | None = None
+    ) -> None:
+        self._containers = containers
+        self._cluster = cluster
+        self._around = around
+        self._table = table
+        self.wall_offset_ns = 0
+        """Added to the sightings' stamps to get the cluster's time."""
+
+    def identify(self, outcome: Outcome) -> Who:
+        """Both ends of a closed session, the Service, and what translated it."""
+        client, server = self._client(outcome), self._server(outcome)
+        found = translate(outcome, self._around, self._cluster, client=client.pod, entry=self._entry(outcome))
+        server_pod = server.pod
+        if server_pod is None and found is not None:
+            server_pod = self._cluster.pod_behind(found.backend, self._wall(outcome.session.first_ns))
+        asked = found.virtual.address if found is not None else _asked(outcome)
+        return Who(
+            client=client.pod,
+            container=_container_name(client),
+            server=server_pod,
+            service=self._cluster.service_at(asked),
+            translation=found,
+            expected=client.pod is None and client.container is not None and client.container.pod_uid is not None,
+        )
+
+    def _client(self, outcome: Outcome) -> _End:
+        key = outcome.session.key
+        if outcome.client_netns is None:
+            return _End(self._cluster.pod_at(key.client.address, self._wall(outcome.session.first_ns)), None)
+        return self._here(outcome.client_netns, _origin(outcome.session.queries.transmissions), outcome)
+
+    def _server(self, outcome: Outcome) -> _End:
+        if outcome.server_netns is None:
+            return _End(None, None)
+        return self._here(outcome.server_netns, _origin(outcome.session.replies.transmissions), outcome)
+
+    def _here(self, netns: int, origin: Sighting | None, outcome: Outcome) -> _End:
+        """Who lives in a namespace of this node, by the process that sent something there if one did."""
+        pid = origin.detail.tgid if origin is not None and origin.flags & PROCESS else None
+        ts_ns = outcome.session.first_ns if origin is None else origin.ts_ns
+        container = self._containers.of_sender(netns, pid, ts_ns)
+        if container is not None and container.pod_uid is not None:
+            return _End(self._cluster.pod_by_uid(container.pod_uid), container)
+        address = origin.detail.saddr if origin is not None else None
+        pod = None if address is None else self._cluster.pod_at(address, self._wall(ts_ns))
+        return _End(pod, container)
+
+    def _entry(self, outcome: Outcome) -> Entry | None:
+        """What the connection table says of a query that got nowhere, if no packet showed it."""
+        if self._table is None or outcome.delivered or outcome.bits & CQ or not outcome.session.queries.transmissions:
+            return None
+        first = outcome.session.queries.transmissions[0].hops[0].detail
+        if first.ct_original_dport:
+            return None
+        key = outcome.session.key
+        return self._table.find(key.protocol, key.client, type(key.client)(first.daddr, first.dport))
+
+    def _wall(self, ts_ns: int) -> int:
+        return ts_ns + self.wall_offset_ns
+
+
+def _origin(transmissions: list[Transmission]) -> Sighting | None:
+    return next((one.origin for one in transmissions if one.origin is not None), None)
+
+
+def _asked(outcome: Outcome) -> bytes:
+    """The server's address as the client spelled it."""
+    queries = outcome.session.queries.transmissions
+    if queries:
+        detail = queries[0].hops[0].detail
+        return detail.ct_original_daddr if detail.ct_original_dport else detail.daddr
+    return outcome.session.replies.transmissions[0].hops[-1].detail.saddr
+
+
+def _container_name(end: _End) -> str | None:
+    if end.container is None or end.container.container_id is None:
+        return None
+    name = end.pod.container_name(end.container.container_id) if end.pod is not None else None
+    return name or end.container.container_id[:SHORT_ID]
