@@ -2,22 +2,51 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.outcome import FR, NXDOMAIN
+from agent.explain.names import addresses, contradiction, service_name, why_not_found
+from agent.session.model import Endpoint
+from agent.session.outcome import FR, NOERROR, NXDOMAIN
+from agent.session.sighting import address_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.session.cluster import Cluster
     from agent.session.outcome import Outcome
+    from agent.session.who import Who
 
 SLOW_NS = 1_000_000_000
 """Half of what musl, and a fifth of what glibc, waits before it asks again."""
+ENOUGH_ANSWERS = 200
+"""In one window: fewer are uneven by chance."""
+UNEVEN = 1.5
+"""How much more than its fair share one server has."""
 
 
-def findings(outcome: Outcome) -> list[str]:
-    """The names of all remarks that hold."""
-    return [name for name, holds in FINDINGS.items() if holds(outcome)]
+class View(NamedTuple):
+    """What a remark is made from."""
+
+    outcome: Outcome
+    cluster: Cluster
+    who: Callable[[], Who]
+    """Asked only where it matters: it takes time to find out."""
+
+
+class Finding(NamedTuple):
+    """One remark."""
+
+    name: str
+    words: str = ""
+    """A sentence, where there is more to say than the name does."""
+
+
+def findings(view: View) -> list[Finding]:
+    """All that hold."""
+    plain = [Finding(name) for name, holds in PLAIN.items() if holds(view.outcome)]
+    if view.outcome.session.connecting:
+        return plain
+    return plain + [found for look in LOOKS if (found := look(view)) is not None]
 
 
 def _upstream_retried(outcome: Outcome) -> bool:
@@ -56,16 +85,12 @@ def _waited_ns(outcome: Outcome) -> int:
     if not asked or outcome.reply is None:
         return 0
     begun_ns = min(one.first_ns for one in asked)
-    if not all(one.replies.transmissions for one in asked[-1:]):
+    if not asked[-1].replies.transmissions:
         return outcome.reply.hops[0].ts_ns - begun_ns
     return max(one.replies.transmissions[0].hops[-1].ts_ns for one in asked if one.replies.transmissions) - begun_ns
 
 
-def _not_found(outcome: Outcome) -> bool:
-    return outcome.rcode == NXDOMAIN and outcome.delivered
-
-
-FINDINGS: dict[str, Callable[[Outcome], bool]] = {
+PLAIN: dict[str, Callable[[Outcome], bool]] = {
     "Retransmitted": lambda outcome: outcome.repeats > 1,
     "ParallelNameservers": lambda outcome: len(outcome.session.sent) > 1 and len(outcome.session.asked) > 1,
     "SlowServer": _slow_server,
@@ -73,7 +98,103 @@ FINDINGS: dict[str, Callable[[Outcome], bool]] = {
     "UpstreamRetried": _upstream_retried,
     "AmbiguousUpstream": lambda outcome: outcome.session.ambiguous,
     "Truncated": lambda outcome: outcome.reply is not None and outcome.reply.wire.summary.tc,
-    "SearchPathNXDOMAIN": lambda outcome: _not_found(outcome) and outcome.session.searched,
-    "NameNotFound": lambda outcome: _not_found(outcome) and not outcome.session.searched,
     "TransactionIdCollision": lambda outcome: outcome.session.collides,
 }
+
+
+def _name_not_found(view: View) -> Finding | None:
+    """Somebody's search path, a Service that is not as its client thinks, or just no such name."""
+    outcome = view.outcome
+    if outcome.rcode != NXDOMAIN or not outcome.delivered:
+        return None
+    if outcome.session.searched:
+        return Finding("SearchPathNXDOMAIN")
+    asked = service_name(outcome.session.key.name)
+    known = why_not_found(asked, view.cluster) if asked is not None else None
+    return Finding(*known) if known is not None else Finding("NameNotFound")
+
+
+def _wrong_answer(view: View) -> Finding | None:
+    """The answer for a Service's name against the Service's own address: autopath, or a server that lags behind."""
+    outcome = view.outcome
+    if outcome.rcode != NOERROR or outcome.reply is None:
+        return None
+    asked = service_name(outcome.session.key.name)
+    service = view.cluster.service_of(asked.namespace, asked.service) if asked is not None else None
+    if asked is None or service is None:
+        return None
+    wire = outcome.reply.wire
+    words = contradiction(asked, outcome.session.key.rdtype, addresses(wire.payload, wire.summary), service)
+    return Finding("WrongAnswer", words) if words else None
+
+
+def _headless_too_large(view: View) -> Finding | None:
+    outcome = view.outcome
+    if outcome.reply is None or not outcome.reply.wire.summary.tc:
+        return None
+    asked = service_name(outcome.session.key.name)
+    service = view.cluster.service_of(asked.namespace, asked.service) if asked is not None else None
+    if asked is None or service is None or not service.headless:
+        return None
+    members = view.cluster.members(asked.namespace, asked.service) or ()
+    return Finding("HeadlessTooLarge", f"Service {asked.text} is headless and has {len(members)} endpoints")
+
+
+def _node_local_bypassed(view: View) -> Finding | None:
+    """NodeLocal DNSCache runs here, and a pod of this node asks the cluster's servers past it."""
+    cache = view.cluster.node_local()
+    outcome = view.outcome
+    if cache is None or outcome.client_netns is None or not outcome.session.queries.transmissions:
+        return None
+    who = view.who()
+    if who.client is None or who.client.uid == cache.pod.uid or who.service is None:
+        return None
+    if _addressed(outcome).address in cache.addresses:
+        return None
+    return Finding(
+        "NodeLocalBypassed",
+        f"NodeLocal DNSCache on this node listens on {', '.join(map(address_to_text, cache.addresses))}",
+    )
+
+
+def _server_imbalance(view: View) -> Finding | None:
+    """One server behind the asked address answers much more than its share of what this node sees."""
+    backend = view.outcome.backend
+    if backend is None or backend.answers * 2 < ENOUGH_ANSWERS:
+        return None
+    answers, servers = backend.all_answers, len(backend.siblings)
+    listed = view.cluster.backends(_addressed(view.outcome), view.outcome.session.key.protocol)
+    servers = len(listed.ready) if listed is not None and listed.ready else servers
+    if answers < ENOUGH_ANSWERS or servers < 2 or backend.answers * servers < UNEVEN * answers:  # noqa: PLR2004
+        return None
+    return Finding(
+        "ServerImbalance", f"it gave {backend.answers} of the last {answers} answers, one of {servers} servers"
+    )
+
+
+def _addressed(outcome: Outcome) -> Endpoint:
+    """The server as the client spelled it."""
+    detail = outcome.session.queries.transmissions[0].hops[0].detail
+    if detail.ct_original_dport:
+        return Endpoint(detail.ct_original_daddr, detail.ct_original_dport)
+    return Endpoint(detail.daddr, detail.dport)
+
+
+LOOKS: tuple[Callable[[View], Finding | None], ...] = (
+    _name_not_found,
+    _wrong_answer,
+    _headless_too_large,
+    _node_local_bypassed,
+    _server_imbalance,
+)
+NAMES = (
+    *PLAIN,
+    "SearchPathNXDOMAIN",
+    "NameNotFound",
+    "StatefulSetName",
+    "HeadlessTooLarge",
+    "NodeLocalBypassed",
+    "WrongAnswer",
+    "ServerImbalance",
+)
+"""Every finding there is."""

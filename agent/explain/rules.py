@@ -23,22 +23,26 @@ from agent.explain.evidence import (
     rise_words,
     where,
 )
-from agent.explain.findings import findings
+from agent.explain.findings import View, findings
 from agent.explain.signatures import PROGRAMS, QUEUE_LOCATIONS, WORDS, XDP_LOCATIONS, confidence_in, link_is_down
 from agent.explain.verdict import Cause, Verdict, say
+from agent.session.cluster import NobodyKnown
 from agent.session.model import SECOND_NS, Endpoint
 from agent.session.outcome import CQ, CR, FQ, FR, Outcome, Status, translation
 from agent.session.sighting import RX, address_to_text, endpoint_to_text
 from agent.session.surroundings import NothingKnown
+from agent.session.who import NOBODY
 from agent.wire.render import rcode_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from agent.session.cluster import Cluster
     from agent.session.model import Leg, Transmission
     from agent.session.outcome import Death
     from agent.session.sighting import Detail, Sighting
     from agent.session.surroundings import Ipvs, Surroundings
+    from agent.session.who import Who
 
 HEADER_RCODE = 0xF
 """The lower bits of an extended rcode, which are in the header (RFC 6891 6.1.3)."""
@@ -48,6 +52,9 @@ PAIR_TYPES = {1: "A", 28: "AAAA"}
 UDP_ERRORS = ("RcvbufErrors", "MemErrors")
 QUERIES = frozenset({"query", "server's own query"})
 NOTHING_KNOWN = NothingKnown()
+NOBODY_KNOWN = NobodyKnown()
+WHENEVER_NS = 1 << 63
+"""Later than any time: whether an endpoint is off the list by now."""
 
 
 class Case(NamedTuple):
@@ -55,23 +62,33 @@ class Case(NamedTuple):
 
     outcome: Outcome
     around: Surroundings
+    cluster: Cluster
     deaths: list[Death]
 
 
-def explain(outcome: Outcome, around: Surroundings = NOTHING_KNOWN) -> Verdict:
+def explain(
+    outcome: Outcome,
+    around: Surroundings = NOTHING_KNOWN,
+    cluster: Cluster = NOBODY_KNOWN,
+    who: Callable[[], Who] = lambda: NOBODY,
+) -> Verdict:
     """Find the cause of a failure or of a lost attempt, and the remarks.
 
     Args:
         outcome: a closed session.
         around: what the kernel counts of the namespaces it passed; asked only when something was lost.
+        cluster: Services and their endpoints.
+        who: whose lookup it was; asked only where a finding depends on it.
     """
-    return Verdict(_cause(outcome, around), findings(outcome))
+    found = findings(View(outcome, cluster, who))
+    remarks = [f"{one.name}: {one.words}" for one in found if one.words]
+    return Verdict(_cause(outcome, around, cluster), [one.name for one in found], remarks)
 
 
-def _cause(outcome: Outcome, around: Surroundings) -> Cause | None:
+def _cause(outcome: Outcome, around: Surroundings, cluster: Cluster) -> Cause | None:
     if outcome.status is Status.SUCCEEDED and not lost_attempt(outcome) and not deaths(outcome):
         return None
-    case = Case(outcome, around, deaths(outcome))
+    case = Case(outcome, around, cluster, deaths(outcome))
     cause = next((cause for rule in RULES if (cause := rule(case)) is not None), None)
     if cause is not None:
         cause.evidence.extend(_circumstances(outcome))
@@ -145,6 +162,11 @@ def stale_conntrack_entry(case: Case) -> Cause | None:
     detail = hop.detail
     if detail.ct_info != ORIGINAL_ESTABLISHED or not is_confirmed(hop):
         return None
+    translated = f"the conntrack entry is old: {endpoint_to_text(*virtual)} is {endpoint_to_text(*backend)}"
+    listed = case.cluster.backends(virtual, outcome.session.key.protocol)
+    if listed is not None and listed.lacked(backend, WHENEVER_NS):
+        evidence = [translated, "that is none of the Service's endpoints", *map(death_words, case.deaths[:1])]
+        return _stale("high", evidence, outcome, backend)
     begun_ns = outcome.session.first_ns
     servers = outcome.knowledge.backends.get((hop.netns, virtual), {})
     mine = servers.get(backend)
@@ -152,17 +174,16 @@ def stale_conntrack_entry(case: Case) -> Cause | None:
     if not others or (mine is not None and mine.answered_ns > begun_ns):
         return None
     evidence = [
-        f"the conntrack entry is older than the query: {endpoint_to_text(*virtual)} is {endpoint_to_text(*backend)}",
+        translated,
         f"{endpoint_to_text(*others[0])} behind the same address has answered since, this one nobody",
         *map(death_words, case.deaths[:1]),
     ]
-    return say(
-        "StaleConntrackEntry",
-        "medium",
-        evidence,
-        backend=endpoint_to_text(*backend),
-        port=outcome.session.key.client.port,
-    )
+    return _stale("medium", evidence, outcome, backend)
+
+
+def _stale(confidence: str, evidence: list[str], outcome: Outcome, backend: Endpoint) -> Cause:
+    port = outcome.session.key.client.port
+    return say("StaleConntrackEntry", confidence, evidence, backend=endpoint_to_text(*backend), port=port)
 
 
 def _is_alive(case: Case) -> bool:

@@ -28,6 +28,8 @@ class Verdict(NamedTuple):
 
     cause: Cause | None
     findings: list[str]
+    remarks: list[str]
+    """Sentences of those findings that have more to say than their name."""
 
 
 def say(code: str, confidence: str, evidence: list[str], **found: object) -> Cause:

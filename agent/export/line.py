@@ -165,6 +165,7 @@ class Line(msgspec.Struct, rename="pascal"):
     upstream: Annotated[list[Exchange], doc("What the server asked upstream for it, each attempt by itself.")]
     upstream_of: Parent | None
     findings: Annotated[list[str], doc("Remarks that do not change the status.")]
+    remarks: Annotated[list[str], doc("Sentences of those findings that have more to say than their name.")]
     latency: Latency
     path: list[Hop]
     messages: Annotated[list[dict[str, Any]], doc("Every message, with the keys of the dnstap tool's JSON.")]
@@ -206,6 +207,7 @@ def build(outcome: Outcome, verdict: Verdict, context: Context, who: Who = NOBOD
         upstream=[_exchange(one, outcome) for one in outcome.exchanges],
         upstream_of=_parent(outcome.session.upstream_of),
         findings=verdict.findings,
+        remarks=verdict.remarks,
         latency=_latency(outcome),
         path=_path(outcome),
         messages=messages(outcome, context.wall_offset_ns),

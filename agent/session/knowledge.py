@@ -20,6 +20,7 @@ MAX_SERVERS = 64
 MAX_SERVICES = 64
 MAX_BACKENDS = 1024
 KEPT_LOSSES = 1024
+WINDOW_NS = 60_000_000_000
 
 
 class Losses:
@@ -44,7 +45,25 @@ class Losses:
 class Backend:
     """One server behind a virtual address."""
 
-    answered_ns: int
+    siblings: dict[Endpoint, Backend]
+    """All that have answered behind that address, itself among them."""
+    answered_ns: int = 0
+    answers: int = 0
+    """In the current window."""
+    window: int = 0
+
+    def count(self, answered_ns: int) -> None:
+        """One more answer."""
+        window = answered_ns // WINDOW_NS
+        if window != self.window:
+            self.window, self.answers = window, 0
+        self.answers += 1
+        self.answered_ns = max(self.answered_ns, answered_ns)
+
+    @property
+    def all_answers(self) -> int:
+        """Of all servers behind the address, in the same window."""
+        return sum(one.answers for one in self.siblings.values() if one.window == self.window)
 
 
 @dataclass(slots=True, eq=False)
@@ -148,8 +167,10 @@ class Knowledge:
         servers = self.backends.setdefault(virtual, {})
         if len(servers) > MAX_BACKENDS:
             servers.clear()
-        known = servers.setdefault(backend, Backend(answered_ns))
-        known.answered_ns = max(known.answered_ns, answered_ns)
+        known = servers.get(backend)
+        if known is None:
+            known = servers[backend] = Backend(servers)
+        known.count(answered_ns)
         return known
 
     def leaves_node(self, last: Sighting) -> bool:

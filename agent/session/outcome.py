@@ -95,6 +95,8 @@ class Outcome:
     """The agent lost records while the session was open."""
     knowledge: Knowledge
     """Of the node."""
+    backend: Backend | None = None
+    """The server behind a virtual address that answered."""
     pair: Session | None = None
     """The other half, if this was one of an A/AAAA pair and was not answered like all others."""
 
@@ -213,8 +215,8 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         pair=session.pair,
     )
     outcome.status = status(outcome, lost_until_ns)
-    backend = _learn_answer(outcome, knowledge)
-    _remember_shape(outcome, knowledge, backend)
+    outcome.backend = _learn_answer(outcome, knowledge)
+    _remember_shape(outcome, knowledge)
     return outcome
 
 
@@ -257,7 +259,7 @@ def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, 
     reply = session.replies.transmissions[0]
     rcode = extended_rcode(reply.wire.payload, reply.wire.summary)
     if shape.backend is not None:
-        shape.backend.answered_ns = session.last_ns
+        shape.backend.count(session.last_ns)
     return Outcome(
         session=session,
         status=Status.SUCCEEDED if rcode in (NOERROR, NXDOMAIN) else Status.FAILED,
@@ -274,17 +276,18 @@ def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, 
         left_node=False,
         lossy=lossy,
         knowledge=knowledge,
+        backend=shape.backend,
     )
 
 
-def _remember_shape(outcome: Outcome, knowledge: Knowledge, backend: Backend | None) -> None:
+def _remember_shape(outcome: Outcome, knowledge: Knowledge) -> None:
     """Only what does not depend on anything but the places: both ends seen, nothing dropped, nothing out of order."""
     key = _shape_key(outcome.session)
     if key is None or outcome.bits != COMPLETE or len(knowledge.shapes) >= MAX_SHAPES:
         return
     if outcome.client_netns is None or outcome.server_netns is None:
         return
-    knowledge.shapes[key] = Shape(outcome.client_netns, outcome.server_netns, outcome.bits, backend)
+    knowledge.shapes[key] = Shape(outcome.client_netns, outcome.server_netns, outcome.bits, outcome.backend)
 
 
 def _put_in_order(one: Transmission) -> None:

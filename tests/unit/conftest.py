@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
+import hypothesis
 import pytest
 
 from agent.session.drops import Kernel
@@ -15,6 +16,10 @@ from agent.session.outcome import Outcome
 from agent.session.sighting import DETAIL, STACK_FRAMES, TCP, UDP, Detail, Event, Flag, Head, Sighting
 from agent.session.table import SessionTable
 from agent.wire.stream import ACK, FIN, RST, SYN
+
+# How long an example takes is a matter of what else the machine does; a hang is pytest-timeout's business.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 US = 1_000
 MS = 1_000_000

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from agent.explain.causes import CAUSES
-from agent.explain.findings import FINDINGS
+from agent.explain.findings import NAMES
 from agent.explain.rules import explain
 from agent.session.model import Endpoint
 from agent.session.surroundings import ConntrackCounters, Ipvs, NetnsCounters
@@ -185,7 +185,7 @@ def test_words_are_whole_sentences():
 
 
 def test_a_success_has_no_cause_and_no_remarks(world):
-    assert explain(world.outcome(world.Lookup().both())) == (None, [])
+    assert explain(world.outcome(world.Lookup().both())) == (None, [], [])
 
 
 def test_a_name_that_does_not_exist_has_no_cause(world):
@@ -411,14 +411,26 @@ def test_names_of_a_search_path_are_told_from_names_that_nobody_knows(world):
 def test_who_was_slow_is_told(world):
     lookup = world.Lookup()
     slow = world.outcome(lookup.query(), lookup.reply(world.START + 2 * world.SECOND))
-    assert explain(slow) == (None, ["SlowServer"])
+    assert explain(slow) == (None, ["SlowServer"], [])
 
 
 def test_every_finding_is_of_the_specification():
-    assert set(FINDINGS) <= {
-        "Retransmitted", "SlowServer", "SlowUpstream", "UpstreamRetried", "AmbiguousUpstream", "Truncated",
-        "SearchPathNXDOMAIN", "NameNotFound", "StatefulSetName", "HeadlessTooLarge", "ParallelNameservers",
-        "NodeLocalBypassed", "TransactionIdCollision", "WrongAnswer", "ServerImbalance",
+    assert set(NAMES) <= {
+        "Retransmitted",
+        "SlowServer",
+        "SlowUpstream",
+        "UpstreamRetried",
+        "AmbiguousUpstream",
+        "Truncated",
+        "SearchPathNXDOMAIN",
+        "NameNotFound",
+        "StatefulSetName",
+        "HeadlessTooLarge",
+        "ParallelNameservers",
+        "NodeLocalBypassed",
+        "TransactionIdCollision",
+        "WrongAnswer",
+        "ServerImbalance",
     }
 
 

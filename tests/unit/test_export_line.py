@@ -38,7 +38,7 @@ LINE = {
     "Path",
     "Messages",
 }
-ADDED = {"Connection", "Upstream", "UpstreamOf"}
+ADDED = {"Remarks", "Connection", "Upstream", "UpstreamOf"}
 """Fields beyond those of the specification."""
 CLIENT = {"Address", "Port", "Netns", "Namespace", "Pod", "Workload", "Container", "Process", "Pid"}
 SERVER = {"Address", "Port", "Service", "Backend", "BackendNetns", "Namespace", "Pod", "TranslatedBy"}

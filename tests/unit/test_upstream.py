@@ -104,7 +104,7 @@ def test_a_forwarded_lookup_has_all_four_messages(world):
         "CLIENT_RESPONSE",
         "STUB_RESPONSE",
     ]
-    assert explain(one) == (None, [])
+    assert explain(one) == (None, [], [])
     assert world.table.counts.upstream_exchanges == 1
 
 
