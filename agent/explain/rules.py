@@ -456,7 +456,8 @@ def server_no_reply(case: Case) -> Cause | None:
     outcome = case.outcome
     if not outcome.bits & CQ or outcome.server_netns is None or not _unanswered(outcome):
         return None
-    hop = _unanswered_query(outcome).hops[-1]
+    query = _unanswered_query(outcome)
+    hop = next(reversed(query.arrivals(outcome.server_netns)), query.hops[-1])
     evidence = [f"last sighting of the query: {where(hop)}", "no reply left that namespace"]
     confidence = "high"
     if outcome.session.connection is not None and outcome.session.connection.facts.reset_by:

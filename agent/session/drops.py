@@ -70,7 +70,7 @@ class Drop(NamedTuple):
     @property
     def at_socket(self) -> bool:
         """Whether it died at its very destination."""
-        return self.reason in AT_SOCKET or (self.location or "").startswith("udp_queue_rcv")
+        return self.reason in AT_SOCKET or (self.location or "").startswith(("udp_queue_rcv", "udpv6_queue_rcv"))
 
 
 class Kernel(NamedTuple):

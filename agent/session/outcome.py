@@ -318,7 +318,14 @@ def server_netns(session: Session, knowledge: Knowledge) -> int | None:
     if replied is not None or session.replies.transmissions:
         return replied
     ends = (one.hops[-1] for one in session.queries.transmissions)
-    return next((hop.netns for hop in ends if _is_end(hop, session, knowledge)), None)
+    end = next((hop.netns for hop in ends if _is_end(hop, session, knowledge)), None)
+    return _owner(session, knowledge) if end is None else end
+
+
+def _owner(session: Session, knowledge: Knowledge) -> int | None:
+    """Where the query came to the address it was sent to, though a copy of it went on: bridges flood."""
+    arrivals = (hop for one in session.queries.transmissions for hop in reversed(one.hops) if hop.event == RX)
+    return next((hop.netns for hop in arrivals if knowledge.owns(hop.netns, hop.detail.daddr)), None)
 
 
 def _origins(transmissions: list[Transmission]) -> Iterator[Sighting]:

@@ -202,7 +202,7 @@ class Recorder:
         if not stream and len(hop.octets) > 2 and hop.octets[2] & 0x80:
             hop = replace(hop, flags=hop.flags | Flag.RESPONSE)
         number = 0 if stream else self.number(hop)
-        known = hop.icmp or number and number in self.sent and 0 <= hop.ts_ns - self.sent[number] < RESEND_NS
+        known = hop.icmp or (number and number in self.sent and 0 <= hop.ts_ns - self.sent[number] < RESEND_NS)
         carried = b"" if known or (stream and hop.event not in AT_SOCKET) else hop.octets
         if number and not known:
             self.sent[number] = hop.ts_ns
@@ -562,9 +562,9 @@ def dropped(  # noqa: PLR0917  what, how far and why, in this order
     return [*hops[:after], end]
 
 
-def icmp(hop: Hop, kind: int, code: int, sender: str, mtu: int = 0, delay: int = 20 * US) -> Hop:
+def icmp(hop: Hop, kind: int, code: int, sender: str, mtu: int = 0) -> Hop:
     """The arrival of an ICMP error that quotes the packet of this hop, in the same namespace."""
-    about = replace(hop, ts_ns=hop.ts_ns + delay, event=Event.RX, flags=0, icmp=(kind, code, mtu, sender))
+    about = replace(hop, ts_ns=hop.ts_ns + 20 * US, event=Event.RX, flags=0, icmp=(kind, code, mtu, sender))
     return replace(about, conntrack=None)
 
 
