@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import __version__
 from agent.capture.errors import CaptureError
+from agent.enrich.kube.errors import NotConfiguredError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,6 +129,13 @@ def add_run(parser: EnvironmentParser) -> None:
     add_sessions(parser)
     parser.add_option("log-rate", type=count, default=100, help="lines a second for succeeded sessions (default 100)")
     parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
+    parser.add_option(
+        "kubernetes",
+        default="auto",
+        help="where names of pods come from: auto (the cluster, in a pod of one), in-cluster, off, or a kubeconfig",
+    )
+    parser.add_option("namespace", action="append", default=[], help="only clients of this namespace (repeatable)")
+    parser.add_option("pod", action="append", default=[], help="only client pods like this shell pattern (repeatable)")
 
 
 def add_replay(parser: EnvironmentParser) -> None:
@@ -193,6 +201,8 @@ def line_options(arguments: argparse.Namespace) -> LineOptions:
         statuses=tuple(arguments.status),
         rcodes=tuple(arguments.rcode),
         causes=tuple(arguments.cause),
+        namespaces=tuple(getattr(arguments, "namespace", ())),
+        pods=tuple(getattr(arguments, "pod", ())),
     )
     return LineOptions(arguments.output, arguments.log, arguments.log_rate, arguments.node, wanted)
 
@@ -207,6 +217,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
 def command_run(arguments: argparse.Namespace) -> int:
     """Translate the options and be the agent."""
     from agent import run  # noqa: PLC0415  as above
+    from agent.enrich.kube.access import access_by  # noqa: PLC0415  as above
 
     options = run.Options(
         ports=arguments.ports,
@@ -214,6 +225,7 @@ def command_run(arguments: argparse.Namespace) -> int:
         duration_seconds=arguments.duration,
         settings=settings(arguments),
         lines=line_options(arguments),
+        access=access_by(arguments.kubernetes),
     )
     return run.run(options)
 
@@ -270,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return COMMANDS[arguments.command](arguments)
-    except CaptureError as error:
+    except (CaptureError, NotConfiguredError) as error:
         print(f"dnstrail: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

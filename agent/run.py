@@ -6,30 +6,43 @@ import gc
 import signal
 import sys
 import time
+from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.capture.live import Capture
+from agent.enrich.conntrack import ConntrackLookup
+from agent.enrich.containers import Containers
+from agent.enrich.kube.live import LiveCluster
 from agent.enrich.local import LocalAddresses
 from agent.enrich.processes import NetnsProcesses
 from agent.enrich.surroundings import LiveSurroundings
+from agent.enrich.who import WhoIsWho
 from agent.explain.rules import explain
 from agent.export.clock import wall_offset_ns
 from agent.export.printer import LineOptions, Printer
 from agent.process import abandon_stdout, say, spare_the_collector
+from agent.session.cluster import NobodyKnown
 from agent.session.model import Settings
 from agent.session.table import SessionTable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import TextIO
 
     from agent.capture.live import Loss
+    from agent.enrich.kube.access import Access
+    from agent.session.cluster import Cluster
     from agent.session.outcome import Outcome
+    from agent.session.who import Who
 
 WAIT_SECONDS = 0.05
 SETTLE_NS = 5_000_000
 """Sightings younger than this may still be on their way through the ring."""
 REPORT_SECONDS = 10.0
+POD_SECONDS = 1.0
+"""So long a session waits for the name of its pod, if the pod is so new that the API has not told of it yet."""
+MAX_WAITING = 1000
 CHUNKS_A_TURN = 8
 """Even when the ring fills as fast as it is read, a turn ends: signals and time limits are looked at."""
 
@@ -42,6 +55,24 @@ class Options(NamedTuple):
     duration_seconds: float | None = None
     settings: Settings = Settings()
     lines: LineOptions = LineOptions()
+    access: Access | None = None
+    """How to get at the Kubernetes API; None without a cluster."""
+
+
+class Once:
+    """Finds something out the first time it is asked, and remembers it."""
+
+    __slots__ = ("_find", "_found")
+
+    def __init__(self, find: Callable[[], Who]) -> None:
+        self._find = find
+        self._found: Who | None = None
+
+    def __call__(self) -> Who:
+        """What was found."""
+        if self._found is None:
+            self._found = self._find()
+        return self._found
 
 
 class Agent:
@@ -61,6 +92,12 @@ class Agent:
         )
         self._surroundings = LiveSurroundings(processes, options.ports)
         self._servers_known = 0
+        self._live = LiveCluster(options.access, options.lines.node, options.ports) if options.access else None
+        self._cluster: Cluster = self._live or NobodyKnown()
+        self._table = ConntrackLookup()
+        self._who = WhoIsWho(Containers(processes), self._cluster, self._surroundings, self._table)
+        self._waiting: deque[tuple[float, Outcome]] = deque()
+        self._set_clock()
         self._stopped = False
         self._reported = time.monotonic()
         self._suppressed_said = 0
@@ -72,6 +109,8 @@ class Agent:
 
     def work(self) -> None:
         """Turn until stopped or the duration is over."""
+        if self._live:
+            self._live.start()
         limit = self._options.duration_seconds
         end = None if limit is None else time.monotonic() + limit
         while not self._stopped and (end is None or time.monotonic() < end):
@@ -87,6 +126,7 @@ class Agent:
         self._show(self.table.expire(now_ns - SETTLE_NS if caught_up else 0))
         self.printer.flush()
         self._look_around(now_ns)
+        self._show_waiting(time.monotonic())
         if time.monotonic() - self._reported > REPORT_SECONDS:
             self._report()
 
@@ -94,8 +134,12 @@ class Agent:
         """Print what is still open, and the sums."""
         self._take_in()
         self._show(self.table.flush(time.monotonic_ns()))
+        self._show_waiting(float("inf"))
         self.printer.flush()
         self._report()
+        if self._live:
+            self._live.stop()
+        self._table.close()
         counts = self.table.counts
         say(f"{counts.sessions} sessions from {counts.sightings} records; {self._capture.lost_records} records lost")
 
@@ -115,10 +159,27 @@ class Agent:
             for netns in servers:
                 self._surroundings.interest(netns)
         self._surroundings.poll(now_ns)
+        if self._live:
+            self._live.poll()
 
     def _show(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
-            self.printer.show(outcome, explain(outcome, self._surroundings))
+            who = Once(partial(self._who.identify, outcome))
+            verdict = explain(outcome, self._surroundings, self._cluster, who)
+            if not self.printer.admits(outcome, verdict, who):
+                continue
+            if self._live and who().expected and len(self._waiting) < MAX_WAITING:
+                self._waiting.append((time.monotonic() + POD_SECONDS, outcome))
+            else:
+                self.printer.write(outcome, verdict, who())
+
+    def _show_waiting(self, now: float) -> None:
+        """Print those whose pod was not known yet: the API tells of a new pod some time after its first query."""
+        while self._waiting and self._waiting[0][0] <= now:
+            _, outcome = self._waiting.popleft()
+            who = Once(partial(self._who.identify, outcome))
+            verdict = explain(outcome, self._surroundings, self._cluster, who)
+            self.printer.write(outcome, verdict, who())
 
     def _lose(self, loss: Loss) -> None:
         self.table.record_loss(loss.start_ns, loss.end_ns)
@@ -135,7 +196,13 @@ class Agent:
             say(f"{lost} records lost by the capture itself: sessions concerned are SampleLoss (--ring-size)")
         self._suppressed_said += suppressed
         self._lost_said += lost
-        self.printer.context = self.printer.context._replace(wall_offset_ns=wall_offset_ns())
+        self._set_clock()
+
+    def _set_clock(self) -> None:
+        """The wall clock may be set while the records' clock runs on."""
+        offset = wall_offset_ns()
+        self.printer.context = self.printer.context._replace(wall_offset_ns=offset)
+        self._who.wall_offset_ns = offset
 
 
 def run(options: Options) -> int:

@@ -19,7 +19,7 @@ import os
 import re
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.cluster import Container
 from agent.session.model import SECOND_NS
@@ -34,7 +34,8 @@ MAX_NAMESPACES = 1024
 MAX_LOOKED_AT = 64
 """Processes of one namespace whose cgroup is read: 50 µs each."""
 RETRY_NS = SECOND_NS
-"""How long nothing is known of a namespace in which no container was found."""
+"""How long no container is looked for where none was found; the next time twice as long, and so on."""
+MAX_RETRY_NS = 64 * SECOND_NS
 TICK_NS = SECOND_NS // os.sysconf("SC_CLK_TCK")
 START_FIELD = 19
 """Of /proc/PID/stat, counted from behind the name: starttime (man 5 proc_pid_stat)."""
@@ -67,6 +68,15 @@ class _Known:
         return self.since_ns <= ts_ns <= self.until_ns
 
 
+class _Empty(NamedTuple):
+    """A namespace in which no container was found."""
+
+    retry_ns: int
+    """When to look again."""
+    wait_ns: int
+    """How long to leave it at that if it still has none."""
+
+
 def suspended_ns() -> int:
     """By how much CLOCK_BOOTTIME, which starts of processes are told in, is ahead of the records' CLOCK_MONOTONIC."""
     # Who is interrupted between the two readings sees too little.
@@ -86,8 +96,8 @@ class Containers:
     suspended: Callable[[], int] = suspended_ns
     _by_pid: dict[int, _Known] = field(default_factory=dict)
     _by_netns: dict[int, _Known] = field(default_factory=dict)
-    _empty: dict[int, int] = field(default_factory=dict)
-    """Namespaces without a container, and when they were looked at."""
+    _empty: dict[int, _Empty] = field(default_factory=dict)
+    """Namespaces without a container."""
     _node_pids: bool | None = None
 
     def of_sender(self, netns: int, pid: int | None, ts_ns: int) -> Container | None:
@@ -157,11 +167,15 @@ class Containers:
         if known is not None and self._is_still_in(netns, known):
             known.until_ns = now_ns
             return known
-        if now_ns - self._empty.get(netns, -RETRY_NS) < RETRY_NS:
+        empty = self._empty.pop(netns, _Empty(now_ns, RETRY_NS))
+        if now_ns < empty.retry_ns:
+            self._empty[netns] = empty
             return known
         found = self._first_in(netns, now_ns)
+        if found is None and self.processes.search():
+            found = self._first_in(netns, now_ns)
         if found is None:
-            self._empty[netns] = now_ns
+            self._empty[netns] = _Empty(now_ns + empty.wait_ns, min(2 * empty.wait_ns, MAX_RETRY_NS))
             _bound(self._empty, MAX_NAMESPACES)
             return known
         if known is not None and known.container == found.container:
@@ -226,7 +240,7 @@ def _in_path(path: str) -> Container:
     return Container(pod[1].replace("_", "-") if pod else None, container[1] if container else None)
 
 
-def _bound(known: dict[int, _Known] | dict[int, int], most: int) -> None:
+def _bound(known: dict[int, _Known] | dict[int, _Empty], most: int) -> None:
     """Forget what was asked for longest ago."""
     if len(known) > most:
         del known[next(iter(known))]

@@ -16,7 +16,7 @@ NEW_A_SEARCH = 4096
 """Processes looked at for the first time, 8 µs each: a search takes 40 ms at most, and the next one does the rest."""
 KNOWN_A_SEARCH = 256
 """Processes looked at once more, those first whose last look is oldest: they may have moved."""
-FIRST_PROCESS = 1
+NODE_PROCESSES = ("1", "2", "self")
 
 
 class _Process(NamedTuple):
@@ -62,12 +62,13 @@ class NetnsProcesses:
 
     @property
     def host_netns(self) -> int:
-        """The node's own namespace: that of process 1, else of this process; 0 when neither may be looked at.
+        """The node's own namespace; 0 when it cannot be told.
 
-        On a node that is a container itself (kind), process 1 is that container's, and so is the namespace.
+        That of process 1; where that one protects itself, of process 2, which is in the namespace of the machine; where
+        there is none, of this process. On a node that is a container itself (kind), process 1 is that container's.
         """
         if not self._home:
-            self._home = self.netns_of(FIRST_PROCESS) or self.netns_of("self")
+            self._home = next((netns for pid in NODE_PROCESSES if (netns := self.netns_of(pid))), 0)
         return self._home
 
     def pids_in(self, netns: int) -> Iterator[int]:
@@ -76,21 +77,13 @@ class NetnsProcesses:
         for pid in self._present(netns):
             found = True
             yield pid
-        if not found and self._search_is_due():
-            self._search()
+        if not found and self.search():
             yield from self._present(netns)
 
-    def _present(self, netns: int) -> Iterator[int]:
-        for pid in sorted(self._members.get(netns, ())):
-            if self.netns_of(pid) == netns:
-                yield pid
-            else:
-                self._forget(pid)
-
-    def _search_is_due(self) -> bool:
-        return self.clock() - self._searched > SEARCH_SECONDS
-
-    def _search(self) -> None:
+    def search(self) -> bool:
+        """Look for processes that are new or have moved, if the last time was long enough ago; whether it was."""
+        if self.clock() - self._searched <= SEARCH_SECONDS:
+            return False
         self._searched = self.clock()
         listed = dict(self._list())
         for pid in [pid for pid, process in self._known.items() if listed.get(pid) != process.inode]:
@@ -98,6 +91,14 @@ class NetnsProcesses:
         again = [*self._young[-KNOWN_A_SEARCH:], *self._first_known(KNOWN_A_SEARCH)]
         self._young = [pid for pid in listed if pid not in self._known][:NEW_A_SEARCH]
         self._look_at((pid for pid in (*again, *self._young) if pid in listed), listed)
+        return True
+
+    def _present(self, netns: int) -> Iterator[int]:
+        for pid in sorted(self._members.get(netns, ())):
+            if self.netns_of(pid) == netns:
+                yield pid
+            else:
+                self._forget(pid)
 
     def _list(self) -> Iterator[tuple[int, int]]:
         """Number and inode of every process."""

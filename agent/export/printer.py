@@ -70,17 +70,26 @@ class Printer:
         if options.output == "table":
             print(table.heading(), file=out, flush=True)
 
-    def show(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who] = lambda: NOBODY) -> None:
-        """Print the session, or count why not; `who` is asked only if it is needed."""
+    def show(self, outcome: Outcome, verdict: Verdict, who: Who = NOBODY) -> None:
+        """Print the session, or count why not."""
+        if self.admits(outcome, verdict, lambda: who):
+            self.write(outcome, verdict, who)
+
+    def admits(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who]) -> bool:
+        """Whether the session is to be printed; a line is counted as used or held back. `who` is asked if need be."""
         if self._options.log == "none" or not self._options.filter.wants(outcome, verdict, who):
-            return
+            return False
         problem = is_problem(outcome, verdict)
         if not problem and self._options.log == "problems":
-            return
+            return False
         if not problem and not self._limit.passes(time.monotonic()):
             self.suppressed += 1
-            return
-        built = line.build(outcome, verdict, self.context, who())
+            return False
+        return True
+
+    def write(self, outcome: Outcome, verdict: Verdict, who: Who) -> None:
+        """Print the session."""
+        built = line.build(outcome, verdict, self.context, who)
         self._out.write(table.row(built) if self._options.output == "table" else self._encoder.encode(built).decode())
         self._out.write("\n")
         self.written += 1

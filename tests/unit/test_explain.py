@@ -10,7 +10,7 @@ from agent.explain.findings import NAMES
 from agent.explain.rules import explain
 from agent.session.model import Endpoint
 from agent.session.surroundings import ConntrackCounters, Ipvs, NetnsCounters
-from tests.unit.conftest import BACKEND, CLIENT, HOST, NODE, POD, SERVER, UPSTREAM, VIP, packed
+from tests.unit.conftest import BACKEND, HOST, NODE, POD, UPSTREAM, VIP, packed
 
 PREROUTING = ("nf_hook_slow", "ip_rcv")
 INPUT = ("nf_hook_slow", "ip_local_deliver")
@@ -99,7 +99,7 @@ def late_reply(world):
     return world.outcome(lookup.query(), world.dropped(reply, 4, "NO_SOCKET", "__udp4_lib_rcv"))
 
 
-def stale_entry(world, ct_info=0, status=CONFIRMED, other_answers=True):
+def stale_entry(world, ct_info=0, status=CONFIRMED, *, other_answers=True):
     """A query over an old entry to a backend that is gone; meanwhile another client is answered by the other one."""
     lookup = world.Lookup()
     hops = [

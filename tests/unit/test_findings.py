@@ -43,7 +43,7 @@ class Cluster(NobodyKnown):
         return self.cache
 
     def backends(self, virtual, protocol):
-        return self.listed if virtual == Endpoint(packed(VIP[0]), 53) else None
+        return self.listed if (virtual, protocol) == (Endpoint(packed(VIP[0]), 53), 17) else None
 
 
 def said(outcome, cluster, who=None):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 HOST_VARIABLE = "KUBERNETES_SERVICE_HOST"
+TOKEN = "token"  # noqa: S105  a file name
+CA = "ca.crt"
 AUTO, OFF, IN_CLUSTER = "auto", "off", "in-cluster"
 
 
@@ -39,19 +41,21 @@ Access = InCluster | Kubeconfig
 def access_by(asked: str, environment: Mapping[str, str] = os.environ) -> Access | None:
     """What the user asked for: `auto`, `off`, `in-cluster`, or the path of a kubeconfig; None for no Kubernetes.
 
-    `auto` is the cluster if this is one of its pods, and else nothing: a kubeconfig that happens to lie about may be
-    that of any cluster.
+    `auto` is the cluster if this is one of its pods and has a token, and else nothing: a kubeconfig that happens to lie
+    about may be that of any cluster.
 
     Raises:
         NotConfiguredError: when it cannot be had.
     """
     if asked == OFF:
         return None
-    if asked in (AUTO, IN_CLUSTER):
-        inside = HOST_VARIABLE in environment
-        if not inside and asked == IN_CLUSTER:
+    if asked == AUTO:
+        is_inside = HOST_VARIABLE in environment and (SERVICE_ACCOUNT / TOKEN).is_file()
+        return InCluster(environment=environment) if is_inside else None
+    if asked == IN_CLUSTER:
+        if HOST_VARIABLE not in environment:
             raise NotConfiguredError(f"this is no pod of a cluster: {HOST_VARIABLE} is not set")
-        return InCluster(environment=environment) if inside else None
+        return InCluster(environment=environment)
     path = Path(asked).expanduser()
     if not path.is_file():
         raise NotConfiguredError(f"there is no kubeconfig {path}")

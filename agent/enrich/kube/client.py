@@ -1,31 +1,28 @@
-"""Requests to the API server by means of the `kubernetes` package: the only module that imports it.
+"""Requests to the API server: one configuration, and connections made by it.
 
-It costs 30 MiB and a third of a second, so `transport` imports this when it is first needed, off the agent's thread.
+What it imports is large and slow to load, so `transport` imports this when it is first needed, off the agent's thread.
 """
 
 from __future__ import annotations
 
 import contextlib
 import traceback
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import urllib3
-from kubernetes.client import ApiException, Configuration
-from kubernetes.client.rest import RESTClientObject
-from kubernetes.config import ConfigException
-from kubernetes.config.incluster_config import InClusterConfigLoader
-from kubernetes.config.kube_config import load_kube_config
 
 from agent import __version__
-from agent.enrich.kube.access import InCluster
+from agent.enrich.kube import library
+from agent.enrich.kube.access import CA, TOKEN, InCluster, Kubeconfig
 from agent.enrich.kube.errors import NotConfiguredError, RefusedError, SilentError, UnreachableError
-from agent.enrich.kube.objects import Status
+from agent.enrich.kube.objects import UNREADABLE, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.enrich.kube.access import Access
+    from agent.enrich.kube.library import Library
 
 CONNECT_SECONDS = 5.0
 CHUNK_BYTES = 1 << 16
@@ -95,11 +92,13 @@ class Client:
         Raises:
             NotConfiguredError: when there is none, or none that makes sense.
         """
+        kubernetes = library.load(whole=isinstance(access, Kubeconfig))
+        self._errors = kubernetes.errors
         try:
-            self._configuration = _configuration(access)
-            self._rest = RESTClientObject(self._configuration)
-        except (ConfigException, OSError, ValueError, TypeError, KeyError, urllib3.exceptions.HTTPError) as error:
-            raise NotConfiguredError(f"Kubernetes configuration: {error}") from None
+            self._configuration = _configuration(kubernetes, access)
+            self._rest = kubernetes.rest_client(self._configuration)
+        except self._errors as error:
+            raise NotConfiguredError(f"Kubernetes configuration: {_in_words(error)}") from None
 
     def get(self, path_and_query: str, accept: str, read_seconds: float) -> Reply:
         """Ask. The token is read anew from its file once a minute.
@@ -111,13 +110,13 @@ class Client:
             NotConfiguredError: when the token is gone.
         """
         try:
-            response = self._rest.request(  # type: ignore[no-untyped-call]
+            response = self._rest.request(
                 "GET",
                 self._configuration.host + path_and_query,
                 headers=self._headers(accept),
                 _request_timeout=(CONNECT_SECONDS, read_seconds),
             ).response
-        except (urllib3.exceptions.HTTPError, ApiException, OSError, ValueError) as error:
+        except self._errors as error:
             raise _unreachable(error) from None
         reply = Reply(response)
         try:
@@ -134,25 +133,24 @@ class Client:
     def _headers(self, accept: str) -> dict[str, str]:
         try:
             settings = self._configuration.auth_settings()
-        except (ConfigException, OSError) as error:
-            raise NotConfiguredError(f"Kubernetes credentials: {error}") from None
+        except self._errors as error:
+            raise NotConfiguredError(f"Kubernetes credentials: {_in_words(error)}") from None
         token = settings["BearerToken"]["value"] if "BearerToken" in settings else None
         headers = {"Accept": accept, "User-Agent": f"dnstrail/{__version__}"}
         return headers | {"Authorization": token} if token else headers
 
 
-def _configuration(access: Access) -> Configuration:
-    configuration = Configuration()
+def _configuration(kubernetes: Library, access: Access) -> Any:  # noqa: ANN401  a class of that library
+    configuration = kubernetes.configuration()
     if isinstance(access, InCluster):
-        loader = InClusterConfigLoader(  # type: ignore[no-untyped-call]
-            token_filename=str(access.directory / "token"),
-            cert_filename=str(access.directory / "ca.crt"),
+        loader = kubernetes.in_cluster_loader(
+            token_filename=str(access.directory / TOKEN),
+            cert_filename=str(access.directory / CA),
             environ=access.environment,
         )
-        loader.load_and_set(configuration)  # type: ignore[no-untyped-call]
+        loader.load_and_set(configuration)
     else:
-        path = str(access.path)
-        load_kube_config(path, access.context, configuration, persist_config=False)  # type: ignore[no-untyped-call]
+        library.load_kubeconfig(str(access.path), access.context, configuration, persist_config=False)
     # Retries, with what they need of patience, are the watch's.
     configuration.retries = False
     configuration.keep_alive = True
@@ -161,20 +159,28 @@ def _configuration(access: Access) -> Configuration:
 
 
 def _unreachable(error: Exception) -> UnreachableError:
-    """Put it in words; and let go of the library's frames, which refer to the error that refers to them."""
-    text = str(error).strip() or type(error).__name__
+    kind = SilentError if isinstance(error, urllib3.exceptions.ReadTimeoutError | TimeoutError) else UnreachableError
+    return kind(_in_words(error))
+
+
+def _in_words(error: Exception) -> str:
+    """What it says.
+
+    The frames of a library that failed hold the error which holds them, and the agent's collector of such cycles rests
+    most of the time: 12 KB an attempt. So they are cut here.
+    """
     one: BaseException | None = error
     while one is not None:
         traceback.clear_frames(one.__traceback__)
-        one.__traceback__, one = None, one.__context__
-    kind = SilentError if isinstance(error, (urllib3.exceptions.ReadTimeoutError, TimeoutError)) else UnreachableError
-    return kind(text[:MAX_ERROR_TEXT])
+        one.__traceback__ = None
+        one = one.__context__
+    return (str(error).strip() or type(error).__name__)[:MAX_ERROR_TEXT]
 
 
 def _refusal(response: urllib3.BaseHTTPResponse, octets: bytes) -> RefusedError:
     try:
         status = _decode_status(octets)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         # Not the API server, but something before it.
         status = Status(message=octets[:MAX_ERROR_TEXT].decode(errors="replace"))
     asked = response.headers.get("Retry-After", "")

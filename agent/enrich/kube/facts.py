@@ -95,8 +95,10 @@ class StatefulSetFacts(NamedTuple):
 def packed(text: str) -> bytes | None:
     """The 16 octets of an address; None when it is none."""
     try:
-        return socket.inet_pton(socket.AF_INET6, text) if ":" in text else V4_MAPPED + socket.inet_aton(text)
-    except OSError:
+        if ":" in text:
+            return socket.inet_pton(socket.AF_INET6, text)
+        return V4_MAPPED + socket.inet_pton(socket.AF_INET, text)
+    except (OSError, ValueError):
         return None
 
 
@@ -127,7 +129,7 @@ class PodReader:
         """Read one.
 
         Raises:
-            msgspec.DecodeError: when it is no pod.
+            objects.UNREADABLE: when it is no pod.
         """
         pod = self._decode(octets)
         spec, status = pod.spec, pod.status
@@ -153,7 +155,7 @@ class ServiceReader:
         """Read one.
 
         Raises:
-            msgspec.DecodeError: when it is no Service.
+            objects.UNREADABLE: when it is no Service.
         """
         service = self._decode(octets)
         spec, metadata = service.spec, service.metadata
@@ -185,7 +187,7 @@ class SliceReader:
         """Read one.
 
         Raises:
-            msgspec.DecodeError: when it is no EndpointSlice.
+            objects.UNREADABLE: when it is no EndpointSlice.
         """
         part = self._decode(octets)
         metadata = part.metadata
@@ -207,7 +209,7 @@ class StatefulSetReader:
         """Read one.
 
         Raises:
-            msgspec.DecodeError: when it is no StatefulSet.
+            objects.UNREADABLE: when it is no StatefulSet.
         """
         found = self._decode(octets)
         key = intern(found.metadata.namespace), found.metadata.name

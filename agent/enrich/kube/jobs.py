@@ -16,7 +16,7 @@ from agent.enrich.kube.backoff import Backoff
 from agent.enrich.kube.errors import KubeError, RefusedError, UnreachableError
 from agent.enrich.kube.health import WatchHealth
 from agent.enrich.kube.lines import joined
-from agent.enrich.kube.objects import Marked
+from agent.enrich.kube.objects import UNREADABLE, Marked
 from agent.enrich.kube.resources import path_of
 from agent.enrich.kube.transport import METADATA_ONLY
 
@@ -121,6 +121,6 @@ class CronJobs:
         self.health.heard()
         try:
             owners = _decode(octets).metadata.owner_references or ()
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise UnreachableError(f"this is no Job: {error}") from None
         return next((f"CronJob/{one.name}" for one in owners if one.controller and one.kind == "CronJob"), None)

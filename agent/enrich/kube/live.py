@@ -6,31 +6,31 @@ import time
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 from agent.enrich.kube import resources
-from agent.enrich.kube.addresses import AddressBook
 from agent.enrich.kube.endpoints import Endpoints, Slices
 from agent.enrich.kube.jobs import CronJobs
 from agent.enrich.kube.mirror import UNRESTRICTED, Facts, Mirror
+from agent.enrich.kube.pods import Pods
+from agent.enrich.kube.services import Services
 from agent.enrich.kube.transport import Transport
 from agent.enrich.kube.watch import Timing, Watch
-from agent.session.cluster import Backends, NodeLocal, Pod
+from agent.session.cluster import Backends, Pod
 from agent.session.model import SECOND_NS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from agent.enrich.kube.access import Access
-    from agent.enrich.kube.endpoints import Holder, ServiceName
-    from agent.enrich.kube.facts import PodFacts, ServiceFacts
+    from agent.enrich.kube.endpoints import Holder
+    from agent.enrich.kube.facts import PodFacts
     from agent.enrich.kube.health import WatchHealth
     from agent.enrich.kube.resources import Resource
-    from agent.session.cluster import Member, Service, StatefulSet
+    from agent.session.cluster import Member, NodeLocal, Service, StatefulSet
     from agent.session.model import Endpoint
 
 OBJECTS_A_TURN = 500
 """What one turn takes in at most: some milliseconds, while the ring fills."""
 REMEMBERED_NS = 600 * SECOND_NS
 """So long deleted pods and former endpoints are known: longer than any lookup is open."""
-MAX_DEPARTED = 4096
 ELSEWHERE_SECONDS = 1800.0
 """So long after the last client from elsewhere, pods of other nodes are watched."""
 STOP_SECONDS = 1.0
@@ -68,34 +68,29 @@ class LiveCluster:
             ports: Where DNS is served.
             timing: How long things may take.
         """
-        timing = timing or Timing()
+        self._timing = timing or Timing()
         self._transport = Transport(access)
-        self._timing = timing
-        self._ports = frozenset(ports)
-        self._book = AddressBook()
-        self._departed: dict[str, tuple[int, Pod]] = {}
-        self._node_locals: dict[str, PodFacts] = {}
-        self._virtual: dict[bytes, ServiceFacts] = {}
-        self._servers: dict[ServiceName, ServiceFacts] = {}
+        self._pods = Pods()
+        self._services = Services(ports)
         self._endpoints = Endpoints()
         self._headless = Slices()
-        self._jobs = CronJobs(self._transport, timing)
+        self._jobs = CronJobs(self._transport, self._timing)
         self._here = self._feed(resources.pods_here(node), self._pod_here_changed)
-        self._services = self._feed(resources.services(), self._service_changed)
+        self._all_services = self._feed(resources.services(), self._services.update)
         self._server_slices = self._feed(resources.slices_of_servers(), self._endpoints.update)
         self._headless_slices = self._feed(resources.slices_of_headless(), self._headless.update)
         self._stateful_sets = self._feed(resources.stateful_sets(), _nobody_asks)
-        self._elsewhere = self._feed(resources.pods_elsewhere(node), self._book.update)
+        self._elsewhere = self._feed(resources.pods_elsewhere(node), self._pods.update_elsewhere)
+        self._elsewhere_until = 0.0
         # In the order of their importance to the next line that is printed.
         self._feeds: tuple[_Feed[Any], ...] = (
             self._here,
-            self._services,
+            self._all_services,
             self._server_slices,
             self._headless_slices,
             self._stateful_sets,
             self._elsewhere,
         )
-        self._elsewhere_until = 0.0
 
     @property
     def health(self) -> tuple[WatchHealth, ...]:
@@ -105,12 +100,12 @@ class LiveCluster:
     @property
     def is_synced(self) -> bool:
         """Whether everything that the agent needs was taken in, once at least."""
-        return self._services.mirror.synced and all(one.synced for one in self.health if one.required and one.wanted)
+        return self._all_services.mirror.synced and all(one.synced for one in self._needed)
 
     @property
     def is_current(self) -> bool:
         """Whether the API server was heard of just now; if not, what is known may be old."""
-        return all(one.is_current for one in self.health if one.required and one.wanted)
+        return all(one.is_current for one in self._needed)
 
     @property
     def renewals(self) -> int:
@@ -121,7 +116,7 @@ class LiveCluster:
         """Begin to watch. Threads are started: nothing may fork after this."""
         for feed in self._feeds:
             feed.watch.start()
-        for feed in (self._here, self._services, self._headless_slices, self._stateful_sets):
+        for feed in (self._here, self._all_services, self._headless_slices, self._stateful_sets):
             feed.watch.select(UNRESTRICTED)
         self._jobs.start()
 
@@ -140,12 +135,13 @@ class LiveCluster:
         for feed in self._feeds:
             budget = feed.take_in(budget)
         self._jobs.take_in()
-        if self._services.mirror.synced:
-            names = frozenset(name for _, name in self._servers)
-            self._server_slices.watch.select(names or None)
-        if self._elsewhere.watch.health.wanted and time.monotonic() > self._elsewhere_until:
+        if self._all_services.mirror.synced:
+            self._server_slices.watch.select(self._services.server_names or None)
+        if time.monotonic() > self._elsewhere_until:
             self._elsewhere.watch.select(None)
-        self._forget(time.time_ns() - REMEMBERED_NS)
+        before_ns = time.time_ns() - REMEMBERED_NS
+        self._pods.forget(before_ns)
+        self._endpoints.forget(before_ns)
 
     def expect_clients_from_elsewhere(self) -> None:
         """A server on this node is asked by others: their pods are worth knowing, for some time from now."""
@@ -154,48 +150,42 @@ class LiveCluster:
 
     def pod_at(self, address: bytes, ts_ns: int) -> Pod | None:
         """The pod that had this 16-octet address at that time; None for the addresses of nodes."""
-        facts = self._book.at(address, ts_ns)
-        return self._with_cron_job(facts.pod) if facts else None
+        return self._with_cron_job(self._pods.at(address, ts_ns))
 
     def pod_by_uid(self, uid: str) -> Pod | None:
-        """The pod with this UID, completed and deleted ones too for a while."""
-        facts = self._here.mirror.get(uid) or self._elsewhere.mirror.get(uid)
-        _, departed = self._departed.get(uid, (0, None))
-        pod = facts.pod if facts else departed
-        return self._with_cron_job(pod) if pod else None
+        """The pod of this node with this UID, completed and deleted ones too for a while."""
+        return self._with_cron_job(self._pods.by_uid(uid))
 
     def pod_behind(self, backend: Endpoint, ts_ns: int) -> Pod | None:
-        """The pod that served on this address and port at that time."""
+        """The pod that served on this address and port at that time, also on another node or on a node's address."""
         pod = self.pod_at(backend.address, ts_ns)
-        holder = None if pod else self._endpoints.holder(backend, ts_ns)
-        return self.pod_by_uid(holder.facts.pod_uid) or _named_only(holder) if holder else pod
+        if pod is not None:
+            return pod
+        holder = self._endpoints.holder(backend, ts_ns)
+        return None if holder is None else self.pod_by_uid(holder.facts.pod_uid) or _named_only(holder)
 
     def service_at(self, address: bytes) -> Service | None:
-        """The Service with this address."""
-        facts = self._virtual.get(address)
+        """The Service with this address: a cluster IP, an external one, or a load balancer's."""
+        facts = self._services.at(address)
         return facts.service if facts else None
 
     def service_of(self, namespace: str, name: str) -> Service | None:
         """The Service with this name."""
-        facts = self._services.mirror.get((namespace, name))
+        facts = self._all_services.mirror.get((namespace, name))
         return facts.service if facts else None
 
     def backends(self, virtual: Endpoint, protocol: int) -> Backends | None:
-        """Endpoints behind a virtual address and port of a DNS Service."""
-        facts = self._virtual.get(virtual.address)
-        covered = self._server_slices.mirror.selection
-        if facts is None or covered is None or facts.key[1] not in covered:
+        """Endpoints behind a virtual address and port of a DNS Service; None for all else, and when not known."""
+        found = self._services.port_at(virtual, protocol)
+        watched = self._server_slices.mirror.selection
+        if found is None or watched is None or found.service.service.name not in watched:
             return None
-        named = (name for number, port, name in facts.ports if (number, port) == (protocol, virtual.port))
-        port = next(((protocol, name) for name in named), None)
-        if port is None:
-            return None
-        served = self._endpoints.served(facts.key, port)
-        gone = self._endpoints.gone(facts.key, port)
+        name, port = found.service.key, found.port
+        served, gone = self._endpoints.served(name, port), self._endpoints.gone(name, port)
         return Backends(served.ready, served.not_ready, gone, self._server_slices.watch.health.is_current)
 
     def members(self, namespace: str, name: str) -> tuple[Member, ...] | None:
-        """The addresses of a headless Service."""
+        """The addresses of a headless Service; None for all else, and when not known."""
         service = self.service_of(namespace, name)
         if service is None or not service.headless or not self._headless_slices.mirror.synced:
             return None
@@ -207,9 +197,12 @@ class LiveCluster:
         return facts.stateful_set if facts else None
 
     def node_local(self) -> NodeLocal | None:
-        """NodeLocal DNSCache, if it runs on this node: the newest, while one replaces the other."""
-        newest = max(self._node_locals.values(), key=lambda facts: facts.start_ns, default=None)
-        return NodeLocal(newest.pod, newest.node_local or ()) if newest else None
+        """NodeLocal DNSCache, if it runs on this node."""
+        return self._pods.node_local()
+
+    @property
+    def _needed(self) -> tuple[WatchHealth, ...]:
+        return tuple(one for one in self.health if one.required and one.wanted)
 
     def _feed(
         self, resource: Resource[Facts], changed: Callable[[Facts | None, Facts | None, int], None]
@@ -217,47 +210,16 @@ class LiveCluster:
         return _Feed(Watch(resource, self._transport, self._timing), Mirror(changed, resource.limit))
 
     def _pod_here_changed(self, old: PodFacts | None, new: PodFacts | None, ts_ns: int) -> None:
-        self._book.update(old, new, ts_ns)
-        if new is None and old is not None:
-            self._departed[old.key] = ts_ns, old.pod
-            self._node_locals.pop(old.key, None)
-        elif new is not None:
-            self._with_cron_job(new.pod)
-            self._note_node_local(new)
+        self._pods.update_here(old, new, ts_ns)
+        # The CronJob is asked for at once, so that it is known when the pod asks for something.
+        self._with_cron_job(new.pod if new else None)
 
-    def _note_node_local(self, facts: PodFacts) -> None:
-        if facts.node_local is not None and facts.finished_ns is None:
-            self._node_locals[facts.key] = facts
-        else:
-            self._node_locals.pop(facts.key, None)
-
-    def _service_changed(self, old: ServiceFacts | None, new: ServiceFacts | None, _ts_ns: int) -> None:
-        if old is not None:
-            self._servers.pop(old.key, None)
-            for address in old.virtual:
-                if self._virtual.get(address) is old:
-                    del self._virtual[address]
-        if new is not None:
-            self._virtual.update(dict.fromkeys(new.virtual, new))
-            if any(port in self._ports for _, port, _ in new.ports):
-                self._servers[new.key] = new
-
-    def _with_cron_job(self, pod: Pod) -> Pod:
+    def _with_cron_job(self, pod: Pod | None) -> Pod | None:
         """The pod of a Job says nothing of its CronJob."""
-        workload = pod.workload or ""
-        if not workload.startswith(JOB):
+        if pod is None or not (pod.workload or "").startswith(JOB):
             return pod
-        owner = self._jobs.owner(pod.namespace, workload.removeprefix(JOB))
+        owner = self._jobs.owner(pod.namespace, (pod.workload or "").removeprefix(JOB))
         return pod._replace(workload=owner) if owner else pod
-
-    def _forget(self, before_ns: int) -> None:
-        self._book.forget(before_ns)
-        self._endpoints.forget(before_ns)
-        while self._departed:
-            uid, (ts_ns, _) = next(iter(self._departed.items()))
-            if ts_ns >= before_ns and len(self._departed) <= MAX_DEPARTED:
-                return
-            del self._departed[uid]
 
 
 def _nobody_asks(_old: object, _new: object, _ts_ns: int) -> None:

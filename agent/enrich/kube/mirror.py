@@ -37,7 +37,7 @@ class Step(NamedTuple, Generic[Facts]):
     complete: bool = False
     """The list ends with this: what was not in it is not there."""
     selection: Selection | None = None
-    """What the list was restricted to."""
+    """What the list was restricted to; None when nothing is wanted."""
 
 
 class Mirror(Generic[Facts]):
@@ -102,4 +102,4 @@ class Mirror(Generic[Facts]):
         for key in [key for key in self._facts if key not in listed]:
             self._remove(key, step.ts_ns)
         self.selection = step.selection
-        self.synced = True
+        self.synced = step.selection is not None

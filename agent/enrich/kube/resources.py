@@ -74,7 +74,7 @@ def pods_elsewhere(node: str) -> Resource[PodFacts]:
     reader = PodReader(node)
     # Far too many to come at once: page by page, which the API server's cache may not do.
     return Resource(
-        "pods-elsewhere", rbac.PODS, reader, _always(fields), limit=50_000, page=250, cached=False, required=False
+        "pods-elsewhere", rbac.PODS, reader, _always(fields), limit=20_000, page=250, cached=False, required=False
     )
 
 

@@ -22,7 +22,7 @@ from agent.enrich.kube.errors import KubeError, RefusedError, UnreachableError
 from agent.enrich.kube.health import WatchHealth
 from agent.enrich.kube.lines import joined, lines
 from agent.enrich.kube.mirror import Facts, Step
-from agent.enrich.kube.objects import Event, Marked, Page, Status
+from agent.enrich.kube.objects import UNREADABLE, Event, Marked, Page, Status
 
 if TYPE_CHECKING:
     from agent.enrich.kube.client import Reply
@@ -200,7 +200,7 @@ class Watch(Generic[Facts]):
             raise _Interrupted
         try:
             return _decode_page(octets)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise UnreachableError(f"this is no list: {error}") from None
 
     def _watch(self, selection: Selection) -> None:
@@ -248,7 +248,7 @@ class Watch(Generic[Facts]):
             if event.type == "ERROR":
                 raise _refusal(event.object)
             version = _decode_marked(event.object).metadata.resource_version
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise UnreachableError(f"this is no event: {error}") from None
         if event.type != "BOOKMARK":
             facts = self._read_all([event.object])
@@ -262,7 +262,7 @@ class Watch(Generic[Facts]):
         for item in items:
             try:
                 found.append(self.resource.read(item))
-            except (msgspec.DecodeError, ValueError, OverflowError):
+            except UNREADABLE:
                 self.health.undecodable += 1
         return tuple(found)
 

@@ -1,0 +1,76 @@
+"""How long each leg of a lookup took, as far as both ends of the leg were seen on this node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.session.sighting import ORIGIN, RX, SOCKET_RX
+
+if TYPE_CHECKING:
+    from agent.session.model import Transmission
+    from agent.session.outcome import Outcome
+    from agent.session.sighting import Sighting
+
+
+class Spans(NamedTuple):
+    """Nanoseconds; None where one end was not seen."""
+
+    client_to_server: int | None
+    """The query: from its socket to the server's namespace."""
+    server: int | None
+    """From the query's arrival to the reply's departure."""
+    upstream: int | None
+    """Of that, from the first question to an upstream to the last reply that came while the client waited."""
+    server_to_client: int | None
+    """The reply: from its socket to the client's namespace."""
+
+
+def spans(outcome: Outcome) -> Spans:
+    """Measure all legs."""
+    sent, arrived = _ends(outcome.session.queries.transmissions, outcome.server_netns)
+    replied, returned = _ends([outcome.reply] if outcome.reply else [], outcome.client_netns)
+    return Spans(_between(sent, arrived), _between(arrived, replied), _upstream(outcome), _between(replied, returned))
+
+
+def arrival(hops: list[Sighting], netns: int) -> int | None:
+    """When a packet was first taken in by that namespace."""
+    # The last hop of a packet is in the namespace that it was sent to, as a rule its only one there.
+    last = hops[-1]
+    if last.netns == netns and last.event == RX and (len(hops) == 1 or hops[-2].netns != netns):
+        return last.ts_ns
+    return next((hop.ts_ns for hop in hops if hop.netns == netns and hop.event in (RX, SOCKET_RX)), None)
+
+
+def departure(hops: list[Sighting]) -> int | None:
+    """When a packet left its sender's socket."""
+    first = hops[0]
+    if first.flags & ORIGIN:
+        return first.ts_ns
+    return next((hop.ts_ns for hop in hops if hop.flags & ORIGIN), None)
+
+
+def arrived_upstream(reply: Transmission, outcome: Outcome) -> int:
+    """When an upstream's reply came to the server; else when it was last seen."""
+    netns = outcome.server_netns
+    came = None if netns is None else arrival(reply.hops, netns)
+    return reply.hops[-1].ts_ns if came is None else came
+
+
+def _ends(transmissions: list[Transmission], netns: int | None) -> tuple[int | None, int | None]:
+    """When the first copy that arrived left its socket, and when it came to the namespace of its destination."""
+    for one in transmissions:
+        arrived = None if netns is None else arrival(one.hops, netns)
+        if arrived is not None:
+            return departure(one.hops), arrived
+    return next((left for one in transmissions if (left := departure(one.hops)) is not None), None), None
+
+
+def _upstream(outcome: Outcome) -> int | None:
+    exchanges = [one for one in outcome.exchanges if not one.connecting]
+    asked = [one.queries.transmissions[0].hops[0].ts_ns for one in exchanges if one.queries.transmissions]
+    came = [arrived_upstream(one, outcome) for exchange in exchanges for one in exchange.replies.transmissions[:1]]
+    return max(came) - min(asked) if asked and came else None
+
+
+def _between(start_ns: int | None, end_ns: int | None) -> int | None:
+    return None if start_ns is None or end_ns is None else max(0, end_ns - start_ns)

@@ -1,0 +1,76 @@
+"""Which messages a lookup lost: the verdict in numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.explain.evidence import death_words, deaths
+from agent.export.metrics.catalogue import EVERYWHERE, LEGS, NO_LOSS
+from agent.session.relatives import A, AAAA
+
+if TYPE_CHECKING:
+    from agent.explain.verdict import Cause
+    from agent.session.outcome import Outcome
+
+LEG_OF_MESSAGE = {
+    "query": "query",
+    "reply": "reply",
+    "server's own query": "upstream",
+    "reply of the upstream": "upstream",
+}
+"""By `Death.message`."""
+HALVES = {A: "A", AAAA: "AAAA"}
+
+
+class Lost(NamedTuple):
+    """Messages of one leg."""
+
+    leg: str
+    messages: int
+
+
+def lost_messages(outcome: Outcome, cause: Cause) -> Lost | None:
+    """What this cause cost; None where it is no loss of a message: an error that was delivered, or a gap of our own."""
+    if cause.code in NO_LOSS:
+        return None
+    leg = _leg(outcome, cause)
+    return Lost(leg, max(1, COUNTS[leg](outcome)))
+
+
+def lost_half(outcome: Outcome, lost: Lost) -> str | None:
+    """The half of an A/AAAA pair that was lost while the other was answered at once; None if it was not so."""
+    other = outcome.pair
+    if other is None or lost.leg == "upstream" or len(other.sent) > len(other.replies.transmissions):
+        return None
+    return HALVES.get(outcome.session.key.rdtype)
+
+
+def _leg(outcome: Outcome, cause: Cause) -> str:
+    """What was lost there: for most causes it can only be one thing, else the verdict names the death it rests on."""
+    legs = LEGS.get(cause.code, EVERYWHERE)
+    if len(legs) == 1:
+        return legs[0]
+    named = next((death for death in deaths(outcome) if death_words(death) in cause.evidence), None)
+    if named is not None:
+        return LEG_OF_MESSAGE[named.message]
+    if cause.code == "Unknown":
+        return "reply" if outcome.session.replies.transmissions else "query"
+    # No death here: an ICMP error, about the lookup or about what its server asked.
+    upstream = not outcome.session.errors and any(exchange.errors for exchange in outcome.exchanges)
+    return "upstream" if upstream else "query"
+
+
+def _unanswered_queries(outcome: Outcome) -> int:
+    return 1 if outcome.session.connecting else outcome.attempts - len(outcome.session.replies.transmissions)
+
+
+def _dead_replies(outcome: Outcome) -> int:
+    replies = outcome.session.replies.transmissions
+    return sum(outcome.knowledge.died(one, outcome.client_netns) is not None for one in replies)
+
+
+def _unanswered_exchanges(outcome: Outcome) -> int:
+    return sum(not exchange.replies.transmissions for exchange in outcome.exchanges)
+
+
+COUNTS = {"query": _unanswered_queries, "reply": _dead_replies, "upstream": _unanswered_exchanges}
