@@ -90,7 +90,7 @@ class Agent:
             started_ns=capture.started_ns,
             ports=frozenset(options.ports),
         )
-        self._surroundings = LiveSurroundings(processes, options.ports)
+        self._surroundings = LiveSurroundings(processes, options.ports, was_read=capture.was_read)
         self._servers_known = 0
         self._live = LiveCluster(options.access, options.lines.node, options.ports) if options.access else None
         self._cluster: Cluster = self._live or NobodyKnown()

@@ -53,6 +53,18 @@
 /* Shorter than Settings.linger_ns: who knew the octets may have forgotten them by then. */
 #define RESEND_NS 50000000ULL
 
+/* Where the work space of datagram_read() is, behind those of the events */
+#define READ_SLOT 6
+
+/* First and second argument of a kprobed function, in struct pt_regs */
+#if defined(__aarch64__)
+#define PT_REGS_FIRST 0
+#define PT_REGS_SECOND 8
+#else
+#define PT_REGS_FIRST 112
+#define PT_REGS_SECOND 104
+#endif
+
 #define be16(x) __builtin_bswap16(x)
 
 /* cgroup_skb: runs at the socket and can read paged data, where tracepoints cannot */
@@ -118,7 +130,7 @@ BPF_RINGBUF_OUTPUT(ring, RING_PAGES);
 BPF_F_TABLE("array", int, struct counters, counters, CPUS, BPF_F_MMAPABLE);
 
 /* About 500 bytes a CPU and program, one entry per event. Cannot fill up. */
-BPF_PERCPU_ARRAY(scratch, struct scratch, 6);
+BPF_PERCPU_ARRAY(scratch, struct scratch, READ_SLOT + 1);
 
 /*
  * Messages whose octets user space has: 64 Ki entries, about 5 MiB. Full: the
@@ -132,6 +144,12 @@ BPF_TABLE("lru_hash", u64, u64, seen, 65536);
  */
 BPF_TABLE("lru_hash", struct fragment_key, struct fragment_value, fragments,
 	  4096);
+
+/*
+ * When an application took a datagram, by message: 16 Ki entries, about 1 MiB.
+ * Full: the oldest is forgotten, and counts as not known.
+ */
+BPF_TABLE("lru_hash", u64, u64, reads, 16384);
 
 static __always_inline struct counters *my_counters(void)
 {
@@ -956,6 +974,41 @@ RAW_TRACEPOINT_PROBE(kfree_skb)
 	rx_sk = ctx->args[3];
 #endif
 	handle(ctx, ctx->args[0], EVENT_DROP, ctx->args[1], reason, rx_sk);
+	return 0;
+}
+
+/*
+ * kprobe on skb_consume_udp(sk, skb, len), net/ipv4/udp.c: the application has
+ * taken the datagram. The device of a packet in a receive queue is no device
+ * any more (struct udp_dev_scratch), so the namespace is the socket's.
+ */
+int datagram_read(void *ctx)
+{
+	struct packet p = { .skb = *(u64 *)(ctx + PT_REGS_SECOND),
+			    .event = EVENT_DROP };
+	u64 now = bpf_ktime_get_ns();
+	int slot = READ_SLOT;
+	struct scratch *s;
+
+	p.ip = ip_header(p.skb, p.event);
+	s = scratch.lookup(&slot);
+	if (!p.ip || !s)
+		return 0;
+	if (s->busy) {
+		COUNT(nested);
+		return 0;
+	}
+	s->busy = 1;
+	if (parse_flow(&p, &s->record) && s->record.protocol == IPPROTO_UDP) {
+		s->record.netns =
+			socket_netns(*(u64 *)(ctx + PT_REGS_FIRST));
+		find_readable(&p, &s->record);
+		identify(ctx, &p, s);
+		if (s->record.message &&
+		    reads.update(&s->record.message, &now))
+			COUNT(seen_failed);
+	}
+	s->busy = 0;
 	return 0;
 }
 

@@ -12,6 +12,7 @@ from agent.capture.counters import CounterMap, Counters
 from agent.capture.loader import TRACEPOINTS, load
 from agent.capture.ring import Ring
 from agent.capture.symbols import KernelSymbols
+from agent.capture.syscall import look_up
 from agent.session.drops import Kernel
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ class Capture:
         if loss is not None:
             lost(loss)
         return self._ring.drain(take, until) > 0 and until < produced
+
+    def was_read(self, message: int) -> bool | None:
+        """Whether an application took the datagram with this message; None where that cannot be told."""
+        fd = self._loaded.fds.get("reads")
+        return None if fd is None else look_up(fd, message) is not None
 
     def counters(self) -> Counters:
         """What the program counted."""

@@ -32,6 +32,8 @@ COUNTERS_LOSS = (
     "the conntrack counters of a packet's CPU cannot be read: a full table, a lost race and a rule are told apart by "
     "the namespace's counters alone"
 )
+PROBE, PROBED = "datagram_read", "skb_consume_udp"
+PROBE_LOSS = "no kprobes: whether a silent server has read a query is not known"
 CGROUP_LOSS = "DNS over TCP and datagrams in paged buffers are not seen"
 DIAGNOSTICS_CHARACTERS = 2000
 BCC_MISSING = (
@@ -142,13 +144,14 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
         fds[f"prog:{name}"] = program.funcs[f"raw_tracepoint__{name}".encode()].fd
         fds[f"link:{name}"] = program.raw_tracepoint_fds[name.encode()]
     links, more_limits = _attach_cgroup(program)
+    probes, probe_limits = _attach_probe(program)
     learned = {
         "ring_bytes": order["ring_bytes"],
         "cpus": cpus,
         "drop_reasons": drop_reasons(kernel),
-        "limits": limits + more_limits,
+        "limits": limits + more_limits + probe_limits,
     }
-    return fds | links, learned
+    return fds | links | probes, learned
 
 
 def _compile(bpf: Any, order: dict[str, Any], cpus: int, offsets: dict[str, int]) -> tuple[Any, list[str]]:  # noqa: ANN401
@@ -180,6 +183,31 @@ def _attach_cgroup(program: Any) -> tuple[dict[str, int], list[str]]:  # noqa: A
     except OSError as error:
         return {}, [f"cannot attach to {root} ({error.strerror}; needs CAP_NET_ADMIN): {CGROUP_LOSS}"]
     return fds, []
+
+
+def _attach_probe(program: Any) -> tuple[dict[str, int], list[str]]:  # noqa: ANN401  BCC has no types
+    """Attach the kprobe; many kernels are built without, or refuse it, and everything else works all the same."""
+    try:
+        prog = program.load_func(PROBE, program.KPROBE).fd
+        link = bcc_attach_kprobe(prog)
+    except Exception as error:  # noqa: BLE001  BCC raises bare Exception
+        return {}, [f"{PROBE_LOSS} ({str(error).strip().splitlines()[0]})"]
+    return {f"prog:{PROBE}": prog, f"link:{PROBE}": link, "reads": program["reads"].map_fd}, []
+
+
+def bcc_attach_kprobe(prog_fd: int) -> int:
+    """Attach to the function by which applications take datagrams; the perf event's descriptor.
+
+    Raises:
+        OSError: this kernel has no kprobes, or not for us.
+    """
+    from bcc import lib  # noqa: PLC0415  as above
+
+    entry, event, function = 0, b"dnstrail_" + PROBE.encode(), PROBED.encode()
+    fd = lib.bpf_attach_kprobe(prog_fd, entry, event, function, 0, 0)
+    if fd < 0:
+        raise OSError(f"{PROBED} cannot be probed")
+    return int(fd)
 
 
 def _child(channel: int, order: dict[str, Any]) -> None:

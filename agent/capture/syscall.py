@@ -8,6 +8,7 @@ import platform
 
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 BPF_MAP_CREATE = 0
+BPF_MAP_LOOKUP_ELEM = 1
 PERCPU_ARRAY = 6
 """enum bpf_map_type: BPF_MAP_TYPE_PERCPU_ARRAY."""
 ATTR_WORDS = 32
@@ -29,6 +30,18 @@ def bpf(command: int, *words: int) -> int:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
     return int(result)
+
+
+def look_up(map_fd: int, key: int) -> int | None:
+    """The 64-bit value of a 64-bit key; None if the map has none."""
+    place, value = ctypes.c_uint64(key), ctypes.c_uint64()
+    addresses = ctypes.addressof(place), ctypes.addressof(value)
+    words = [word for address in addresses for word in (address & 0xFFFFFFFF, address >> 32)]
+    try:
+        bpf(BPF_MAP_LOOKUP_ELEM, map_fd, 0, *words)
+    except FileNotFoundError:
+        return None
+    return value.value
 
 
 def create_anchor() -> int:

@@ -97,11 +97,13 @@ class LiveSurroundings:
         processes: NetnsProcesses | None = None,
         ports: Iterable[int] = (53,),
         clock: Callable[[], int] = time.monotonic_ns,
+        was_read: Callable[[int], bool | None] = lambda _message: None,
     ) -> None:
         self.reads_cut = 0
         self._processes = processes or NetnsProcesses()
         self._tables = IpvsTables(ports)
         self._clock = clock
+        self.was_read = was_read
         self._home = self._processes.netns_of("self")
         self._watched: dict[int, _Watched] = {}
         self._ipvs: dict[int, tuple[int, Ipvs | None]] = {}

@@ -53,6 +53,11 @@ UDP_ERRORS = ("RcvbufErrors", "MemErrors")
 QUERIES = frozenset({"query", "server's own query"})
 NOTHING_KNOWN = NothingKnown()
 NOBODY_KNOWN = NobodyKnown()
+READ_WORDS: dict[bool | None, list[str]] = {
+    None: [],
+    True: ["the server's program has read it"],
+    False: ["no program has read it: the server is stopped, or far behind"],
+}
 WHENEVER_NS = 1 << 63
 """Later than any time: whether an endpoint is off the list by now."""
 
@@ -459,6 +464,7 @@ def server_no_reply(case: Case) -> Cause | None:
     query = _unanswered_query(outcome)
     hop = next(reversed(query.arrivals(outcome.server_netns)), query.hops[-1])
     evidence = [f"last sighting of the query: {where(hop)}", "no reply left that namespace"]
+    evidence += READ_WORDS[case.around.was_read(hop.message) if hop.message else None]
     confidence = "high"
     if outcome.session.connection is not None and outcome.session.connection.facts.reset_by:
         evidence.append(f"the {outcome.session.connection.facts.reset_by} ended the connection by RST")

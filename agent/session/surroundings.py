@@ -65,6 +65,9 @@ class Surroundings(Protocol):
     def ipvs(self, netns: int) -> Ipvs | None:
         """None where there is no ip_vs."""
 
+    def was_read(self, message: int) -> bool | None:
+        """Whether an application took the datagram with this message (`Head.message`); None where none can tell."""
+
 
 class NothingKnown:
     """For recordings."""
@@ -74,4 +77,7 @@ class NothingKnown:
         return None, None
 
     def ipvs(self, netns: int) -> None:
+        """Nothing."""
+
+    def was_read(self, message: int) -> None:
         """Nothing."""

@@ -25,15 +25,19 @@ SECOND_BACKEND = ("10.244.1.54", 53)
 class Around:
     """What the kernel is said to count."""
 
-    def __init__(self, before=None, now=None, ipvs=None):
+    def __init__(self, before=None, now=None, ipvs=None, read=None):
         self.looks = before, now
         self.tables = ipvs
+        self.read = read
 
     def counters(self, _netns, _since_ns):
         return self.looks
 
     def ipvs(self, netns):
         return self.tables if netns == NODE else None
+
+    def was_read(self, _message):
+        return self.read
 
 
 def look(entries, drop=0, insert_failed=0, limit=1000, udp=None):
@@ -337,6 +341,13 @@ def test_a_query_that_connection_tracking_calls_invalid_was_damaged(world):
     after = replace(after, destination=VIP)
     cause = explain(world.outcome([hops[0], before, after])).cause
     assert (cause.code, cause.confidence) == ("ChecksumError", "medium")
+
+
+@pytest.mark.parametrize(("read", "words"), [(True, "has read it"), (False, "stopped"), (None, None)])
+def test_where_the_kernel_shows_it_a_silent_server_is_told_from_one_that_reads_nothing(world, read, words):
+    evidence = explain(world.outcome(world.Lookup().query()), Around(read=read)).cause.evidence
+    assert any("read it" in line for line in evidence) is (words is not None)
+    assert words is None or any(words in line for line in evidence)
 
 
 ICMP = {
