@@ -17,7 +17,7 @@ from agent.capture.btf import BtfError, load_kernel
 from agent.capture.cgroup import cgroup2_root
 from agent.capture.live import Capture
 from agent.capture.loader import TRACEPOINTS
-from agent.capture.offsets import conntrack_layout, drop_reasons
+from agent.capture.offsets import conntrack_layout, counter_flags, drop_reasons
 from agent.capture.symbols import KernelSymbols
 
 if TYPE_CHECKING:
@@ -176,7 +176,9 @@ def probe_symbols() -> Finding:
 
 
 def probe_counters(path: Path = Path("/proc/net/stat/nf_conntrack")) -> Finding:
-    """One line a CPU, below a heading."""
+    """One line a CPU, below a heading; the program itself reads those of the CPU that has the packet."""
+    if not counter_flags(kernel_btf()):
+        return Finding(False, "the program cannot find them on this kernel")
     try:
         return Finding(True, f"{len(path.read_text().splitlines()) - 1} CPUs")
     except OSError as error:
@@ -220,6 +222,11 @@ def probe_sockets(mounts: Path = Path("/proc/self/mountinfo"), capabilities: int
     if not privileges.holds(privileges.named("CAP_NET_ADMIN"), mask):
         return Finding(False, "CAP_NET_ADMIN is missing")
     return Finding(True, f"cgroup v2 at {root}")
+
+
+def probe_kprobes(source: Path = Path("/sys/bus/event_source/devices/kprobe")) -> Finding:
+    """Whether the kernel has them; that it refuses them shows only when it is asked, at start."""
+    return Finding(True, "there") if source.exists() else Finding(False, "this kernel has no kprobes")
 
 
 def probe_memlock() -> Finding:
@@ -299,8 +306,8 @@ FEATURES = (
     ),
     Feature(
         "conntrack counters",
-        "tell a full connection table from a rule",
-        "drops by connection tracking have no counters to confirm them",
+        "tell a full connection table and a lost race from a rule",
+        "a full table, a lost race and a rule are told apart with less certainty",
         "load the module nf_conntrack, if this node translates or tracks connections at all",
         probe_counters,
     ),
@@ -317,6 +324,13 @@ FEATURES = (
         "lookups over TCP are not seen, and very large datagrams in part only",
         "mount cgroup2 (in a container, the host's /sys/fs/cgroup) and grant CAP_NET_ADMIN",
         probe_sockets,
+    ),
+    Feature(
+        "kprobes",
+        "know whether an application has read a datagram",
+        "a stopped server is not told from one that stays silent",
+        "use a kernel built with CONFIG_KPROBES=y, and not locked down",
+        probe_kprobes,
     ),
     Feature(
         "locked memory",
