@@ -212,7 +212,8 @@ static __always_inline void map_ipv4(u8 *to, const u8 *from)
  */
 static __always_inline u64 ip_header(u64 skb, u8 event)
 {
-	u8 window[SKB_WINDOW_SPAN], tag[VLAN_TAG];
+	u8 window[SKB_WINDOW_SPAN] __attribute__((aligned(8)));
+	u8 tag[VLAN_TAG];
 	u16 protocol;
 	u64 data;
 
@@ -529,6 +530,18 @@ static __always_inline void find_readable(struct packet *p, struct record *r)
 		p->readable = r->payload_bytes;
 }
 
+/*
+ * The same number, for a verifier that has to be shown that it is from 1 to
+ * `room`, a power of two: before 6.8 it learns nothing from a comparison with 0.
+ * The barrier keeps the compiler from removing the mask.
+ */
+static __always_inline u32 at_least_one(u32 bytes, u32 room)
+{
+	bytes--;
+	asm volatile("" : "+r"(bytes));
+	return (bytes & (room - 1)) + 1;
+}
+
 /* Read from the DNS message, wherever its octets are. */
 static __always_inline int read_message(void *ctx, struct packet *p, void *to,
 					u32 size)
@@ -614,9 +627,8 @@ static __always_inline void identify(void *ctx, struct packet *p,
 	if (r->protocol != IPPROTO_UDP || size < DNS_HEADER)
 		return;
 	__builtin_memset(s->prefix, 0, sizeof(s->prefix));
-	asm volatile("" : "+r"(size));
-	size &= PREFIX_BUFFER - 1;
-	if (!size || read_message(ctx, p, s->prefix, size)) {
+	size = at_least_one(size, PREFIX_BUFFER);
+	if (read_message(ctx, p, s->prefix, size)) {
 		COUNT(read_failed);
 		return;
 	}
@@ -672,7 +684,7 @@ static __always_inline void note_process(struct record *r)
 	u64 task = bpf_get_current_task();
 	u64 nsproxy = read_pointer(task + TASK_NSPROXY);
 	u64 leader = read_pointer(task + TASK_GROUP_LEADER);
-	u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	u32 tgid = read_u32(task + TASK_TGID);
 
 	if (!tgid || !nsproxy ||
 	    netns_of(read_pointer(nsproxy + NSPROXY_NET)) != r->netns)
@@ -773,12 +785,13 @@ static __always_inline void fill_tail(void *ctx, struct packet *p,
 
 		r->stack_frames = n > 0 ? (u32)n / 8 : 0;
 	}
-	asm volatile("" : "+r"(bytes));
-	bytes &= room - 1;
-	if (bytes && read_message(ctx, p, tail + stack, bytes))
-		COUNT(read_failed);
-	else
-		r->captured_bytes = bytes;
+	if (bytes) {
+		bytes = at_least_one(bytes, room);
+		if (read_message(ctx, p, tail + stack, bytes))
+			COUNT(read_failed);
+		else
+			r->captured_bytes = bytes;
+	}
 	r->tail_bytes = stack + r->captured_bytes;
 }
 

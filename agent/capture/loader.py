@@ -26,7 +26,7 @@ from agent.capture.syscall import create_anchor
 
 TRACEPOINTS = ("net_dev_queue", "netif_receive_skb", "kfree_skb")
 MAPS = ("ring", "counters")
-CHILD_TIMEOUT_SECONDS = 30
+CHILD_TIMEOUT_SECONDS = 120
 HAS_COUNTERS = "HAS_CONNTRACK_STAT"
 COUNTERS_LOSS = (
     "the conntrack counters of a packet's CPU cannot be read: a full table, a lost race and a rule are told apart by "
@@ -180,8 +180,8 @@ def _attach_cgroup(program: Any) -> tuple[dict[str, int], list[str]]:  # noqa: A
         for name, attach_type in cgroup.ATTACH_TYPES.items():
             fds[f"prog:{name}"] = program.load_func(name, program.CGROUP_SKB).fd
             fds[f"link:{name}"] = cgroup.link(fds[f"prog:{name}"], root, attach_type)
-    except OSError as error:
-        return {}, [f"cannot attach to {root} ({error.strerror}; needs CAP_NET_ADMIN): {CGROUP_LOSS}"]
+    except Exception as error:  # noqa: BLE001  BCC raises bare Exception
+        return {}, [f"cannot attach to {root} ({str(error).splitlines()[0]}; needs CAP_NET_ADMIN): {CGROUP_LOSS}"]
     return fds, []
 
 

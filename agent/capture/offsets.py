@@ -31,6 +31,7 @@ OFFSETS = {
     "SOCK_NET": ("sock", "__sk_common.skc_net.net"),
     "TASK_NSPROXY": ("task_struct", "nsproxy"),
     "TASK_GROUP_LEADER": ("task_struct", "group_leader"),
+    "TASK_TGID": ("task_struct", "tgid"),
     "TASK_COMM": ("task_struct", "comm"),
     "NSPROXY_NET": ("nsproxy", "net_ns"),
 }
@@ -81,7 +82,7 @@ def kernel_flags(kernel: Btf) -> dict[str, int]:
         BtfError: a structure is not as this program knows it.
     """
     flags = {name: kernel.offset(struct, path) for name, (struct, path) in OFFSETS.items()}
-    flags["SKB_WINDOW"] = min(flags[name] for name in WINDOW)
+    flags["SKB_WINDOW"] = min(flags[name] for name in WINDOW) // 8 * 8
     flags["SKB_WINDOW_SPAN"] = max(flags[name] + size for name, size in WINDOW.items()) - flags["SKB_WINDOW"]
     if flags["SKB_WINDOW_SPAN"] > WINDOW_LIMIT:
         raise BtfError(f"struct sk_buff spreads its headers over {flags['SKB_WINDOW_SPAN']} octets")

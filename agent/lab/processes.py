@@ -28,7 +28,9 @@ PACKAGES = {
 }
 """The Debian package of each program the lab needs."""
 
-EXIT_SECONDS = 5.0
+PATIENCE = float(os.environ.get("DNSTRAIL_LAB_PATIENCE", "1"))
+"""How many times as long as usual programs may take: of machines that are emulated."""
+EXIT_SECONDS = 5.0 * PATIENCE
 POLL_SECONDS = 0.002
 
 
@@ -61,10 +63,10 @@ def run(
     """
     try:
         done = subprocess.run(
-            _bound(argv), input=stdin or "", capture_output=True, text=True, check=False, timeout=timeout
+            _bound(argv), input=stdin or "", capture_output=True, text=True, check=False, timeout=timeout * PATIENCE
         )
     except subprocess.TimeoutExpired as late:
-        raise LabError(f"`{' '.join(argv)}` took longer than {timeout} s") from late
+        raise LabError(f"`{' '.join(argv)}` took longer than {timeout * PATIENCE} s") from late
     if check and done.returncode != 0:
         raise LabError(
             f"`{' '.join(argv)}` failed with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"

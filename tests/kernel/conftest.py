@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from agent.lab import Lab
+from agent.lab.processes import PATIENCE
 
 Line = dict[str, Any]
 DNSTRAIL = [sys.executable, "-m", "agent"]
-READY_SECONDS = 20.0
-LINE_SECONDS = 15.0
+READY_SECONDS = 20.0 * PATIENCE
+LINE_SECONDS = 15.0 * PATIENCE
 
 
 class Watch:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent.demo import STEPS, render, rows
+from agent.lab.processes import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -36,11 +37,11 @@ def test_every_fault_is_recognised(translation: str):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=60 * PATIENCE,
         env=environment,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 30 * PATIENCE
     rows = done.stdout.splitlines()
     for fault, (status, bits, code) in FAULTS.items():
         at = next(number for number, row in enumerate(rows) if row.startswith(fault))
@@ -63,7 +64,7 @@ def test_the_faults_of_this_test_are_those_of_the_demo():
 
 def test_a_missing_program_is_one_sentence():
     environment = {**os.environ, "PATH": "/nonexistent"}
-    done = subprocess.run(DEMO, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    done = subprocess.run(DEMO, capture_output=True, text=True, check=False, timeout=60 * PATIENCE, env=environment)
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith("dnstrail: the lab needs the program ")
@@ -75,7 +76,7 @@ def test_an_agent_that_cannot_start_is_one_sentence_and_leaves_no_lab(tmp_path: 
     (tmp_path / "bcc.py").write_text("x = 1\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     with subprocess.Popen(DEMO, stdout=-1, stderr=-1, text=True, env=environment) as demo:
-        out, words = demo.communicate(timeout=60)
+        out, words = demo.communicate(timeout=60 * PATIENCE)
     assert demo.returncode == 1
     assert out == ""
     assert "install the Debian package python3-bpfcc" in words

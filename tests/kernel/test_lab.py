@@ -33,6 +33,7 @@ from agent.lab import (
     tc_drop_queries,
     wait_until,
 )
+from agent.lab.processes import PATIENCE
 
 pytestmark = pytest.mark.kernel
 
@@ -286,7 +287,7 @@ def test_sweep_removes_what_a_killed_owner_left_and_nothing_else(small_lab: Lab)
 def test_building_takes_less_than_a_second():
     began = time.monotonic()
     with Lab(clients=2, servers=2):
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 1 * PATIENCE
 
 
 def test_two_labs_stand_side_by_side(small_lab: Lab):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from agent.lab import BIG_NAME, VIP, VIP6, Lab, closed_port, drop_queries, drop_replies, stopped_server
+from agent.lab.processes import PATIENCE
 from agent.wire.render import rdtype_from_text
 from tests.kernel.conftest import DNSTRAIL, READY_SECONDS, Line, Watch, end_all
 
@@ -41,7 +42,7 @@ class Tape:
     def stop(self) -> list[str]:
         """End it; its files, oldest first."""
         self.process.terminate()
-        assert self.process.wait(timeout=10) == 0, self.err.read_text()
+        assert self.process.wait(timeout=10 * PATIENCE) == 0, self.err.read_text()
         return sorted(map(str, self.folder.glob("dns-*.pcapng")))
 
 
@@ -141,14 +142,14 @@ def test_the_ring_of_files_is_bounded_and_replays(tape: Callable[..., Tape]):
 
 def test_duration_ends_it(tmp_path: Path):
     command = [*DNSTRAIL, "record", "--write", str(tmp_path / "dns.pcapng"), "--duration", "0.2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30 * PATIENCE)
     assert "0 records lost" in done.stderr
     assert len(list(tmp_path.glob("dns-00001.pcapng"))) == 1
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path):
     command = [*DNSTRAIL, "record", "--write", str(tmp_path / "none/dns")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30 * PATIENCE)
     assert done.returncode == 1
     assert done.stderr == f"dnstrail: cannot write {tmp_path / 'none'}: No such file or directory\n"
 
