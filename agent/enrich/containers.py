@@ -42,9 +42,10 @@ START_FIELD = 19
 READ_BYTES = 1 << 16
 NOBODY = Container(None, None)
 
+# A cgroup that was removed while its last process ends is followed by " (deleted)".
 # The UID of a static pod is the hash of its file, without dashes; systemd turns dashes into underscores.
-_POD = re.compile(r"[/-]pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=[./:]|$)")
-_CONTAINER = re.compile(r"[/:-]([0-9a-f]{64})(?=[./:]|$)")
+_POD = re.compile(r"[/-]pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?=[./: ]|$)")
+_CONTAINER = re.compile(r"[/:-]([0-9a-f]{64})(?=[./: ]|$)")
 _MONITOR = re.compile(r"-conmon-|/kata_|/kata[_-]overhead")
 """What watches over a container, or is the machine it runs in, has its number in its cgroup too."""
 

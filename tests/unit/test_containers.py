@@ -186,6 +186,7 @@ PATHS = {
     "session": ("/user.slice/user-1000.slice/session-3.scope", None, None),
     "init": ("/init.scope", None, None),
     "no UID": ("/kubepods/besteffort/pod123/abc", None, None),
+    "removed": (f"/kubepods/besteffort/pod{UID}/{APP} (deleted)", UID, APP),
     "half a number": (f"/docker/{APP[:32]}", None, None),
     "more than a number": (f"/docker/{APP}00", None, None),
 }
