@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agent.export.printer import LineOptions
+    from agent.serve import Address
     from agent.session.model import Settings
 
 ENVIRONMENT_PREFIX = "DNSTRAIL_"
@@ -82,6 +83,16 @@ def record_type(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def metrics_address(text: str) -> Address | None:
+    """`:9353`, `127.0.0.1:9353`, `[::1]:9353` or `none`."""
+    from agent.serve import address  # noqa: PLC0415  only where it is needed
+
+    try:
+        return address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 class EnvironmentParser(argparse.ArgumentParser):
     """Every option can also be given as DNSTRAIL_OPTION, with the same checks; the command line wins."""
 
@@ -134,6 +145,16 @@ def add_run(parser: EnvironmentParser) -> None:
         default="auto",
         help="where names of pods come from: auto (the cluster, in a pod of one), in-cluster, off, or a kubeconfig",
     )
+    parser.add_option(
+        "metrics-address",
+        type=metrics_address,
+        default=":9353",
+        help="/metrics, /healthz, /readyz; none (default :9353)",
+    )
+    parser.add_option(
+        "metrics-by", choices=("none", "namespace", "workload"), default="none", help="numbers by client too"
+    )
+    parser.add_option("metrics-cap", type=count, default=200, help="of so many clients at most (default 200)")
     parser.add_option("namespace", action="append", default=[], help="only clients of this namespace (repeatable)")
     parser.add_option("pod", action="append", default=[], help="only client pods like this shell pattern (repeatable)")
 
@@ -218,6 +239,7 @@ def command_run(arguments: argparse.Namespace) -> int:
     """Translate the options and be the agent."""
     from agent import run  # noqa: PLC0415  as above
     from agent.enrich.kube.access import access_by  # noqa: PLC0415  as above
+    from agent.serve import ServeError  # noqa: PLC0415  as above
 
     options = run.Options(
         ports=arguments.ports,
@@ -225,9 +247,15 @@ def command_run(arguments: argparse.Namespace) -> int:
         duration_seconds=arguments.duration,
         settings=settings(arguments),
         lines=line_options(arguments),
+        metrics=arguments.metrics_address,
+        metrics_by=arguments.metrics_by,
+        metrics_cap=arguments.metrics_cap,
         access=access_by(arguments.kubernetes),
     )
-    return run.run(options)
+    try:
+        return run.run(options)
+    except ServeError as error:
+        raise CaptureError(str(error)) from error
 
 
 def command_replay(arguments: argparse.Namespace) -> int:

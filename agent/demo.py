@@ -221,7 +221,19 @@ def command() -> list[str]:
     unset = [f"--unset={key}" for key in os.environ if key.startswith("DNSTRAIL_")]
     names = [f"--name={name}" for name in dict.fromkeys(step.name for step in STEPS)]
     limits = [f"--timeout={TIMEOUT_SECONDS}", f"--duration={DURATION_SECONDS}", f"--log-rate={LOG_RATE}"]
-    return ["env", *unset, sys.executable, "-P", "-m", "agent", "run", "--output=json", *limits, *names]
+    return [
+        "env",
+        *unset,
+        sys.executable,
+        "-P",
+        "-m",
+        "agent",
+        "run",
+        "--output=json",
+        "--metrics-address=none",
+        *limits,
+        *names,
+    ]
 
 
 def perform(lab: Lab) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,18 +21,27 @@ from agent.enrich.surroundings import LiveSurroundings
 from agent.enrich.who import WhoIsWho
 from agent.explain.rules import explain
 from agent.export.clock import wall_offset_ns
+from agent.export.metrics.clients import ByClient, Clients
+from agent.export.metrics.pages import Pages
+from agent.export.metrics.sources import Agent as Numbers
+from agent.export.metrics.sources import Sources
 from agent.export.printer import LineOptions, Printer
 from agent.process import abandon_stdout, say, spare_the_collector
+from agent.serve import Server
 from agent.session.cluster import NobodyKnown
 from agent.session.model import Settings
 from agent.session.table import SessionTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from contextlib import AbstractContextManager
     from typing import TextIO
 
     from agent.capture.live import Loss
     from agent.enrich.kube.access import Access
+    from agent.enrich.kube.health import WatchHealth
+    from agent.explain.verdict import Verdict
+    from agent.serve import Address
     from agent.session.cluster import Cluster
     from agent.session.outcome import Outcome
     from agent.session.who import Who
@@ -55,6 +65,12 @@ class Options(NamedTuple):
     duration_seconds: float | None = None
     settings: Settings = Settings()
     lines: LineOptions = LineOptions()
+    metrics: Address | None = None
+    """Where numbers and health are served; None for nowhere."""
+    metrics_by: str = "none"
+    """Numbers by `namespace` or `workload` too."""
+    metrics_cap: int = 200
+    """Of so many at most."""
     access: Access | None = None
     """How to get at the Kubernetes API; None without a cluster."""
 
@@ -78,8 +94,9 @@ class Once:
 class Agent:
     """One node's agent: everything between the ring and the lines."""
 
-    def __init__(self, options: Options, capture: Capture, out: TextIO) -> None:
+    def __init__(self, options: Options, capture: Capture, out: TextIO, sources: Sources) -> None:
         self._options = options
+        self._sources = sources
         self._capture = capture
         self.printer = Printer(options.lines, out, wall_offset_ns())
         processes = NetnsProcesses()
@@ -98,10 +115,14 @@ class Agent:
         self._who = WhoIsWho(Containers(processes), self._cluster, self._surroundings, self._table)
         self._waiting: deque[tuple[float, Outcome]] = deque()
         self._set_clock()
+        sources.agent = Numbers(capture, self.table, self.printer, self._watches if self._live else None)
         self._stopped = False
         self._reported = time.monotonic()
         self._suppressed_said = 0
         self._lost_said = 0
+
+    def _watches(self) -> Iterable[WatchHealth]:
+        return self._live.health if self._live else ()
 
     def stop(self, *_signal: object) -> None:
         """End after the current turn."""
@@ -159,13 +180,18 @@ class Agent:
             for netns in servers:
                 self._surroundings.interest(netns)
         self._surroundings.poll(now_ns)
+        self._sources.kernel.look(self._surroundings, servers)
+        self._sources.pulse.beat(self._capture.backlog_bytes)
         if self._live:
             self._live.poll()
 
     def _show(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
             who = Once(partial(self._who.identify, outcome))
-            verdict = explain(outcome, self._surroundings, self._cluster, who)
+            if self._live and outcome.vantage == "server":
+                self._live.expect_clients_from_elsewhere()
+            verdict = self._explain(outcome, who)
+            self._sources.tally.count(outcome, verdict, who)
             if not self.printer.admits(outcome, verdict, who):
                 continue
             if self._live and who().expected and len(self._waiting) < MAX_WAITING:
@@ -173,12 +199,15 @@ class Agent:
             else:
                 self.printer.write(outcome, verdict, who())
 
+    def _explain(self, outcome: Outcome, who: Callable[[], Who]) -> Verdict:
+        return explain(outcome, self._surroundings, self._cluster, who, self._who.wall_offset_ns)
+
     def _show_waiting(self, now: float) -> None:
         """Print those whose pod was not known yet: the API tells of a new pod some time after its first query."""
         while self._waiting and self._waiting[0][0] <= now:
             _, outcome = self._waiting.popleft()
             who = Once(partial(self._who.identify, outcome))
-            verdict = explain(outcome, self._surroundings, self._cluster, who)
+            verdict = self._explain(outcome, who)
             self.printer.write(outcome, verdict, who())
 
     def _lose(self, loss: Loss) -> None:
@@ -205,15 +234,23 @@ class Agent:
         self._who.wall_offset_ns = offset
 
 
+def serving(where: Address | None, sources: Sources) -> AbstractContextManager[object]:
+    """The HTTP server, before there is anything to tell: readiness begins with the reason for its lack."""
+    return nullcontext() if where is None else Server(where, Pages(sources).by_path, sources.traffic)
+
+
 def run(options: Options) -> int:
     """Be the agent.
 
     Raises:
+        ServeError: when the port for numbers and health cannot be had.
         CaptureError: when this kernel or process cannot capture.
     """
     begun = time.monotonic()
-    with Capture(list(options.ports), options.ring_bytes) as capture:
-        agent = Agent(options, capture, sys.stdout)
+    clients = None if options.metrics_by == "none" else Clients(ByClient(options.metrics_by, options.metrics_cap))
+    sources = Sources(clients)
+    with serving(options.metrics, sources), Capture(list(options.ports), options.ring_bytes) as capture:
+        agent = Agent(options, capture, sys.stdout, sources)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, agent.stop)
         say(

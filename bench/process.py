@@ -62,7 +62,9 @@ class AgentProcess:
         command = Path(sys.executable).with_name("dnstrail")
         begun = time.monotonic()
         with self._out.open("w") as out, self._said.open("w") as err:
-            self._process = lab.processes.popen([str(command), "run", "--log", "problems"], stdout=out, stderr=err)
+            self._process = lab.processes.popen(
+                [str(command), "run", "--metrics-address=none", "--log", "problems"], stdout=out, stderr=err
+            )
         wait_until(self._is_ready, "the agent to be ready", seconds=READY_SECONDS)
         self.wall_ready_seconds = time.monotonic() - begun
         self.pid = self._process.pid

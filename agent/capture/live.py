@@ -105,6 +105,26 @@ class Capture:
         """All records lost since the start, whatever lost them."""
         return self._counters.read().lost_records + self._missed
 
+    @property
+    def missed_runs(self) -> int:
+        """Runs of the programs that the kernel skipped, as of the last second."""
+        return self._missed
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How much of the ring waits to be read."""
+        return self._ring.backlog_bytes()
+
+    @property
+    def ring_bytes(self) -> int:
+        """Size of the ring."""
+        return self._loaded.ring_bytes
+
+    @property
+    def programs(self) -> dict[str, int]:
+        """Descriptors of the BPF programs, by what they are attached to."""
+        return {name.removeprefix("prog:"): fd for name, fd in self._loaded.fds.items() if name.startswith("prog:")}
+
     def _new_loss(self) -> Loss | None:
         now_ns = time.monotonic_ns()
         self._read_misses(now_ns / 1e9)

@@ -110,6 +110,16 @@ class LiveSurroundings:
         self._node_counters: tuple[int, _NodeCounters] | None = None
         self.interest(self._home)
 
+    @property
+    def home(self) -> int:
+        """The namespace that this process lives in."""
+        return self._home
+
+    def latest(self, netns: int) -> NetnsCounters | None:
+        """The newest look at a namespace; None when there was none."""
+        watched = self._watched.get(netns)
+        return None if watched is None else watched.latest
+
     def interest(self, netns: int) -> None:
         """Look at this namespace from now on: a DNS server lives there, or a client that loses packets."""
         self._watch(netns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.session.model import Endpoint
 from agent.session.outcome import CQ
 from agent.session.sighting import PROCESS
 from agent.session.translation import translate
@@ -54,15 +55,13 @@ class WhoIsWho:
         """Both ends of a closed session, the Service, and what translated it."""
         client, server = self._client(outcome), self._server(outcome)
         found = translate(outcome, self._around, self._cluster, client=client.pod, entry=self._entry(outcome))
-        server_pod = server.pod
-        if server_pod is None and found is not None:
-            server_pod = self._cluster.pod_behind(found.backend, self._wall(outcome.session.first_ns))
-        asked = found.virtual.address if found is not None else _asked(outcome)
+        asked = found.virtual if found is not None else _asked(outcome)
+        backend = found.backend if found is not None else asked
         return Who(
             client=client.pod,
             container=_container_name(client),
-            server=server_pod,
-            service=self._cluster.service_at(asked),
+            server=server.pod or self._cluster.pod_behind(backend, self._wall(outcome.session.first_ns)),
+            service=self._cluster.service_at(asked.address),
             translation=found,
             expected=client.pod is None and client.container is not None and client.container.pod_uid is not None,
         )
@@ -97,7 +96,7 @@ class WhoIsWho:
         if first.ct_original_dport:
             return None
         key = outcome.session.key
-        return self._table.find(key.protocol, key.client, type(key.client)(first.daddr, first.dport))
+        return self._table.find(key.protocol, key.client, Endpoint(first.daddr, first.dport))
 
     def _wall(self, ts_ns: int) -> int:
         return ts_ns + self.wall_offset_ns
@@ -107,13 +106,16 @@ def _origin(transmissions: list[Transmission]) -> Sighting | None:
     return next((one.origin for one in transmissions if one.origin is not None), None)
 
 
-def _asked(outcome: Outcome) -> bytes:
-    """The server's address as the client spelled it."""
+def _asked(outcome: Outcome) -> Endpoint:
+    """The server as the client spelled it."""
     queries = outcome.session.queries.transmissions
-    if queries:
-        detail = queries[0].hops[0].detail
-        return detail.ct_original_daddr if detail.ct_original_dport else detail.daddr
-    return outcome.session.replies.transmissions[0].hops[-1].detail.saddr
+    if not queries:
+        detail = outcome.session.replies.transmissions[0].hops[-1].detail
+        return Endpoint(detail.saddr, detail.sport)
+    detail = queries[0].hops[0].detail
+    if detail.ct_original_dport:
+        return Endpoint(detail.ct_original_daddr, detail.ct_original_dport)
+    return Endpoint(detail.daddr, detail.dport)
 
 
 def _container_name(end: _End) -> str | None:

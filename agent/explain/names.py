@@ -98,8 +98,10 @@ def why_not_found(asked: ServiceName, cluster: Cluster) -> tuple[str, str] | Non
     if service is None:
         return None
     members = cluster.members(asked.namespace, asked.service)
-    if members is None:
+    if not service.headless:
         return "WrongAnswer", f"Service {asked.text} exists, and the answer is that it does not"
+    if members is None:
+        return None
     if all(one.ready for one in members):
         return None if asked.host else ("NameNotFound", f"Service {asked.text} is headless and has {_count(members)}")
     waiting = ", ".join(one.pod or address_to_text(one.address) for one in members if not one.ready)

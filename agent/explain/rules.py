@@ -58,8 +58,6 @@ READ_WORDS: dict[bool | None, list[str]] = {
     True: ["the server's program has read it"],
     False: ["no program has read it: the server is stopped, or far behind"],
 }
-WHENEVER_NS = 1 << 63
-"""Later than any time: whether an endpoint is off the list by now."""
 
 
 class Case(NamedTuple):
@@ -69,6 +67,7 @@ class Case(NamedTuple):
     around: Surroundings
     cluster: Cluster
     deaths: list[Death]
+    wall_offset_ns: int
 
 
 def explain(
@@ -76,6 +75,7 @@ def explain(
     around: Surroundings = NOTHING_KNOWN,
     cluster: Cluster = NOBODY_KNOWN,
     who: Callable[[], Who] = lambda: NOBODY,
+    wall_offset_ns: int = 0,
 ) -> Verdict:
     """Find the cause of a failure or of a lost attempt, and the remarks.
 
@@ -84,16 +84,18 @@ def explain(
         around: what the kernel counts of the namespaces it passed; asked only when something was lost.
         cluster: Services and their endpoints.
         who: whose lookup it was; asked only where a finding depends on it.
+        wall_offset_ns: added to the sightings' stamps to get the cluster's time.
     """
     found = findings(View(outcome, cluster, who))
     remarks = [f"{one.name}: {one.words}" for one in found if one.words]
-    return Verdict(_cause(outcome, around, cluster), [one.name for one in found], remarks)
+    case = Case(outcome, around, cluster, deaths(outcome), wall_offset_ns)
+    return Verdict(_cause(case), [one.name for one in found], remarks)
 
 
-def _cause(outcome: Outcome, around: Surroundings, cluster: Cluster) -> Cause | None:
-    if outcome.status is Status.SUCCEEDED and not lost_attempt(outcome) and not deaths(outcome):
+def _cause(case: Case) -> Cause | None:
+    outcome = case.outcome
+    if outcome.status is Status.SUCCEEDED and not case.deaths and not lost_attempt(outcome):
         return None
-    case = Case(outcome, around, cluster, deaths(outcome))
     cause = next((cause for rule in RULES if (cause := rule(case)) is not None), None)
     if cause is not None:
         cause.evidence.extend(_circumstances(outcome))
@@ -169,7 +171,7 @@ def stale_conntrack_entry(case: Case) -> Cause | None:
         return None
     translated = f"the conntrack entry is old: {endpoint_to_text(*virtual)} is {endpoint_to_text(*backend)}"
     listed = case.cluster.backends(virtual, outcome.session.key.protocol)
-    if listed is not None and listed.lacked(backend, WHENEVER_NS):
+    if listed is not None and listed.lacked(backend, outcome.session.first_ns + case.wall_offset_ns):
         evidence = [translated, "that is none of the Service's endpoints", *map(death_words, case.deaths[:1])]
         return _stale("high", evidence, outcome, backend)
     begun_ns = outcome.session.first_ns

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 Removal = Literal["deleted", "expired", "quiescent"]
 """How a server leaves the Service while a client's connection entry still leads to it:
 
-- expired: deleted under expire_nodest_conn, which kube-proxy sets. The entry's next packet ends it and is lost. Since
-  Linux 5.9 that has to come within the moment in which the kernel throws such entries away, so here the sysctl is set
-  only after the server was deleted, which throws nothing away;
+- expired: deleted under expire_nodest_conn, which kube-proxy sets. The entry's next packet is lost and ends it, at the
+  next tick of the clock. Since Linux 5.9 that packet has to come before the kernel itself throws such entries away, a
+  tick after the deletion, so here the sysctl is set only after the server was deleted, which throws nothing away;
 - deleted: without that sysctl, as other users of IPVS have it. Every packet is lost until five minutes after the last
   one that was not;
 - quiescent: kept with weight 0 for the sake of its connections, while the pod is gone and the node has no route to it.
@@ -55,6 +55,13 @@ class StaleEntry:
     """Connected to the VIP; what it sends goes by the entry."""
     client: Pod
     server: DnsServer
+    node: Pod
+
+    @property
+    def bound(self) -> bool:
+        """Whether IPVS still has the entry."""
+        port, addresses = self.sock.getsockname()[1], (self.server.address, self.server.address6)
+        return any(entry.client_port == port and entry.server in addresses for entry in ipvs_entries(self.node))
 
     def ask(self, name: str, *, seconds: float = 0.3) -> bool:
         """Send one query by the entry; whether a reply came."""
@@ -92,7 +99,7 @@ def stale_ipvs_backend(
             stack.enter_context(_without_server(lab.node, vip, server))
         if removal != "deleted":
             namespaces.set_sysctls(lab.node.name, {EXPIRE: "1"})
-        yield StaleEntry(sock, client, server)
+        yield StaleEntry(sock, client, server, lab.node)
 
 
 def ipvs_entries(node: Pod) -> list[IpvsEntry]:

@@ -28,7 +28,9 @@ class Watch:
         self.out = folder / "lines"
         self.err = folder / "diagnostics"
         with self.out.open("w") as out, self.err.open("w") as err:
-            self.process = subprocess.Popen([*DNSTRAIL, "run", *options], stdout=out, stderr=err)
+            # Several run at once, and only one can have the port.
+            command = [*DNSTRAIL, "run", "--metrics-address=none", *options]
+            self.process = subprocess.Popen(command, stdout=out, stderr=err)
         self._until(lambda: "ready in" in self.diagnostics(), READY_SECONDS, "it says that it watches")
 
     def diagnostics(self) -> str:

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.kernel
 
 CHECK = [sys.executable, "-m", "agent", "check"]
-RUN = [sys.executable, "-m", "agent", "run", "--duration", "0.2"]
+RUN = [sys.executable, "-m", "agent", "run", "--metrics-address=none", "--duration", "0.2"]
 WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-perfmon,-sys_admin"]
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 WITHOUT_BTF = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /sys/kernel/btf && exec "$@"', "sh"]

@@ -102,6 +102,11 @@ def test_node_local_dns_cache_is_known_however_its_option_is_spelled(arguments: 
     assert facts.node_local == addresses("169.254.20.10")
 
 
+def test_a_pod_on_the_nodes_network_without_arguments_is_not_node_local_dns_cache():
+    facts = read_pod({"hostNetwork": True, "nodeName": NODE, "containers": [{"name": "c"}]})
+    assert facts.node_local is None
+
+
 def test_an_option_without_its_value_is_no_address():
     facts = read_pod({"hostNetwork": True, "nodeName": NODE, "containers": [{"name": "c", "args": ["-localip"]}]})
     assert facts.node_local == ()

@@ -113,7 +113,7 @@ def test_backends_are_those_of_the_port_and_protocol(cluster: LiveCluster):
 def test_a_server_on_another_node_is_named_by_its_endpoint(cluster: LiveCluster):
     pod = cluster.pod_behind(Endpoint(octets("10.244.2.51"), 53), time.time_ns())
     assert pod is not None
-    assert (pod.namespace, pod.name, pod.node, pod.workload) == ("kube-system", "coredns-1", "", None)
+    assert (pod.namespace, pod.name, pod.node, pod.workload) == ("kube-system", "coredns-1", "node-b", None)
     assert cluster.pod_behind(Endpoint(octets("10.244.2.51"), 54), time.time_ns()) is None
 
 
@@ -157,7 +157,7 @@ def test_pods_of_other_nodes_are_asked_for_only_when_a_server_needs_them(cluster
 def test_pods_of_other_nodes_are_forgotten_when_no_server_needs_them(
     cluster: LiveCluster, server: Replay, monkeypatch: pytest.MonkeyPatch
 ):
-    server.lists[PODS].append(Answer(recorded("pods-page-2.json")))
+    server.lists[PODS][0] = Answer(recorded("pods-page-2.json"))
     monkeypatch.setattr(live, "ELSEWHERE_SECONDS", 0.3)
     cluster.expect_clients_from_elsewhere()
     until(cluster, lambda: cluster.pod_at(octets("10.244.2.10"), time.time_ns()), "a pod of node-b")
@@ -289,6 +289,6 @@ def test_an_agent_without_a_cluster_does_not_load_what_it_takes():
 
 def test_a_pod_of_the_cluster_does_not_load_what_only_a_kubeconfig_takes():
     inside = "from agent.enrich.kube import client, library; library.load(whole=False)"
-    assert not imported_by(inside) & {"yaml", "oauthlib", "requests", "websocket", "pydantic"}
+    assert not imported_by(inside) & {"oauthlib", "requests", "websocket", "pydantic", "aiohttp"}
     after = imported_by(f"{inside}; import kubernetes; assert kubernetes.config.load_kube_config")
     assert "kubernetes" in after, "whoever wants all of it gets it"

@@ -126,6 +126,14 @@ def test_an_end_that_was_learned_late_gives_way_to_the_next_pods_network():
     assert told.at(A, 12) == told.at(A, 59) == told.at(A, 61) == "second"
 
 
+def test_pods_that_follow_each_other_within_a_second_are_told_apart():
+    told = Told()
+    for number in range(5):
+        told.put(pod(f"p{number}", A, start=0, ready=0), 0.1 + number / 10)
+        told.delete(f"p{number}", 0.15 + number / 10)
+    assert [told.at(A, 0.12 + number / 10) for number in range(5)] == [f"p{number}" for number in range(5)]
+
+
 def test_without_anything_better_the_pod_that_started_last_has_the_address():
     told = Told()
     told.put(pod("first", A, start=0), 0)
@@ -316,12 +324,22 @@ def test_the_pod_behind_an_endpoint_is_known_until_it_is_taken_off_and_for_earli
     assert holder is not None
     assert (holder.namespace, holder.facts.pod) == ("kube-system", "coredns-1")
     known.update(facts, None, ns(10))
-    assert known.holder(backend, ns(9)) is holder
+    assert known.holder(backend, ns(9)) == holder
     assert known.holder(backend, ns(10)) is None
     assert known.holder(Endpoint(octets(A), 54), ns(5)) is None
     known.forget(ns(11))
     assert known.holder(backend, ns(9)) is None
     assert known.gone(KUBE_DNS, DNS) == {}
+
+
+def test_an_endpoint_that_another_pod_takes_over_is_each_ones_in_its_time():
+    known = Endpoints()
+    known.update(None, first := part(endpoint(A, "coredns-1")), ns(0))
+    known.update(first, part(endpoint(A, "coredns-2")), ns(10))
+    later = known.holder(Endpoint(octets(A), 53), ns(11))
+    assert later is not None
+    assert later.facts.pod == "coredns-2"
+    assert known.holder(Endpoint(octets(A), 53), ns(9)) is None, "rather nobody than the wrong one"
 
 
 def test_forgetting_an_endpoint_of_one_service_does_not_touch_it_in_another():

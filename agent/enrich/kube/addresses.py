@@ -6,9 +6,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from agent.session.model import SECOND_NS
+
 if TYPE_CHECKING:
     from agent.enrich.kube.facts import PodFacts
 
+RESOLUTION_NS = SECOND_NS
+"""Times of the API are whole seconds, rounded down."""
 MAX_ENDED = 8192
 """Tenancies that are over and still remembered; the oldest make room."""
 
@@ -32,12 +36,12 @@ class Tenancy:
         """When the address went over to a pod that was started later.
 
         A pod may wait long for its address, so its start alone says little: the end of the earlier one's containers is
-        best, then the moment when the later one's network was ready.
+        best. Else it is when the later one's network was ready, to the second, or what we learned within that second.
         """
-        if self.end_ns is not None and self.is_end_exact:
-            return max(successor.begin_ns, self.end_ns)
-        ready_ns = successor.facts.ready_ns or successor.begin_ns
-        return max(successor.begin_ns, ready_ns if self.end_ns is None else min(self.end_ns, ready_ns))
+        ready_ns, end_ns = successor.facts.ready_ns or successor.begin_ns, self.end_ns
+        if end_ns is None or not (self.is_end_exact or end_ns < ready_ns + RESOLUTION_NS):
+            return max(successor.begin_ns, ready_ns)
+        return max(successor.begin_ns, end_ns)
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ What it imports is large and slow to load, so `transport` imports this when it i
 from __future__ import annotations
 
 import contextlib
+import ssl
 import traceback
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +16,7 @@ import urllib3
 from agent import __version__
 from agent.enrich.kube import library
 from agent.enrich.kube.access import CA, TOKEN, InCluster, Kubeconfig
-from agent.enrich.kube.errors import NotConfiguredError, RefusedError, SilentError, UnreachableError
+from agent.enrich.kube.errors import NotConfiguredError, RefusedError, SilentError, UnreachableError, UntrustedError
 from agent.enrich.kube.objects import UNREADABLE, Status
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ MAX_ERROR_BYTES = 1 << 16
 MAX_ERROR_TEXT = 300
 MAX_CONNECTIONS = 8
 """As many as there are threads that ask."""
+BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+"""Errors of TLS that say nothing of certificates."""
 HTTP_OK = 200
 HTTP_ERROR = 300
 """From here on: redirections are none of an API server's."""
@@ -159,8 +162,12 @@ def _configuration(kubernetes: Library, access: Access) -> Any:  # noqa: ANN401 
 
 
 def _unreachable(error: Exception) -> UnreachableError:
-    kind = SilentError if isinstance(error, urllib3.exceptions.ReadTimeoutError | TimeoutError) else UnreachableError
-    return kind(_in_words(error))
+    chain = list(_chain(error))
+    if any(isinstance(one, urllib3.exceptions.ReadTimeoutError) for one in chain):
+        return SilentError(_in_words(error))
+    if any(isinstance(one, ssl.SSLError) and not isinstance(one, BROKEN_OFF) for one in chain):
+        return UntrustedError(_in_words(error))
+    return UnreachableError(_in_words(error))
 
 
 def _in_words(error: Exception) -> str:
@@ -169,12 +176,17 @@ def _in_words(error: Exception) -> str:
     The frames of a library that failed hold the error which holds them, and the agent's collector of such cycles rests
     most of the time: 12 KB an attempt. So they are cut here.
     """
-    one: BaseException | None = error
-    while one is not None:
+    for one in _chain(error):
         traceback.clear_frames(one.__traceback__)
         one.__traceback__ = None
-        one = one.__context__
     return (str(error).strip() or type(error).__name__)[:MAX_ERROR_TEXT]
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those while whose handling it came about."""
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def _refusal(response: urllib3.BaseHTTPResponse, octets: bytes) -> RefusedError:

@@ -9,7 +9,7 @@ from agent.session.cluster import Member
 from agent.session.model import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from agent.enrich.kube.facts import EndpointFacts, SliceFacts
 
@@ -64,6 +64,8 @@ class Holder(NamedTuple):
 
     namespace: str
     facts: EndpointFacts
+    since_ns: int
+    """When it took over from another pod; 0 for the first one that is known."""
 
 
 class _Departure(NamedTuple):
@@ -104,7 +106,9 @@ class Endpoints:
     def holder(self, endpoint: Endpoint, ts_ns: int) -> Holder | None:
         """The pod that served there at that time, as far as it was the last to do so."""
         holder = self._holders.get(endpoint)
-        if holder is None or self._is_endpoint(endpoint):
+        if holder is None or ts_ns < holder.since_ns:
+            return None
+        if self._is_endpoint(endpoint):
             return holder
         gone_ns = max((gone for one, gone in self._gone.items() if one.endpoint == endpoint), default=0)
         return holder if ts_ns < gone_ns else None
@@ -126,7 +130,10 @@ class Endpoints:
         before, now = self._served.pop(service, {}), _served(slices)
         if now:
             self._served[service] = now
-        self._holders.update(_holders(service[0], slices))
+        for endpoint, facts in _pods(slices):
+            known = self._holders.get(endpoint, Holder(service[0], facts, 0))
+            since_ns = known.since_ns if known.facts.pod_uid == facts.pod_uid else ts_ns
+            self._holders[endpoint] = Holder(service[0], facts, since_ns)
         for port in before | now:
             was, present = before.get(port, NOBODY).all, now.get(port, NOBODY).all
             for endpoint in was - present:
@@ -148,11 +155,9 @@ def _served(slices: Iterable[SliceFacts]) -> dict[Port, Served]:
     return {port: Served(frozenset(ready), frozenset(rest - ready)) for port, (ready, rest) in found.items()}
 
 
-def _holders(namespace: str, slices: Iterable[SliceFacts]) -> dict[Endpoint, Holder]:
-    return {
-        Endpoint(one.address, number): Holder(namespace, one)
-        for part in slices
-        for _, number, _ in part.ports
-        for one in part.endpoints
-        if one.pod
-    }
+def _pods(slices: Iterable[SliceFacts]) -> Iterator[tuple[Endpoint, EndpointFacts]]:
+    for part in slices:
+        for number in {number for _, number, _ in part.ports}:
+            for one in part.endpoints:
+                if one.pod:
+                    yield Endpoint(one.address, number), one

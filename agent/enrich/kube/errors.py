@@ -28,6 +28,18 @@ class SilentError(UnreachableError):
     reason = "Silent"
 
 
+class UntrustedError(UnreachableError):
+    """One side does not take the other's certificate."""
+
+    reason = "Untrusted"
+
+
+class GarbledError(KubeError):
+    """What came is not what the API promises."""
+
+    reason = "Garbled"
+
+
 class RefusedError(KubeError):
     """The API server says no."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
+from functools import lru_cache
+from itertools import pairwise
 from sys import intern
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -227,11 +229,19 @@ def _pod(pod: objects.Pod, *, here: bool) -> Pod:
         node=intern(spec.node_name),
         host_network=spec.host_network,
         dns_policy=intern(spec.dns_policy),
-        nameservers=tuple(dns.nameservers or ()),
-        searches=tuple(dns.searches or ()),
-        options=tuple(one.name if one.value is None else f"{one.name}:{one.value}" for one in dns.options or ()),
+        nameservers=_shared(tuple(dns.nameservers or ())),
+        searches=_shared(tuple(dns.searches or ())),
+        options=_shared(
+            tuple(one.name if one.value is None else f"{one.name}:{one.value}" for one in dns.options or ())
+        ),
         containers=_containers(pod.status) if here else (),
     )
+
+
+@lru_cache(maxsize=4096)
+def _shared(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """The same tuple for all that say the same: where a webhook writes `dnsConfig`, every pod has one."""
+    return texts
 
 
 def _container_statuses(status: objects.PodStatus) -> list[objects.ContainerStatus]:
@@ -285,8 +295,8 @@ def _ended_ns(container: objects.ContainerStatus) -> int | None:
 
 def _node_local(spec: objects.PodSpec) -> tuple[bytes, ...] | None:
     for container in spec.containers or ():
-        words = [*(container.command or ()), *(container.args or ())]
-        for word, after in zip(words, [*words[1:], ""], strict=True):
+        words = [*(container.command or ()), *(container.args or ()), ""]
+        for word, after in pairwise(words):
             if option := _LOCAL_IP.fullmatch(word):
                 return _addresses((option[1] or after).split(","))
     return None

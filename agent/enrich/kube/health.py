@@ -23,17 +23,19 @@ class WatchHealth:
     synced: bool = False
     """Whether all that there was has been taken in, once at least."""
     connected: bool = False
-    """Whether a watch is open, and has not been silent for too long."""
+    """Whether a watch is open, and has not been silent for too long. Between two watches it is not, for a moment."""
     last_contact_seconds: float = 0.0
     """Unix time of the last octets from the API server; 0 before the first."""
     lists: int = 0
     """How often everything was asked for: again when the API server forgot too much (410), or others are wanted."""
     watches: int = 0
     """How often a watch was opened; every few minutes one ends as agreed."""
+    silences: int = 0
+    """How often a watch was opened anew because nothing came: now and then where nothing happens."""
     events: Counter[str] = field(default_factory=Counter)
     """By their type: ADDED, MODIFIED, DELETED, BOOKMARK."""
     errors: Counter[str] = field(default_factory=Counter)
-    """By one word: Unreachable, Silent, Forbidden, Expired, Unauthorized …"""
+    """By one word: Unreachable, Silent, Untrusted, Garbled, NotConfigured, or metav1.StatusReason: Forbidden …"""
     last_error: str | None = None
     """The newest one in words; None after it was overcome."""
     undecodable: int = 0

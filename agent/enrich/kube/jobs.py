@@ -13,7 +13,7 @@ import msgspec
 
 from agent.enrich.kube import rbac
 from agent.enrich.kube.backoff import Backoff
-from agent.enrich.kube.errors import KubeError, RefusedError, UnreachableError
+from agent.enrich.kube.errors import GarbledError, KubeError, RefusedError
 from agent.enrich.kube.health import WatchHealth
 from agent.enrich.kube.lines import joined
 from agent.enrich.kube.objects import UNREADABLE, Marked
@@ -122,5 +122,5 @@ class CronJobs:
         try:
             owners = _decode(octets).metadata.owner_references or ()
         except UNREADABLE as error:
-            raise UnreachableError(f"this is no Job: {error}") from None
+            raise GarbledError(f"this is no Job: {error}") from None
         return next((f"CronJob/{one.name}" for one in owners if one.controller and one.kind == "CronJob"), None)

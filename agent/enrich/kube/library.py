@@ -1,7 +1,7 @@
 """What is used of the `kubernetes` package: configuration, credentials, transport. The only module that imports it.
 
-The package's `__init__` imports all of it, with OAuth, YAML, websockets and pydantic: 30 MiB. A pod of the cluster uses
-none of that, so there its `__init__` is passed over, which leaves 14 MiB, most of them urllib3's and TLS's.
+The package's `__init__` imports all of it, with OAuth, requests, websockets and pydantic: 30 MiB. A pod of the cluster
+uses none of that, so there its `__init__` is passed over, which leaves 14 MiB, most of them urllib3's and TLS's.
 """
 
 from __future__ import annotations

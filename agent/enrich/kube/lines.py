@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from agent.enrich.kube.errors import SilentError, UnreachableError
+from agent.enrich.kube.errors import GarbledError, SilentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -20,7 +20,7 @@ def joined(chunks: Iterable[bytes], limit_bytes: int, deadline: float) -> bytes:
         deadline: By `time.monotonic`: later is too late, even if something comes all the time.
 
     Raises:
-        UnreachableError: when it is too long.
+        GarbledError: when it is too long.
         SilentError: when it takes too long.
     """
     parts, length = [], 0
@@ -28,7 +28,7 @@ def joined(chunks: Iterable[bytes], limit_bytes: int, deadline: float) -> bytes:
         parts.append(chunk)
         length += len(chunk)
         if length > limit_bytes:
-            raise UnreachableError(f"an answer of more than {limit_bytes} octets")
+            raise GarbledError(f"an answer of more than {limit_bytes} octets")
         if time.monotonic() > deadline:
             raise SilentError("an answer that does not end")
     return b"".join(parts)
@@ -38,7 +38,7 @@ def lines(chunks: Iterable[bytes], limit_bytes: int) -> Iterator[bytes]:
     """The lines of the body, each as soon as it is there; a last one without its end was cut off, and is not told.
 
     Raises:
-        UnreachableError: when one is too long.
+        GarbledError: when one is too long.
     """
     begun: list[bytes] = []
     length = 0
@@ -53,4 +53,4 @@ def lines(chunks: Iterable[bytes], limit_bytes: int) -> Iterator[bytes]:
             begun.append(rest)
             length += len(rest)
         if length > limit_bytes:
-            raise UnreachableError(f"an event of more than {limit_bytes} octets")
+            raise GarbledError(f"an event of more than {limit_bytes} octets")

@@ -109,7 +109,7 @@ class LiveCluster:
 
     @property
     def renewals(self) -> int:
-        """How often the API server refused the credentials, and they were read anew."""
+        """How often the API server and we no longer knew each other, and the configuration was read anew."""
         return self._transport.renewals
 
     def start(self) -> None:

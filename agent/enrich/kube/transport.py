@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from agent.enrich.kube.errors import RefusedError
+from agent.enrich.kube.errors import RefusedError, UntrustedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +24,7 @@ class Transport:
 
     def __init__(self, access: Access) -> None:
         self.renewals = 0
-        """How often the credentials were refused and read anew."""
+        """How often the API server and we no longer knew each other, and the configuration was read anew."""
         self._access = access
         self._client: Client | None = None
         self._lock = threading.Lock()
@@ -40,6 +40,9 @@ class Transport:
         client = self._connected()
         try:
             return client.get(f"{path}?{urlencode(query)}" if query else path, accept, read_seconds)
+        except UntrustedError:
+            self._distrust(client)
+            raise
         except RefusedError as refusal:
             if refusal.code == UNAUTHORIZED:
                 self._distrust(client)

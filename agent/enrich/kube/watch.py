@@ -13,18 +13,21 @@ import queue
 import random
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, NamedTuple
 
 import msgspec
 
 from agent.enrich.kube.backoff import Backoff
-from agent.enrich.kube.errors import KubeError, RefusedError, UnreachableError
+from agent.enrich.kube.errors import GarbledError, KubeError, RefusedError, SilentError, UnreachableError
 from agent.enrich.kube.health import WatchHealth
 from agent.enrich.kube.lines import joined, lines
 from agent.enrich.kube.mirror import Facts, Step
 from agent.enrich.kube.objects import UNREADABLE, Event, Marked, Page, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from agent.enrich.kube.client import Reply
     from agent.enrich.kube.mirror import Selection
     from agent.enrich.kube.resources import Resource
@@ -37,9 +40,9 @@ MAX_STEPS = 64
 MAX_PAGE_BYTES = 256 << 20
 MAX_EVENT_BYTES = 8 << 20
 """etcd takes objects of 1.5 MiB."""
-FAILURES_UNTIL_LIST = 3
-"""So many attempts to go on fail before everything is listed anew."""
-GONE = 410
+DOUBTS_UNTIL_LIST = 3
+"""So many attempts to go on are answered, and not as they should be, before everything is listed anew."""
+GONE, TOO_MANY_REQUESTS = 410, 429
 OFFER_SECONDS = 0.2
 
 _decode_page = msgspec.json.Decoder(Page).decode
@@ -58,7 +61,7 @@ class Timing(NamedTuple):
     watch_seconds: int = 300
     """After so long, a fifth more or less, the API server ends a watch, and may put the next one elsewhere."""
     silence_seconds: float = 90.0
-    """A watch in which nothing happens for so long is dead: the API server sends bookmarks, about once a minute."""
+    """A watch in which nothing comes for so long may be dead: the API server sends bookmarks, about once a minute."""
     settled_seconds: float = 5.0
     """A watch that lasted so long, or told something, was a success."""
     first_wait_seconds: float = 0.5
@@ -90,6 +93,7 @@ class Watch(Generic[Facts]):
         """Up to which everything was told; None when it has to be listed."""
         self._listed: Selection | None = None
         self._has_told = False
+        self._doubts = 0
 
     def start(self) -> None:
         """Begin; nothing happens until something is selected."""
@@ -158,12 +162,11 @@ class Watch(Generic[Facts]):
             return
         self.health.errors[error.reason] += 1
         self.health.last_error = str(error)
-        is_expired = isinstance(error, RefusedError) and error.code == GONE
-        seconds = self._backoff.next_seconds()
-        if is_expired or self._backoff.failures >= FAILURES_UNTIL_LIST:
-            self._version = None
+        self._doubts += _doubts(error)
+        if self._doubts >= DOUBTS_UNTIL_LIST:
+            self._version, self._doubts = None, 0
         asked = error.retry_after_seconds if isinstance(error, RefusedError) else 0
-        self._news.wait(max(seconds, min(asked, self._timing.longest_wait_seconds)))
+        self._news.wait(max(self._backoff.next_seconds(), min(asked, self._timing.longest_wait_seconds)))
         self._news.clear()
 
     def _is_outdated(self, selection: Selection | None) -> bool:
@@ -189,38 +192,27 @@ class Watch(Generic[Facts]):
         self.health.lists += 1
 
     def _page(self, query: dict[str, str], selection: Selection) -> Page:
-        with self._transport.get(self.resource.path, query, self._timing.read_seconds) as reply:
-            self._hold(reply, selection)
-            try:
-                octets = joined(reply.chunks(), MAX_PAGE_BYTES, time.monotonic() + self._timing.page_seconds)
-            finally:
-                self._release()
+        with self._asking(query, self._timing.read_seconds, selection) as reply:
+            octets = joined(reply.chunks(), MAX_PAGE_BYTES, time.monotonic() + self._timing.page_seconds)
         self.health.heard()
-        if self._is_outdated(selection):
-            raise _Interrupted
         try:
             return _decode_page(octets)
         except UNREADABLE as error:
-            raise UnreachableError(f"this is no list: {error}") from None
+            raise GarbledError(f"this is no list: {error}") from None
 
     def _watch(self, selection: Selection) -> None:
         """Changes since, until the API server or we have enough of it."""
         begun, told = time.monotonic(), self.health.events.total()
         query, silence = self._watch_query(selection), self._timing.silence_seconds
-        with self._transport.get(self.resource.path, query, silence) as reply:
-            self._hold(reply, selection)
-            self.health.watches += 1
-            self.health.connected = True
-            self.health.last_error = None
-            try:
+        self.health.connected = False
+        try:
+            with self._asking(query, silence, selection) as reply:
                 self._read_events(reply, selection)
-            finally:
-                self._release()
-                lasted = time.monotonic() - begun > self._timing.settled_seconds
-                if lasted or self.health.events.total() > told:
-                    self._backoff.reset()
-        if self._is_outdated(selection):
-            raise _Interrupted
+        finally:
+            lasted = time.monotonic() - begun > self._timing.settled_seconds
+            if self.health.events.total() > told or (lasted and self.health.connected):
+                self._backoff.reset()
+                self._doubts = 0
         if not lasted:
             raise UnreachableError("the watch ended early")
 
@@ -235,12 +227,18 @@ class Watch(Generic[Facts]):
         }
 
     def _read_events(self, reply: Reply, selection: Selection) -> None:
+        self.health.watches += 1
+        self.health.connected = True
+        self.health.last_error = None
         self.health.heard()
-        for line in lines(reply.chunks(), MAX_EVENT_BYTES):
-            if self._is_outdated(selection):
-                raise _Interrupted
-            self.health.heard()
-            self._tell(line)
+        try:
+            for line in lines(reply.chunks(), MAX_EVENT_BYTES):
+                self._go_on_with(selection)
+                self.health.heard()
+                self._tell(line)
+        except SilentError:
+            # Bookmarks are not promised, and were seen to be left out: whether it is an error, the next watch shows.
+            self.health.silences += 1
 
     def _tell(self, line: bytes) -> None:
         try:
@@ -249,7 +247,7 @@ class Watch(Generic[Facts]):
                 raise _refusal(event.object)
             version = _decode_marked(event.object).metadata.resource_version
         except UNREADABLE as error:
-            raise UnreachableError(f"this is no event: {error}") from None
+            raise GarbledError(f"this is no event: {error}") from None
         if event.type != "BOOKMARK":
             facts = self._read_all([event.object])
             is_gone = event.type == "DELETED"
@@ -276,16 +274,30 @@ class Watch(Generic[Facts]):
             return
         raise _Interrupted
 
-    def _hold(self, reply: Reply, selection: Selection) -> None:
-        """From here on it can be interrupted."""
-        with self._lock:
-            self._reply = reply
+    @contextmanager
+    def _asking(self, query: dict[str, str], seconds: float, selection: Selection) -> Iterator[Reply]:
+        """An answer that `select` and `stop` can interrupt."""
+        with self._transport.get(self.resource.path, query, seconds) as reply:
+            with self._lock:
+                self._reply = reply
+            try:
+                self._go_on_with(selection)
+                yield reply
+            finally:
+                with self._lock:
+                    self._reply = None
+        self._go_on_with(selection)
+
+    def _go_on_with(self, selection: Selection) -> None:
         if self._is_outdated(selection):
             raise _Interrupted
 
-    def _release(self) -> None:
-        with self._lock:
-            self._reply = None
+
+def _doubts(error: KubeError) -> int:
+    """How much speaks against going on from where it was: nothing, if the API server could not be asked."""
+    if isinstance(error, UnreachableError) or (isinstance(error, RefusedError) and error.code == TOO_MANY_REQUESTS):
+        return 0
+    return DOUBTS_UNTIL_LIST if isinstance(error, RefusedError) and error.code == GONE else 1
 
 
 def _refusal(octets: msgspec.Raw) -> KubeError:

@@ -7,12 +7,17 @@ stage, service, namespace, pod, …) are not used. No label carries a name that 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
+from agent.capture.cgroup import ATTACH_TYPES
+from agent.capture.loader import PROBE, TRACEPOINTS
 from agent.explain.causes import CAUSES
 from agent.explain.findings import NAMES
+from agent.session.sighting import Event
 
 SECOND_NS = 1_000_000_000
 FIRST_BUCKET_NS = 250_000
@@ -46,8 +51,9 @@ class Label(NamedTuple):
     meaning: str
 
 
-class Metric(NamedTuple):
-    """One family of series."""
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """One family of series. There is one of each, so that they are told apart by identity."""
 
     name: str
     kind: Kind
@@ -65,12 +71,12 @@ class Metric(NamedTuple):
         words = self.name.removesuffix("_total").split("_")
         return words[-1] if words[-1] in UNITS else ""
 
-    @property
+    @cached_property
     def label_names(self) -> tuple[str, ...]:
         """In the order of the values in every sample."""
         return tuple(label.name for label in self.labels)
 
-    @property
+    @cached_property
     def known(self) -> tuple[tuple[str, ...], ...]:
         """Label values of the series that are there from the start."""
         if self.combinations is not None:
@@ -122,8 +128,8 @@ BITMAPS: dict[str, tuple[int, ...]] = {
 VANTAGE = Label(
     "vantage",
     VANTAGES,
-    "Ends of the lookup on this node: `both`, `client`, `server`, or none (`transit`). The sum over all nodes of "
-    '`vantage=~"both|client"` has each lookup of the cluster once',
+    "Ends of the lookup on this node: `both`, `client`, `server`, or none (`transit`). Both the client's node and the "
+    'server\'s see a lookup between them: `vantage=~"both|client"` has each lookup of the cluster once',
 )
 PROTO = Label("proto", ("udp", "tcp"), "Transport")
 QTYPE = Label(
@@ -154,10 +160,10 @@ NETNS = Label(
     ("host", "dns_server"),
     "Network namespaces: the agent's own (the node's), or all others that a DNS server replied from",
 )
-EVENT = Label("event", ("tx", "rx", "drop", "socket_tx", "socket_rx"), "Where in the kernel the packet was")
+EVENT = Label("event", tuple(event.name.lower() for event in Event), "Where in the kernel the packet was")
 PROGRAM = Label(
     "program",
-    ("net_dev_queue", "netif_receive_skb", "kfree_skb", "cgroup_ingress", "cgroup_egress"),
+    (*TRACEPOINTS, *ATTACH_TYPES, PROBE),
     "BPF program, by what it is attached to",
 )
 LOSS_STEPS = (
@@ -191,7 +197,8 @@ KERNEL = Label("kernel", (), "Release of the running kernel")
 CLIENT_NAMESPACE = Label(
     "client_namespace",
     (),
-    f"Kubernetes namespace of the client; `{NOBODY}` where it is no known pod, `{REST}` beyond the cap",
+    f"Kubernetes namespace of the client, from its first lookup until it has been gone for a while; `{NOBODY}` where "
+    f"it is no known pod, `{REST}` beyond the cap",
 )
 CLIENT_WORKLOAD = Label(
     "client_workload",
@@ -207,8 +214,10 @@ def _counter(
     return Metric(name, Kind.COUNTER, text, labels, combinations, when=when)
 
 
-def _gauge(name: str, text: str, *labels: Label, when: str = "") -> Metric:
-    return Metric(name, Kind.GAUGE, text, labels, when=when)
+def _gauge(
+    name: str, text: str, *labels: Label, combinations: tuple[tuple[str, ...], ...] | None = None, when: str = ""
+) -> Metric:
+    return Metric(name, Kind.GAUGE, text, labels, combinations, when=when)
 
 
 def _latency(name: str, text: str, *labels: Label) -> Metric:
@@ -309,18 +318,18 @@ UPSTREAM_RESPONSES = _counter("dnstrail_upstream_responses_total", "Replies to t
 
 # Kernel
 
-_CONNTRACK = "is loaded and its counters can be read"
+_CONNTRACK = "connection tracking is loaded and can be read, and for `dns_server` there is one"
 CONNTRACK_ENTRIES = _gauge(
     "dnstrail_conntrack_entries",
     "Entries of the connection-tracking table; of several namespaces, the fullest one's",
     NETNS,
-    when=f"connection tracking {_CONNTRACK}; dns_server: once a DNS server replied",
+    when=_CONNTRACK,
 )
 CONNTRACK_LIMIT = _gauge(
     "dnstrail_conntrack_entries_limit",
     "nf_conntrack_max: how many entries each namespace may have, the same for all",
     NETNS,
-    when="as dnstrail_conntrack_entries",
+    when=_CONNTRACK,
 )
 CONNTRACK_DROPS = _counter(
     "dnstrail_conntrack_drop_total", "Packets dropped because the table was full or could not take the entry", NETNS
@@ -372,16 +381,17 @@ RING_PEAK = _gauge(
 )
 PROGRAM_RUNS = _counter(
     "dnstrail_bpf_program_runs_total",
-    "Runs of each BPF program, while dnstrail_bpf_statistics_enabled",
+    "Runs of each BPF program, while the kernel keeps statistics",
     PROGRAM,
 )
 PROGRAM_SECONDS = _counter(
     "dnstrail_bpf_program_run_seconds_total",
-    "Time spent in each BPF program, while dnstrail_bpf_statistics_enabled",
+    "Time spent in each BPF program, while the kernel keeps statistics",
     PROGRAM,
 )
 BPF_STATISTICS = _gauge(
-    "dnstrail_bpf_statistics_enabled", "1 if the kernel keeps them: sysctl kernel.bpf_stats_enabled"
+    "dnstrail_bpf_statistics_enabled",
+    "1 if the kernel was told to keep statistics of BPF programs: sysctl kernel.bpf_stats_enabled",
 )
 LIMITATIONS = _gauge(
     "dnstrail_capture_limitations",
@@ -416,7 +426,7 @@ BUILD_INFO = _gauge(
     VERSION,
     PYTHON,
     KERNEL,
-    when="always, with one series",
+    combinations=(),
 )
 
 # Kubernetes
@@ -447,15 +457,15 @@ WATCH_UNDECODABLE = _counter(
 )
 WATCH_ERRORS = _counter(
     "dnstrail_kubernetes_watch_errors_total",
-    "What went wrong",
+    "What went wrong, once it did",
     WATCH,
     WATCH_ERROR,
-    when=f"{_KUBERNETES}; each error once it happened",
+    when=_KUBERNETES,
 )
 
 # Clients, on request
 
-_BY = "--metrics-by is given; each client once it asked, until it has been gone for a while"
+_BY = "--metrics-by is given"
 _CLIENT = (CLIENT_NAMESPACE, CLIENT_WORKLOAD)
 CLIENT_QUERIES = _counter(
     "dnstrail_client_queries_total", "Queries of clients of this node, retransmissions included", *_CLIENT, when=_BY
@@ -477,8 +487,8 @@ CLIENT_SECONDS = Metric(
     _CLIENT,
     when=_BY,
 )
-CLIENTS = _gauge("dnstrail_clients", "Clients with series of their own", when="--metrics-by is given")
-CLIENTS_LIMIT = _gauge("dnstrail_clients_limit", "How many there may be: --metrics-cap", when="--metrics-by is given")
+CLIENTS = _gauge("dnstrail_clients", "Clients with series of their own", when=_BY)
+CLIENTS_LIMIT = _gauge("dnstrail_clients_limit", "How many there may be: --metrics-cap", when=_BY)
 
 SECTIONS: dict[str, tuple[Metric, ...]] = {
     "Lookups": (

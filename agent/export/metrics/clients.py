@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
     from agent.explain.verdict import Cause
     from agent.session.outcome import Outcome
+    from agent.session.who import Who
 
 Client = tuple[str, str]
 """Kubernetes namespace and workload (`Deployment/cart`) of whoever asked."""
 NAMESPACE, WORKLOAD = "namespace", "workload"
+BARE = "Pod"
+"""Stands for the workload of pods that nobody controls: their names are no labels."""
 GONE_SECONDS = 300.0
 """How long the series of an object that is gone stay: some scrapes, so that its last numbers are seen."""
 IDLE_SECONDS = 3600.0
@@ -52,6 +55,12 @@ class Numbers:
     lost: dict[str, int] = field(default_factory=lambda: dict.fromkeys(EVERYWHERE, 0))
 
 
+def client_of(who: Who) -> Client | None:
+    """The names behind a lookup; None when its client is no known pod."""
+    pod = who.client
+    return None if pod is None else (pod.namespace, pod.workload or BARE)
+
+
 class Clients:
     """Counts sessions of clients on this node.
 
@@ -61,7 +70,6 @@ class Clients:
     def __init__(
         self,
         wanted: ByClient,
-        identify: Callable[[Outcome], Client | None],
         exists: Callable[[Client], bool | None] = lambda _client: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,23 +77,21 @@ class Clients:
 
         Args:
             wanted: By what, and how many.
-            identify: Who asked; None where that is not known. Called for every session with a client on this node.
             exists: Whether there still is such a namespace or workload (then "" stands for the workload); None where
                 that is not known.
             clock: Seconds that only grow.
         """
         self.wanted = wanted
-        self._identify = identify
         self._exists = exists
         self._clock = clock
         self._known: dict[Client, Numbers] = {}
         self._shared: dict[str, Numbers] = {}
 
-    def count(self, outcome: Outcome, cause: Cause | None) -> None:
-        """Count one session that is over."""
+    def count(self, outcome: Outcome, cause: Cause | None, who: Callable[[], Who]) -> None:
+        """Count one session that is over; who asked is of interest only if it was on this node."""
         if outcome.client_netns is None:
             return
-        numbers = self._numbers_of(self._identify(outcome))
+        numbers = self._numbers_of(client_of(who()))
         numbers.seen = self._clock()
         session = outcome.session
         attempts = 1 if session.connecting else outcome.attempts

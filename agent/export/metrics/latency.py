@@ -32,11 +32,10 @@ def spans(outcome: Outcome) -> Spans:
     return Spans(_between(sent, arrived), _between(arrived, replied), _upstream(outcome), _between(replied, returned))
 
 
-def arrival(hops: list[Sighting], netns: int) -> int | None:
-    """When a packet was first taken in by that namespace."""
-    # The last hop of a packet is in the namespace that it was sent to, as a rule its only one there.
+def arrival(hops: list[Sighting], netns: int | None) -> int | None:
+    """When a packet came to that namespace: to its end there if it ended there, else the first time."""
     last = hops[-1]
-    if last.netns == netns and last.event == RX and (len(hops) == 1 or hops[-2].netns != netns):
+    if last.netns == netns and last.event == RX:
         return last.ts_ns
     return next((hop.ts_ns for hop in hops if hop.netns == netns and hop.event in (RX, SOCKET_RX)), None)
 
@@ -51,15 +50,14 @@ def departure(hops: list[Sighting]) -> int | None:
 
 def arrived_upstream(reply: Transmission, outcome: Outcome) -> int:
     """When an upstream's reply came to the server; else when it was last seen."""
-    netns = outcome.server_netns
-    came = None if netns is None else arrival(reply.hops, netns)
+    came = arrival(reply.hops, outcome.server_netns)
     return reply.hops[-1].ts_ns if came is None else came
 
 
 def _ends(transmissions: list[Transmission], netns: int | None) -> tuple[int | None, int | None]:
     """When the first copy that arrived left its socket, and when it came to the namespace of its destination."""
     for one in transmissions:
-        arrived = None if netns is None else arrival(one.hops, netns)
+        arrived = arrival(one.hops, netns)
         if arrived is not None:
             return departure(one.hops), arrived
     return next((left for one in transmissions if (left := departure(one.hops)) is not None), None), None

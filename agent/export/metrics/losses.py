@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain.evidence import death_words, deaths
 from agent.export.metrics.catalogue import EVERYWHERE, LEGS, NO_LOSS
-from agent.session.relatives import A, AAAA
+from agent.session.relatives import AAAA, A
 
 if TYPE_CHECKING:
     from agent.explain.verdict import Cause

@@ -9,30 +9,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.export.metrics import catalogue
-from agent.export.metrics.catalogue import METRICS, NOTHING_ASKED, OTHER, QTYPES, RCODES, Kind
+from agent.export.metrics.catalogue import LATENCY_BUCKETS, NOTHING_ASKED, OTHER, QTYPES, RCODES
 from agent.export.metrics.histogram import Histogram
-from agent.export.metrics.latency import arrival, departure, spans
+from agent.export.metrics.latency import spans
 from agent.export.metrics.losses import lost_half, lost_messages
 from agent.session.outcome import BITMAP, COMPLETE
-from agent.session.sighting import TCP
+from agent.session.sighting import ORIGIN, TCP
+from agent.session.who import NOBODY
 from agent.wire.message import extended_rcode
 from agent.wire.render import rcode_to_text, rdtype_from_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable
 
     from agent.explain.verdict import Cause, Verdict
     from agent.export.metrics.catalogue import Metric
     from agent.export.metrics.clients import Clients
     from agent.export.metrics.histogram import Distribution
-    from agent.session.model import Session
     from agent.session.outcome import Outcome
+    from agent.session.who import Who
 
 Values = dict[tuple[str, ...], float]
 """By label values, in the order of the catalogue."""
 
-TC = 0x0200
-"""In octets 2 and 3 of a message: truncated (RFC 1035 4.1.1)."""
+TRUNCATED = "Truncated"
+"""The finding: a reply with the TC bit (RFC 1035 4.1.1)."""
 COMPLETE_BITMAP = str(COMPLETE & BITMAP)
 _QTYPE = {rdtype_from_text(name): name for name in QTYPES}
 _COUNTED = (
@@ -49,7 +50,6 @@ _COUNTED = (
     catalogue.UPSTREAM_QUERIES,
     catalogue.UPSTREAM_RESPONSES,
 )
-_TIMED = tuple(metric for metric in METRICS if metric.kind is Kind.HISTOGRAM and metric is not catalogue.TURN_SECONDS)
 
 
 class Tally:
@@ -62,38 +62,32 @@ class Tally:
             clients: Counts them by namespace or workload, if the user wants that.
         """
         self._clients = clients
-        self._counts: dict[str, Values] = {metric.name: dict.fromkeys(metric.known, 0) for metric in _COUNTED}
-        self._times = {(metric.name, labels): Histogram(metric.buckets) for metric in _TIMED for labels in metric.known}
+        self._counts: dict[Metric, Values] = {metric: dict.fromkeys(metric.known, 0) for metric in _COUNTED}
         # Lookups like most others, by all that may differ between them: one addition where there would be five.
-        self._usual: dict[tuple[bool, int, str, int | None, int, bool], int] = {}
+        self._usual: dict[tuple[bool, int, str, int | None, bool, bool], int] = {}
         self._lookup, self._server, self._upstream, self._way_there, self._way_back = (
-            self._times[key]
-            for key in (
-                (catalogue.LOOKUP_SECONDS.name, ()),
-                (catalogue.SERVER_SECONDS.name, ()),
-                (catalogue.UPSTREAM_SECONDS.name, ()),
-                (catalogue.TRANSIT_SECONDS.name, ("query",)),
-                (catalogue.TRANSIT_SECONDS.name, ("reply",)),
-            )
+            Histogram(LATENCY_BUCKETS) for _ in range(5)
         )
+        self._times: dict[Metric, dict[tuple[str, ...], Histogram]] = {
+            catalogue.LOOKUP_SECONDS: {(): self._lookup},
+            catalogue.SERVER_SECONDS: {(): self._server},
+            catalogue.UPSTREAM_SECONDS: {(): self._upstream},
+            catalogue.TRANSIT_SECONDS: {("query",): self._way_there, ("reply",): self._way_back},
+        }
 
-    def count(self, outcome: Outcome, verdict: Verdict) -> None:
-        """Count one session that is over."""
-        session = outcome.session
-        queries, replies = session.queries.transmissions, session.replies.transmissions
-        if outcome.bits == COMPLETE and verdict.cause is None and len(queries) == len(replies) == 1:
-            self._count_usual(outcome, session)
-        else:
-            self._count_unusual(outcome, verdict.cause)
+    def count(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who] = lambda: NOBODY) -> None:
+        """Count one session that is over; `who` is asked only if clients are counted one by one."""
         if verdict.findings:
             for finding in verdict.findings:
                 self._add(catalogue.FINDING_COUNTS, finding)
+        if outcome.bits != COMPLETE or verdict.cause is not None or not self._count_usual(outcome, verdict.findings):
+            self._count_unusual(outcome, verdict)
         if self._clients is not None:
-            self._clients.count(outcome, verdict.cause)
+            self._clients.count(outcome, verdict.cause, who)
 
-    def counts(self) -> dict[str, Values]:
-        """Every counter by the name of its metric, now."""
-        now = {name: dict(values) for name, values in self._counts.items()}
+    def counts(self) -> dict[Metric, Values]:
+        """Every counter, now."""
+        now = {metric: dict(values) for metric, values in self._counts.items()}
         for (away, protocol, qtype, rcode, truncated, paired), number in dict(self._usual).items():
             vantage = "client" if away else "both"
             _add(now, catalogue.QUERIES, (vantage, _proto(protocol), qtype), number)
@@ -103,44 +97,53 @@ class Tally:
             _add(now, catalogue.PAIRS, (vantage,), number if paired else 0)
         return now
 
-    def times(self) -> Mapping[tuple[str, tuple[str, ...]], Distribution]:
-        """Every histogram by metric and label values, now."""
-        return {key: histogram.now() for key, histogram in self._times.items()}
+    def times(self) -> dict[Metric, dict[tuple[str, ...], Distribution]]:
+        """Every histogram, now."""
+        return {
+            metric: {labels: histogram.now() for labels, histogram in histograms.items()}
+            for metric, histograms in self._times.items()
+        }
 
-    def _count_usual(self, outcome: Outcome, session: Session) -> None:
-        """One query, one reply, seen from the client's socket and back, nothing lost and nobody else asked."""
-        key, reply = session.key, session.replies.transmissions[0]
-        asked, answered = session.queries.transmissions[0].hops, reply.hops
+    def _count_usual(self, outcome: Outcome, findings: list[str]) -> bool:
+        """One query and one reply, both ends here or the server elsewhere, nothing lost and nobody else asked.
+
+        Most lookups are like that, and what is looked at here is cold: so each thing is looked at once.
+
+        Returns:
+            Whether it was one of these.
+        """
+        session = outcome.session
+        queries, replies = session.queries.transmissions, session.replies.transmissions
+        if len(queries) > 1 or len(replies) > 1:
+            return False
+        sent, returned = session.first_ns, session.last_ns
         there = outcome.server_netns
+        if there is not None:
+            arrived, replied = queries[0].hops[-1], replies[0].hops[0]
+            if arrived.netns != there or not replied.flags & ORIGIN:
+                return False
+            self._way_there.add(arrived.ts_ns - sent)
+            self._server.add(replied.ts_ns - arrived.ts_ns)
+            self._way_back.add(returned - replied.ts_ns)
+        self._lookup.add(returned - sent)
+        key = session.key
         kind = (
             there is None,
             key.protocol,
             _QTYPE.get(key.rdtype, OTHER),
             outcome.rcode,
-            reply.wire.summary.flags & TC,
+            TRUNCATED in findings,
             session.pair is not None,
         )
         try:
             self._usual[kind] += 1
         except KeyError:
             self._usual[kind] = 1
-        if there is None:
-            self._lookup.add(answered[-1].ts_ns - asked[0].ts_ns)
-            return
-        home = outcome.client_netns
-        sent, arrived, replied = departure(asked), arrival(asked, there), departure(answered)
-        returned = None if home is None else arrival(answered, home)
-        if sent is None or arrived is None or replied is None or returned is None:
-            self._time(outcome)
-            return
-        self._lookup.add(answered[-1].ts_ns - asked[0].ts_ns)
-        self._way_there.add(max(0, arrived - sent))
-        self._server.add(max(0, replied - arrived))
-        self._way_back.add(max(0, returned - replied))
+        return True
 
-    def _count_unusual(self, outcome: Outcome, cause: Cause | None) -> None:
+    def _count_unusual(self, outcome: Outcome, verdict: Verdict) -> None:
         """Any lookup."""
-        session = outcome.session
+        session, cause = outcome.session, verdict.cause
         vantage = outcome.vantage or "transit"
         status, bitmap = outcome.status.value, str(outcome.bits & BITMAP)
         self._add(catalogue.SESSIONS, vantage, status, bitmap)
@@ -150,9 +153,10 @@ class Tally:
         self._add(catalogue.QUERIES, vantage, _proto(session.key.protocol), qtype, number=attempts)
         if not session.connecting:
             self._add(catalogue.RETRANSMISSIONS, vantage, number=attempts - len(session.asked))
-        if outcome.rcode is not None and outcome.reply is not None:
+        if outcome.rcode is not None:
             self._add(catalogue.RESPONSES, vantage, _rcode(outcome.rcode))
-            self._add(catalogue.TRUNCATED, vantage, number=1 if outcome.reply.wire.summary.flags & TC else 0)
+        if TRUNCATED in verdict.findings:
+            self._add(catalogue.TRUNCATED, vantage)
         if session.pair is not None:
             # Of two relatives the one that ends first is forgotten by the other, so each pair has one such end.
             self._add(catalogue.PAIRS, vantage)
@@ -200,8 +204,8 @@ class Tally:
         _add(self._counts, metric, labels, number)
 
 
-def _add(counts: dict[str, Values], metric: Metric, labels: tuple[str, ...], number: int) -> None:
-    values = counts[metric.name]
+def _add(counts: dict[Metric, Values], metric: Metric, labels: tuple[str, ...], number: int) -> None:
+    values = counts[metric]
     values[labels] = values.get(labels, 0) + number
 
 

@@ -1,0 +1,171 @@
+"""Where the numbers come from: what the event loop counts, and what else can be asked at any time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from agent.export.metrics.kernel import KernelCounts
+from agent.export.metrics.pulse import Pulse
+from agent.export.metrics.tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from agent.capture.counters import Counters
+    from agent.export.metrics.clients import Clients
+    from agent.session.table import SessionTable
+
+NOT_ATTACHED = "the BPF programs are not attached yet"
+
+
+class CaptureNumbers(Protocol):
+    """What `agent.capture.live.Capture` tells of itself."""
+
+    @property
+    def missed_runs(self) -> int:
+        """Runs of the programs that the kernel skipped."""
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How much of the ring waits to be read."""
+
+    @property
+    def ring_bytes(self) -> int:
+        """Its size."""
+
+    @property
+    def programs(self) -> Mapping[str, int]:
+        """Descriptors of the BPF programs, by what they are attached to."""
+
+    @property
+    def limits(self) -> list[str]:
+        """What this kernel or process keeps it from seeing."""
+
+    def counters(self) -> Counters:
+        """What the program counted."""
+
+
+class LineNumbers(Protocol):
+    """What `agent.export.printer.Printer` tells of itself."""
+
+    @property
+    def written(self) -> int:
+        """Lines."""
+
+    @property
+    def suppressed(self) -> int:
+        """Lines that --log-rate held back."""
+
+
+class WatchNumbers(Protocol):
+    """What `agent.enrich.kube.health.WatchHealth` tells of one watch."""
+
+    @property
+    def name(self) -> str:
+        """For the label."""
+
+    @property
+    def required(self) -> bool:
+        """Whether the agent is not ready without it."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether it is needed at present."""
+
+    @property
+    def synced(self) -> bool:
+        """Whether all that there was has been taken in."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether a watch is open."""
+
+    @property
+    def last_contact_seconds(self) -> float:
+        """Unix time of the last octets."""
+
+    @property
+    def lists(self) -> int:
+        """How often everything was listed."""
+
+    @property
+    def watches(self) -> int:
+        """How often a watch was opened."""
+
+    @property
+    def events(self) -> Mapping[str, int]:
+        """By type."""
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """By one word."""
+
+    @property
+    def last_error(self) -> str | None:
+        """In words; None when it was overcome."""
+
+    @property
+    def undecodable(self) -> int:
+        """Objects."""
+
+    @property
+    def objects(self) -> int:
+        """Known at present."""
+
+    @property
+    def left_out(self) -> int:
+        """Objects beyond the bound."""
+
+
+class Agent(NamedTuple):
+    """What there is once the agent captures. All of it may be read by any thread."""
+
+    capture: CaptureNumbers
+    table: SessionTable
+    lines: LineNumbers
+    watches: Callable[[], Iterable[WatchNumbers]] | None = None
+    """How the watches of the Kubernetes API fare; None where there is none."""
+
+
+class Traffic:
+    """What the HTTP server did."""
+
+    def __init__(self) -> None:
+        self.answered: dict[int, int] = {}
+        """Requests by status."""
+        self.refused = 0
+        """Connections closed because there were too many."""
+
+    def count(self, status: int) -> None:
+        """One more answer."""
+        self.answered[status] = self.answered.get(status, 0) + 1
+
+
+class Sources:
+    """All of it. The event loop counts, the HTTP server's thread asks."""
+
+    def __init__(self, clients: Clients | None = None) -> None:
+        """Begin with zeros.
+
+        Args:
+            clients: For numbers by namespace or workload.
+        """
+        self.clients = clients
+        self.tally = Tally(clients)
+        self.kernel = KernelCounts()
+        self.pulse = Pulse()
+        self.traffic = Traffic()
+        self.agent: Agent | None = None
+        """None before everything is attached, and when it ends."""
+
+    def waiting_for(self) -> list[str]:
+        """Why the agent is not ready yet, a sentence each; nothing when it is."""
+        agent = self.agent
+        if agent is None:
+            return [NOT_ATTACHED]
+        watches = () if agent.watches is None else agent.watches()
+        return [
+            f"Kubernetes: {one.name} have not been taken in yet" + (f" ({one.last_error})" if one.last_error else "")
+            for one in watches
+            if one.required and one.wanted and not one.synced
+        ]

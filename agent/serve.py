@@ -1,0 +1,299 @@
+"""The agent's HTTP port: a few small pages, for Prometheus, for probes and for people.
+
+Written for clients that mean harm, because on a node's address anybody may knock: a thread of its own, nothing kept
+alive, every wait limited, a bounded number of connections (the one that dawdled longest makes room), a bounded number
+of them a second, and no byte of a request's body is looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from agent.export.metrics.pages import PLAIN, Page
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from agent.export.metrics.sources import Traffic
+
+DEFAULT_PORT = 9353
+MAX_PORT = 65535
+NOWHERE = "none"
+END_OF_HEAD = b"\r\n\r\n"
+BACKLOG = 64
+READ_BYTES = 4096
+READS = 16
+"""An honest request comes in one or two pieces; a client that sends octet by octet is not heard out."""
+STOP_SECONDS = 1.0
+STUCK_SECONDS = 0.1
+"""Wait so long when the system has no descriptor left for another connection."""
+METHODS = ("GET", "HEAD")
+
+
+class ServeError(Exception):
+    """The port cannot be had; the text says why and what to do."""
+
+
+class BadRequestError(Exception):
+    """This is no HTTP request that makes sense."""
+
+
+class Address(NamedTuple):
+    """Where to listen."""
+
+    host: str
+    """An IP address; empty: all addresses, of both families."""
+    port: int
+    """0: any free one."""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Limits(NamedTuple):
+    """What clients may cost."""
+
+    connections: int = 32
+    """Open at once."""
+    connections_a_second: int = 50
+    """Others wait in the kernel's queue."""
+    seconds: float = 10.0
+    """From the connection to the last byte of the answer."""
+    head_bytes: int = 8192
+
+
+class Request(NamedTuple):
+    """What is understood of a request."""
+
+    method: str
+    path: str
+    accept: str
+    """The header of that name."""
+
+
+def address(text: str) -> Address | None:
+    """`:9353`, `192.0.2.1:9353`, `[2001:db8::1]:9353`; `none` is None: do not listen.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    if text == NOWHERE:
+        return None
+    host, _, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if ":" not in text or not _is_port(port) or (host and not _is_ip(host)):
+        raise ValueError(f"{text!r} is no address and port such as :{DEFAULT_PORT} or 192.0.2.1:{DEFAULT_PORT}")
+    return Address(host, int(port))
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and int(text) <= MAX_PORT
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def parse(octets: bytes) -> Request:
+    """Read the request line and the header that matters (RFC 9112 2 to 5).
+
+    Raises:
+        BadRequestError: It cannot be read, or does not end.
+    """
+    head, end, _ = octets.partition(END_OF_HEAD)
+    line, *fields = head.decode("latin-1").split("\r\n")
+    parts = line.split(" ")
+    if not end or len(parts) != 3 or not parts[2].startswith("HTTP/1.") or not parts[1].startswith("/"):  # noqa: PLR2004  RFC 9112 3
+        raise BadRequestError(line)
+    named = (field.partition(":") for field in fields)
+    accept = ",".join(value.strip() for name, _, value in named if name.lower() == "accept")
+    return Request(parts[0], parts[1].partition("?")[0], accept)
+
+
+class Server:
+    """Serves pages from a thread of its own. Use as a context manager: inside it the port is open.
+
+    Raises:
+        ServeError: when the port cannot be had.
+    """
+
+    def __init__(
+        self,
+        where: Address,
+        pages: Mapping[str, Callable[[str], Page]],
+        traffic: Traffic,
+        limits: Limits = Limits(),  # noqa: B008  immutable
+    ) -> None:
+        """Open the port; connections wait until the context is entered.
+
+        Args:
+            where: To listen.
+            pages: By path, what makes the answer from the header Accept. Called in the server's thread.
+            traffic: Counts what happens.
+            limits: What clients may cost.
+        """
+        self._listener = listen(where)
+        self.address = Address(where.host, self._listener.getsockname()[1])
+        self._pages = pages
+        self._traffic = traffic
+        self._limits = limits
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._started = threading.Event()
+        self._open: dict[asyncio.Task[None], None] = {}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._started.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Close the port and end the thread; whoever is being answered is cut off. May be called twice."""
+        if self._loop is not None and self._accepting is not None:
+            with suppress(RuntimeError):  # it has ended already
+                self._loop.call_soon_threadsafe(self._accepting.cancel)
+            self._thread.join(STOP_SECONDS)
+        self._listener.close()
+
+    def _run(self) -> None:
+        # Signals are the main thread's: here they would not wake it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        with suppress(asyncio.CancelledError):
+            asyncio.run(self._work())
+
+    async def _work(self) -> None:
+        self._loop, self._accepting = asyncio.get_running_loop(), asyncio.current_task()
+        self._started.set()
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(self._listener)
+            except OSError:
+                await asyncio.sleep(STUCK_SECONDS)
+                continue
+            self._admit(connection)
+            await asyncio.sleep(1 / self._limits.connections_a_second)
+
+    def _admit(self, connection: socket.socket) -> None:
+        if len(self._open) >= self._limits.connections:
+            # An honest client needs a millisecond, so it is not the oldest.
+            next(iter(self._open)).cancel()
+            self._traffic.refused += 1
+        task = asyncio.create_task(self._serve(connection))
+        self._open[task] = None
+        task.add_done_callback(self._open.pop)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                async with asyncio.timeout(self._limits.seconds):
+                    await self._converse(connection)
+            except TimeoutError:
+                self._traffic.count(HTTPStatus.REQUEST_TIMEOUT)
+
+    async def _converse(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        head = await self._read_head(connection)
+        if not head:
+            return
+        page, wants_body = self._answer(head)
+        self._traffic.count(page.status)
+        await loop.sock_sendall(connection, _head_of(page))
+        if wants_body:
+            await loop.sock_sendall(connection, page.body)
+        # Closed with unread octets, a connection is reset, and the client may lose the answer.
+        connection.shutdown(socket.SHUT_WR)
+        for _ in range(READS):
+            if not await loop.sock_recv(connection, READ_BYTES):
+                break
+
+    async def _read_head(self, connection: socket.socket) -> bytes:
+        """The request line and the header, or what came instead; nothing if the client went away."""
+        loop, head = asyncio.get_running_loop(), b""
+        for _ in range(READS):
+            octets = await loop.sock_recv(connection, READ_BYTES)
+            head += octets
+            if not octets or END_OF_HEAD in head or len(head) > self._limits.head_bytes:
+                return head if octets else b""
+        return head
+
+    def _answer(self, head: bytes) -> tuple[Page, bool]:
+        """The page, and whether its body is wanted."""
+        try:
+            request = parse(head)
+        except BadRequestError:
+            return _problem(HTTPStatus.BAD_REQUEST), True
+        if request.method not in METHODS:
+            return _problem(HTTPStatus.METHOD_NOT_ALLOWED), True
+        make = self._pages.get(request.path)
+        if make is None:
+            return _problem(HTTPStatus.NOT_FOUND), request.method == "GET"
+        try:
+            return make(request.accept), request.method == "GET"
+        except Exception as error:  # noqa: BLE001  a page that fails must not take the port with it
+            print(f"dnstrail: {request.path}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            return _problem(HTTPStatus.INTERNAL_SERVER_ERROR), True
+
+
+def listen(where: Address) -> socket.socket:
+    """The open port.
+
+    Raises:
+        ServeError: It cannot be had.
+    """
+    both = not where.host and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or ":" in where.host else socket.AF_INET
+    try:
+        listener = socket.create_server((where.host, where.port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    except OSError as error:
+        raise ServeError(f"cannot listen on {where}: {_reason(error)}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _reason(error: OSError) -> str:
+    remedy = "choose another one by --metrics-address, or none to do without metrics"
+    if error.errno == errno.EADDRINUSE:
+        return f"the port is in use, perhaps by another dnstrail on this host; {remedy}"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"no device of this host has that address; {remedy}"
+    return f"{error.strerror}; {remedy}"
+
+
+def _problem(status: HTTPStatus) -> Page:
+    return Page(status, PLAIN, f"{status.value} {status.phrase}\n".encode())
+
+
+def _head_of(page: Page) -> bytes:
+    lines = (
+        f"HTTP/1.1 {page.status} {HTTPStatus(page.status).phrase}",
+        f"Content-Type: {page.content_type}",
+        f"Content-Length: {len(page.body)}",
+        "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff",
+        "Content-Security-Policy: default-src 'none'",
+        *(["Allow: GET, HEAD"] if page.status == HTTPStatus.METHOD_NOT_ALLOWED else []),
+        "Connection: close",
+    )
+    return "\r\n".join(lines).encode() + END_OF_HEAD
