@@ -188,6 +188,12 @@ def look_from_elsewhere(node: Node) -> float:
     return time.monotonic() - begun
 
 
+def settled(agent: AgentProcess) -> Memory:
+    """What it takes once it has worked off what it was told."""
+    agent.settle()
+    return agent.memory()
+
+
 def cpu_percent(agent: AgentProcess, seconds: float) -> float:
     """Of one CPU, over a time in which somebody else works."""
     begun, before = time.monotonic(), agent.cpu_seconds()
@@ -222,14 +228,14 @@ def watched(
 ) -> list[Figure]:
     """What a running agent costs."""
     agent = Observed(dnstrail.process)
-    figures = [Figure(f"RSS, {given.here} pods here, {given.services} Services", _mib(agent.memory()))]
+    figures = [Figure(f"RSS, {given.here} pods here, {given.services} Services", _mib(settled(agent)))]
     try:
         far = look_from_elsewhere(node)
     except LabError:
         figures.append(Figure("pods of other nodes", "not watched", "", ok=False))
     else:
         figures.append(Figure(f"time to the name of a pod elsewhere, of {given.pods}", f"{far:.1f} s"))
-        figures.append(Figure(f"RSS, {given.pods} pods", _mib(agent.memory())))
+        figures.append(Figure(f"RSS, {given.pods} pods", _mib(settled(agent))))
     _say("quiet")
     figures.append(Figure("CPU, nothing changes", f"{cpu_percent(agent, QUIET_SECONDS):.1f} % of a CPU"))
     usual = [first_line(node, known).seconds for _ in range(10)]
@@ -244,7 +250,7 @@ def watched(
         *figures,
         Figure("changes of pods a minute", f"{rate:.0f}", f"{given.changes}"),
         Figure("CPU, pods change", f"{cpu:.1f} % of a CPU"),
-        Figure("RSS afterwards", _mib(agent.memory())),
+        Figure("RSS afterwards", _mib(settled(agent))),
         Figure("RSS peak", f"{agent.memory().peak / 1024:.0f} MiB"),
         Figure("first lookups of new pods with their name", f"{sum(one.named for one in born)} of {len(born)}"),
         Figure("time to their line", f"{median(waits):.2f} s median, {waits[-1]:.2f} s longest"),
@@ -255,8 +261,7 @@ def watched(
 def without_names(control_plane: ControlPlane, directory: Path) -> Memory:
     """What the agent takes without Kubernetes."""
     with running(control_plane, directory, "--kubernetes", "off") as dnstrail:
-        time.sleep(1)
-        return Observed(dnstrail.process).memory()
+        return settled(Observed(dnstrail.process))
 
 
 def _mib(memory: Memory) -> str:

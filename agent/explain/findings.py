@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.explain.names import addresses, contradiction, service_name, why_not_found
 from agent.session.model import Endpoint
 from agent.session.outcome import FR, NOERROR, NXDOMAIN
-from agent.session.sighting import address_to_text
+from agent.session.sighting import V4_MAPPED, address_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,13 +163,20 @@ def _server_imbalance(view: View) -> Finding | None:
     if backend is None or backend.answers * 2 < ENOUGH_ANSWERS:
         return None
     answers, servers = backend.all_answers, len(backend.siblings)
-    listed = view.cluster.backends(_addressed(view.outcome), view.outcome.session.key.protocol)
-    servers = len(listed.ready) if listed is not None and listed.ready else servers
+    asked = _addressed(view.outcome)
+    listed = view.cluster.backends(asked, view.outcome.session.key.protocol)
+    if listed is not None and listed.ready:
+        # A server of a dual-stack Service is listed once in each family.
+        servers = sum(_is_v4(one) == _is_v4(asked) for one in listed.ready)
     if answers < ENOUGH_ANSWERS or servers < 2 or backend.answers * servers < UNEVEN * answers:  # noqa: PLR2004
         return None
     return Finding(
         "ServerImbalance", f"it gave {backend.answers} of the last {answers} answers, one of {servers} servers"
     )
+
+
+def _is_v4(endpoint: Endpoint) -> bool:
+    return endpoint.address.startswith(V4_MAPPED)
 
 
 def _addressed(outcome: Outcome) -> Endpoint:

@@ -242,8 +242,9 @@ def test_two_servers_that_share_the_load_are_even(node: Node, client: Container,
     serve_dns(node, control_plane)
     node.ask_until_known(client)
     names = [node.name("even") for _ in range(ENOUGH)]
-    assert {client.program.ask(name) for name in names} == {"NOERROR"}
-    assert node.line(names[-1])["Findings"] == []
+    # By the other address: answers are counted for each, and the next test's are not to be mixed with these.
+    assert {client.program.ask(name, server=VIP6) for name in names} == {"NOERROR"}
+    assert not any(node.line(name)["Findings"] for name in names)
 
 
 def test_a_server_that_gets_all_the_load_of_a_service_of_two_is_told(
@@ -254,10 +255,10 @@ def test_a_server_that_gets_all_the_load_of_a_service_of_two_is_told(
     with service_of(node.lab, [addresses_of(node.lab.servers[0])]):
         names = [node.name("load") for _ in range(ENOUGH)]
         assert {client.program.ask(name) for name in names} == {"NOERROR"}
-        line = node.line(names[-1])
+    told = [remarks(line) for name in names if "ServerImbalance" in (line := node.line(name))["Findings"]]
 
-    assert "ServerImbalance" in line["Findings"]
-    assert "one of 2 servers" in " ".join(line["Remarks"])
+    assert told
+    assert "one of 2 servers" in told[-1][0]
 
 
 @pytest.mark.usefixtures("dns")

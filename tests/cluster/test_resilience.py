@@ -85,7 +85,6 @@ def dnstrail(_running_control_plane: ControlPlane, tmp_path_factory: pytest.Temp
     """One that lives through all of this."""
     with running(_running_control_plane, tmp_path_factory.mktemp("dnstrail")) as started:
         yield started
-        assert "records lost by the capture" not in started.stop()
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, Lab, Translation
 
 _serial = itertools.count(1)
+FIRST_PORT, PORTS = 20_000, 12_000
+"""Below those that the kernel hands out by itself, and not the resolvers' and servers' of the lab."""
 
 
 class LabKind(NamedTuple):
@@ -42,7 +44,17 @@ class Injection:
     """One run of one case in a built lab: unique names to ask for, so that its sessions are known by their question."""
 
     lab: Lab
-    label: str = field(default_factory=lambda: f"v{next(_serial)}-{os.getpid()}")
+    serial: int = field(default_factory=lambda: next(_serial))
+
+    @property
+    def label(self) -> str:
+        """What its names have in common."""
+        return f"v{self.serial}-{os.getpid()}"
+
+    @property
+    def port(self) -> int:
+        """A source port for a lookup that may not get as far as to ask for a name."""
+        return FIRST_PORT + self.serial % PORTS
 
     @property
     def name(self) -> str:
@@ -63,8 +75,21 @@ class Injection:
         return any(f".{question}".endswith(f".{name}.") for name in (self.name, self.upstream_name))
 
 
-Lost = str | tuple[str, str]
-"""A name, or a name and a type: the lookup that was lost."""
+class Connection(NamedTuple):
+    """A lookup over TCP that did not get as far as to ask for a name: the client's end of its connection."""
+
+    netns: int
+    port: int
+
+
+Lost = str | tuple[str, str] | Connection
+"""A name, a name and a type, or a connection: the lookup that was lost."""
+
+
+def kernel_release() -> tuple[int, int]:
+    """Major and minor number of the running kernel, where what it says of a drop depends on it."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(itertools.takewhile(str.isdigit, minor)))
 
 
 def nothing_to_set_up(_lab: Lab) -> AbstractContextManager[object]:
@@ -84,15 +109,26 @@ class Case:
     """Breaks something, looks names up (at least one), mends it, and returns which lookups were lost. For an innocent
     case it returns the lookups that must be there, and fine. All other lookups of the injection must have no cause."""
     confidence: str | None = "high"
+    """None: it does not matter."""
+    says: tuple[str, ...] = ()
+    """Words that the cause's message or evidence must have, where they add to the code."""
     status: str = "Failed"
     last_hop: Callable[[Lab], Hop] | None = None
     findings: frozenset[str] = frozenset()
     """Findings that must be there, of the lost lookups."""
+    exact: bool = False
+    """Whether no other findings may be there."""
     lab: LabKind = PLAIN
     setup: Callable[[Lab], AbstractContextManager[object]] = nothing_to_set_up
     """Held while all repetitions run; for what takes long to break."""
     probabilistic: bool = False
     """The kernel decides whether a lookup is lost: an injection may return nothing lost."""
+    slow: bool = False
+    """It takes so long that only `make verdicts` runs it."""
     limit: str = ""
-    """Why the code may be another one of `also`, and what the confidence says then."""
+    """Why no more can be known: the code may be another one of `also`, or the confidence less than high."""
     also: frozenset[str] = frozenset()
+    """Never with high confidence."""
+
+    def __post_init__(self) -> None:
+        assert self.limit or not self.also, f"{self.fault}: what else it may be needs a reason"

@@ -14,6 +14,7 @@ import dns.rcode
 
 from agent.lab import VIP, Pod, namespaces
 from agent.lab.processes import wait_until
+from tests.verdicts.case import Connection
 
 PORT = 53
 SILENCE = "silence"
@@ -57,6 +58,18 @@ def ask_over_tcp(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
         return reply
     return None
+
+
+def connect(pod: Pod, port: int, server: str = VIP, *, seconds: float) -> Connection | None:
+    """Ask for a TCP connection from this port; what stands for it in the session line if none came about."""
+    family = socket.AF_INET6 if ":" in server else socket.AF_INET
+    with namespaces.call_inside(pod.name, lambda: socket.socket(family, socket.SOCK_STREAM)) as sock:
+        sock.bind(("", port))
+        sock.settimeout(seconds)
+        with contextlib.suppress(OSError):
+            sock.connect((server, PORT))
+            return None
+    return Connection(pod.netns_id, port)
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:

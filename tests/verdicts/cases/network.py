@@ -268,9 +268,11 @@ class Expected(TypedDict, total=False):
     """The fields of a case that say what else must be there."""
 
     confidence: str | None
+    says: tuple[str, ...]
     status: str
     last_hop: Callable[[Lab], Hop]
     lab: LabKind
+    slow: bool
     limit: str
     also: frozenset[str]
 
@@ -378,11 +380,10 @@ ROUTES: tuple[Case, ...] = (
         for kind in ("blackhole", "unreachable")
         for case in both(
             f"{kind} route to the server, client on the node",
-            "PolicyDrop",
+            "NoRoute",
             during(refusing(kind), asks(who=node)),
-            confidence="medium",
             last_hop=at_node,
-            also=frozenset({"NoRoute"}),
+            also=frozenset({"PolicyDrop"}),
             limit="the kernel finds no way for the translated query inside the hook, and drops it as a rule would",
         )
     ),
@@ -436,6 +437,7 @@ NEIGHBOURS: tuple[Case, ...] = (
         asks(),
         setup=nobody_there,
         last_hop=at_node_to_server,
+        slow=True,
     ),
     *both(
         "the next hop to the server does not exist, client on the node",
@@ -463,6 +465,7 @@ NEIGHBOURS: tuple[Case, ...] = (
         "NeighbourFailure",
         during(wrong_mac, asks()),
         last_hop=at_server,
+        says=("OTHERHOST",),
     ),
 )
 
@@ -582,6 +585,7 @@ PACKETS: tuple[Case, ...] = (
         "ChecksumError",
         during(no_default_at_node, sends(wrong_checksum, vip)),
         confidence="medium",
+        says=("invalid +1", "not translated"),
         last_hop=at_node_from_client,
     ),
     *both(
@@ -589,6 +593,7 @@ PACKETS: tuple[Case, ...] = (
         "ChecksumError",
         sends(wrong_checksum, vip),
         confidence="medium",
+        says=("invalid +1", "not translated"),
         last_hop=at_upstream,
     ),
     row(
@@ -602,12 +607,14 @@ PACKETS: tuple[Case, ...] = (
         "KernelDrop",
         sends(cut_short, pod_address),
         last_hop=at_server,
+        says=("shorter than its own header says",),
     ),
     *both(
         "TTL or hop limit 1",
         "KernelDrop",
         asks(hops=1),
         last_hop=at_node_from_client,
+        says=("time to live",),
     ),
 )
 
@@ -672,6 +679,7 @@ FRAGMENTS: tuple[Case, ...] = (
         during(small_mtu, asks(f"size-{ABOVE_SMALL_MTU}", TXT)),
         setup=lambda lab, _family: scripted(server(lab)),
         last_hop=at_node,
+        says=("MTU",),
     ),
 )
 
@@ -732,18 +740,18 @@ OVERLAY: tuple[Case, ...] = (
         "PolicyDrop",
         during(lambda lab, _family: drop_arriving(lab.upstream, VXLAN, "udp dport 53"), asks(to=far_address)),
         setup=overlay,
+        says=("INPUT", VXLAN),
         last_hop=lambda lab: Hop("drop", lab.upstream.netns_id, VXLAN),
     ),
     row(
         "a rule at the end of a VXLAN tunnel drops the tunnel's packets",
-        "Unknown",
+        "PolicyDrop",
         during(
             lambda lab, _family: drop_arriving(lab.upstream, "eth0", f"udp dport {VXLAN_PORT}"), asks(to=far_address)
         ),
         setup=overlay,
-        confidence="low",
         last_hop=leaving_by(VXLAN),
-        also=frozenset({"LeftNode"}),
+        also=frozenset({"LeftNode", "Unknown"}),
         limit="packets of a tunnel are not looked into",
     ),
     row("innocent: a lookup through VXLAN", None, answered_through_overlay, setup=overlay, status="Succeeded"),
@@ -756,6 +764,7 @@ BEYOND_NODE: tuple[Case, ...] = (
         during(lambda lab, family: way_by_dummy(lab.node, family.of(server(lab))), asks()),
         confidence="medium",
         last_hop=leaving_by(DUMMY),
+        says=(DUMMY,),
     ),
     *both(
         "the way to the server leaves by an uplink into a void",
@@ -763,6 +772,7 @@ BEYOND_NODE: tuple[Case, ...] = (
         during(lambda lab, family: way_by_uplink(lab.node, family.of(server(lab))), asks()),
         confidence="medium",
         last_hop=leaving_by(UPLINK),
+        says=(UPLINK,),
     ),
     row(
         "a server beyond the node is silent",
@@ -771,6 +781,7 @@ BEYOND_NODE: tuple[Case, ...] = (
         setup=lambda lab, _family: tun_server(lab.node),
         confidence="medium",
         last_hop=leaving_by(TUN),
+        says=(TUN,),
     ),
 )
 

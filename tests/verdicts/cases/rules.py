@@ -12,6 +12,7 @@ from agent.lab.policies import (
     Denial,
     Table,
     Variant,
+    Verdict,
     calico_policy,
     denied,
     denied_at_device,
@@ -31,14 +32,24 @@ from agent.lab.programs import (
     tcx_drop,
     xdp_drop,
 )
-from tests.verdicts.case import PLAIN, Case, Hop, Injection, LabKind, Lost
+from tests.verdicts.case import PLAIN, Case, Hop, Injection, LabKind, Lost, kernel_release
+from tests.verdicts.lookups import connect
 
 TOOLS: tuple[Translator, ...] = ("iptables-legacy", "iptables-nft", "nftables")
 VARIANTS: tuple[Variant, ...] = ("iptables-legacy", "iptables-nft")
+VERDICTS: tuple[Verdict, ...] = ("drop", "reject")
 FAMILIES = {"": VIP, ", IPv6": VIP6}
 SECONDS: dict[Message, float] = {"query": 0.1, "reply": 0.3}
 """How long the fault lasts: a reply has to come before it is mended."""
 NFTABLES = LabKind("nftables")
+
+NFT_WORDS = ("nftables",) if kernel_release() >= (6, 7) else ()
+"""iptables-nft is nf_tables to the kernel too. Before 6.7 what nf_tables drops is freed where iptables' drops are."""
+QUEUE_WORD = "NFQUEUE"
+SOCKET_WORD = "socket filter or cgroup program"
+CGROUP_WORDS: dict[Direction, str] = {"egress": "cgroup program (egress)", "ingress": SOCKET_WORD}
+"""The kernel has one reason for both at a socket."""
+REROUTED = "a translated packet for which the kernel finds no way dies in the hook as by a rule"
 
 Fault = Callable[[Lab], AbstractContextManager[object]]
 Where = Callable[[Lab], Pod]
@@ -158,18 +169,30 @@ def policy_drop(
     asker: Where = client,
     vip: str = VIP,
     kind: LabKind = PLAIN,
+    mechanism: tuple[str, ...] = (),
+    limit: str = "",
 ) -> Case:
+    """A row; what has a limit is not certain."""
     return Case(
         fault=fault,
         code="PolicyDrop",
         inject=asked_under(make, message, asker, vip),
         last_hop=spot.hop,
         lab=kind,
+        says=(*mechanism, f"dropped the {message}."),
+        confidence="medium" if limit else "high",
+        limit=limit,
     )
+
+
+def by_rule(tool: Translator, hook: str) -> tuple[str, ...]:
+    """What the cause says of a netfilter rule."""
+    return (hook,) if tool == "iptables-legacy" else (hook, *NFT_WORDS)
 
 
 def at_hook(tool: Translator, place: Place, family: str = "", kind: LabKind = PLAIN) -> Case:
     denial = Denial(tool, place.hook, place.table, place.message, ipv6=bool(family))
+    looks_rerouted = tool == "iptables-legacy" and (place.hook, place.table) == ("OUTPUT", "filter")
     return policy_drop(
         f"{tool}, {place.words}, {place.message}{family}{on(kind)}",
         lambda lab: denied(place.spot.netns(lab), denial),
@@ -178,6 +201,8 @@ def at_hook(tool: Translator, place: Place, family: str = "", kind: LabKind = PL
         asker=place.asker,
         vip=FAMILIES[family],
         kind=kind,
+        mechanism=by_rule(tool, place.hook),
+        limit=REROUTED if looks_rerouted and place.asker is node else "",
     )
 
 
@@ -192,6 +217,7 @@ def rejected(tool: Translator, family: str) -> Case:
         lambda lab: denied(lab.node, denial),
         FROM_CLIENT,
         vip=FAMILIES[family],
+        mechanism=by_rule(tool, "FORWARD"),
     )
 
 
@@ -201,6 +227,7 @@ def by_default(tool: Translator, family: str) -> Case:
         lambda lab: denied_by_default(lab.node, tool, ipv6=bool(family)),
         FROM_CLIENT,
         vip=FAMILIES[family],
+        mechanism=by_rule(tool, "FORWARD"),
     )
 
 
@@ -211,15 +238,19 @@ def no_endpoints(family: str, kind: LabKind) -> Case:
         FROM_CLIENT,
         vip=FAMILIES[family],
         kind=kind,
+        mechanism=by_rule("nftables" if kind == NFTABLES else "iptables-legacy", "FORWARD"),
     )
 
 
-def at_device(mechanism: str, device: Device, make: Callable[[Pod, str], AbstractContextManager[object]]) -> Case:
+def at_device(
+    words: str, device: Device, make: Callable[[Pod, str], AbstractContextManager[object]], *mechanism: str
+) -> Case:
     return policy_drop(
-        f"{mechanism}, {device.words}, {device.message}",
+        f"{words}, {device.words}, {device.message}",
         lambda lab: make(device.spot.netns(lab), device.spot.device(lab) or ""),
         device.spot,
         device.message,
+        mechanism=mechanism,
     )
 
 
@@ -228,6 +259,8 @@ def by_netdev_hook(device: Device) -> Case:
         f"nftables, netdev {device.direction}",
         device,
         lambda pod, name: denied_at_device(pod, name, device.direction, device.message),
+        f"netdev {device.direction}",
+        *NFT_WORDS,
     )
 
 
@@ -236,6 +269,7 @@ def by_tc(device: Device) -> Case:
         f"tc clsact {device.direction}",
         device,
         lambda pod, name: tc_drop(pod, name, device.direction, device.message),
+        f"tc program ({device.direction})",
     )
 
 
@@ -244,15 +278,18 @@ def by_tcx(device: Device) -> Case:
         f"tcx {device.direction}",
         device,
         lambda pod, name: tcx_drop(pod, name, device.direction, device.message),
+        f"tc program ({device.direction})",
     )
 
 
 def by_native_xdp(device: Device) -> Case:
-    return at_device("XDP, native", device, lambda pod, name: xdp_drop(pod, name, device.message))
+    return at_device("XDP, native", device, lambda pod, name: xdp_drop(pod, name, device.message), "XDP program")
 
 
 def by_generic_xdp(device: Device) -> Case:
-    return at_device("XDP, generic", device, lambda pod, name: xdp_drop(pod, name, device.message, mode="generic"))
+    return at_device(
+        "XDP, generic", device, lambda pod, name: xdp_drop(pod, name, device.message, mode="generic"), "XDP program"
+    )
 
 
 def from_cgroup(direction: Direction, message: Message, family: str = "") -> Case:
@@ -273,6 +310,7 @@ def from_cgroup(direction: Direction, message: Message, family: str = "") -> Cas
         code="PolicyDrop",
         inject=inject,
         last_hop=Spot(client, client).hop,
+        says=(CGROUP_WORDS[direction],),
     )
 
 
@@ -285,7 +323,8 @@ def at_cgroup(direction: Direction, message: Message) -> Case:
             yield
 
     spot = Spot(server, server)
-    return policy_drop(f"cgroup {direction} program of the server, {message}", fault, spot, message)
+    words = (CGROUP_WORDS[direction],)
+    return policy_drop(f"cgroup {direction} program of the server, {message}", fault, spot, message, mechanism=words)
 
 
 def reply_filtered(injection: Injection) -> list[Lost]:
@@ -303,6 +342,29 @@ def filtered_server(lab: Lab) -> Iterator[None]:
         yield
 
 
+def connecting_under(fault: Fault, vip: str) -> Callable[[Injection], list[Lost]]:
+    """A lookup over UDP is answered meanwhile."""
+
+    def inject(injection: Injection) -> list[Lost]:
+        asker = injection.lab.clients[0]
+        with fault(injection.lab):
+            assert asker.ask(injection.name, server=vip, seconds=SECONDS["reply"])
+            lost = connect(asker, injection.port, vip, seconds=SECONDS["query"])
+        return [lost] if lost else []
+
+    return inject
+
+
+def tcp_alone(fault: str, make: Fault, spot: Spot, mechanism: tuple[str, ...], vip: str = VIP) -> Case:
+    return Case(
+        fault=fault,
+        code="PolicyDrop",
+        inject=connecting_under(make, vip),
+        last_hop=spot.hop,
+        says=mechanism,
+    )
+
+
 NETFILTER = (
     *(at_hook(tool, place) for tool in TOOLS for place in PLACES),
     *(at_hook("nftables", place) for place in BEHIND_SOURCE_NAT),
@@ -317,6 +379,7 @@ NETFILTER = (
         service_without_endpoints,
         Spot(node),
         asker=node,
+        mechanism=("OUTPUT",),
     ),
     *(
         policy_drop(
@@ -324,11 +387,17 @@ NETFILTER = (
             lambda lab, message=message, read=read: denied_by_queue(lab.node, "iptables-legacy", message, read=read),
             spot,
             message,
+            mechanism=(QUEUE_WORD,),
         )
         for message, spot in (("query", FROM_CLIENT), ("reply", FROM_SERVER))
         for read in (True, False)
     ),
-    policy_drop("BPF program in FORWARD of the node", lambda lab: bpf_netfilter_drop(lab.node, "FORWARD"), FROM_CLIENT),
+    policy_drop(
+        "BPF program in FORWARD of the node",
+        lambda lab: bpf_netfilter_drop(lab.node, "FORWARD"),
+        FROM_CLIENT,
+        mechanism=("FORWARD",),
+    ),
 )
 
 NETWORK_POLICIES = (
@@ -338,6 +407,7 @@ NETWORK_POLICIES = (
             lambda lab: only_allowed_by_sets(lab, lab.clients[0]),
             FROM_SERVER,
             vip=vip,
+            mechanism=by_rule("nftables", "POSTROUTING"),
         )
         for family, vip in FAMILIES.items()
     ),
@@ -345,6 +415,7 @@ NETWORK_POLICIES = (
         "network policy by nftables sets, TCP allowed, UDP not",
         lambda lab: only_allowed_by_sets(lab, lab.clients[0], "tcp . 53"),
         FROM_SERVER,
+        mechanism=by_rule("nftables", "POSTROUTING"),
     ),
     *(
         policy_drop(
@@ -354,6 +425,7 @@ NETWORK_POLICIES = (
             ),
             FROM_CLIENT,
             vip=vip,
+            mechanism=by_rule(variant, "FORWARD"),
         )
         for variant in VARIANTS
         for family, vip in FAMILIES.items()
@@ -363,6 +435,7 @@ NETWORK_POLICIES = (
             f"network policy by {variant} marks, server's ingress isolated",
             lambda lab, variant=variant: calico_policy(lab, variant, lab.servers[0], "ingress"),
             FROM_CLIENT,
+            mechanism=by_rule(variant, "FORWARD"),
         )
         for variant in VARIANTS
     ),
@@ -372,8 +445,42 @@ NETWORK_POLICIES = (
             lambda lab, variant=variant: calico_policy(lab, variant, lab.clients[0], "ingress", stateful=False),
             FROM_SERVER,
             "reply",
+            mechanism=by_rule(variant, "FORWARD"),
         )
         for variant in VARIANTS
+    ),
+)
+
+TCP_DENIALS = tuple(Denial(tool, "FORWARD", verdict=verdict, protocol="tcp") for tool in TOOLS for verdict in VERDICTS)
+
+OVER_TCP = (
+    *(
+        tcp_alone(
+            f"network policy by nftables sets, UDP allowed, TCP not{family}",
+            lambda lab: only_allowed_by_sets(lab, lab.clients[0], "udp . 53"),
+            FROM_SERVER,
+            by_rule("nftables", "POSTROUTING"),
+            vip,
+        )
+        for family, vip in FAMILIES.items()
+    ),
+    *(
+        tcp_alone(
+            f"network policy by {variant} marks, UDP allowed, TCP not",
+            lambda lab, variant=variant: calico_policy(lab, variant, lab.clients[0], "egress", "-p udp --dport 53"),
+            FROM_CLIENT,
+            by_rule(variant, "FORWARD"),
+        )
+        for variant in VARIANTS
+    ),
+    *(
+        tcp_alone(
+            f"{denial.tool}, {denial.verdict.upper()} in FORWARD of the node, TCP alone",
+            lambda lab, denial=denial: denied(lab.node, denial),
+            FROM_CLIENT,
+            by_rule(denial.tool, "FORWARD"),
+        )
+        for denial in TCP_DENIALS
     ),
 )
 
@@ -387,12 +494,14 @@ PROGRAMS = (
         lambda lab: xdp_drop(lab.node, lab.clients[0].node_interface, ipv6=True),
         FROM_CLIENT,
         vip=VIP6,
+        mechanism=("XDP program",),
     ),
     policy_drop(
         "tcx egress, the client's own device, query, IPv6",
         lambda lab: tcx_drop(lab.clients[0], lab.clients[0].interface, "egress", ipv6=True),
         Spot(client, client),
         vip=VIP6,
+        mechanism=("tc program (egress)",),
     ),
     *(from_cgroup("egress", "query", family) for family in FAMILIES),
     *(from_cgroup("ingress", "reply", family) for family in FAMILIES),
@@ -403,8 +512,11 @@ PROGRAMS = (
         code="PolicyDrop",
         inject=reply_filtered,
         last_hop=Spot(client, client).hop,
+        says=(SOCKET_WORD,),
     ),
-    policy_drop("filter on the server's socket, query", filtered_server, Spot(server, server)),
+    policy_drop(
+        "filter on the server's socket, query", filtered_server, Spot(server, server), mechanism=(SOCKET_WORD,)
+    ),
 )
 
-CASES: tuple[Case, ...] = (*NETFILTER, *NETWORK_POLICIES, *PROGRAMS)
+CASES: tuple[Case, ...] = (*NETFILTER, *NETWORK_POLICIES, *OVER_TCP, *PROGRAMS)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
-from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, VIP, VIP6, Lab
+from agent.explain.findings import ENOUGH_ANSWERS
+from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, VIP, VIP6, Lab, wait_until
+from agent.lab.conntrack_faults import addresses_of, service_of
 from agent.lab.scripted import scripted
 from agent.lab.upstream_faults import (
     coredns_server,
@@ -16,14 +19,17 @@ from agent.lab.upstream_faults import (
     slow_line,
     upstream_beyond,
 )
-from tests.verdicts.case import Case, Hop, Injection, LabKind, Lost
-from tests.verdicts.lookups import SILENCE, ask_over_tcp, one_socket, says
+from agent.session.knowledge import WINDOW_NS
+from tests.verdicts.case import Case, Connection, Hop, Injection, LabKind, Lost, nothing_to_set_up
+from tests.verdicts.lookups import SILENCE, ask_over_tcp, connect, one_socket, says
 
 COREDNS = LabKind(note="CoreDNS")
 PARALLEL = LabKind(servers=2, note="parallel")
 COREDNS_SECONDS = 9.0
 """Longer than CoreDNS asks a silent upstream before it says SERVFAIL."""
 LATE_SECONDS = 2.5
+ROOM_SECONDS = 10.0
+"""Longer than the lookups take that must all be counted in one window."""
 
 CLUSTER = "cluster.local"
 ELSEWHERE = "elsewhere.test"
@@ -146,6 +152,14 @@ def first_query_upstream_lost(lab: Lab) -> AbstractContextManager[object]:
     return drop_queries_upstream(lab, once=True)
 
 
+def udp_only_server(lab: Lab) -> AbstractContextManager[object]:
+    return scripted(lab.servers[0], tcp=False)
+
+
+def tcp_dropped_at_server(lab: Lab) -> AbstractContextManager[object]:
+    return drop_tcp(lab.servers[0])
+
+
 def tcp_dropped_at_upstream(lab: Lab) -> AbstractContextManager[object]:
     return drop_tcp(lab.upstream)
 
@@ -171,6 +185,10 @@ def dropped_from_server(lab: Lab) -> Hop:
 
 def dropped_from_upstream(lab: Lab) -> Hop:
     return Hop("drop", lab.node.netns_id, lab.upstream.node_interface)
+
+
+def refused_at_server(lab: Lab) -> Hop:
+    return Hop("drop", lab.servers[0].netns_id, lab.servers[0].interface)
 
 
 def refused_at_upstream(lab: Lab) -> Hop:
@@ -203,6 +221,24 @@ def truncated_without_retry(injection: Injection) -> list[Lost]:
     return [name] if "status: NOERROR" in said and " tc" in said else []
 
 
+def truncated_and_unreachable(fault: Setup) -> Inject:
+    """dig asks again over TCP, from the same port, and gets no connection."""
+
+    def inject(injection: Injection) -> list[Lost]:
+        client = injection.lab.clients[0]
+        with fault(injection.lab):
+            said = client.dig(f"truncated.{injection.name}", "A", VIP, "-b", f"0.0.0.0#{injection.port}").stdout
+        lost = "retrying in TCP mode" in said and "status:" not in said
+        return [Connection(client.netns_id, injection.port)] if lost else []
+
+    return inject
+
+
+def refused_over_tcp(injection: Injection) -> list[Lost]:
+    lost = connect(injection.lab.clients[0], injection.port, seconds=0.3)
+    return [lost] if lost else []
+
+
 def one_id_for_both(injection: Injection) -> list[Lost]:
     """As glibc before 2.33 on some machines."""
     with one_socket(injection.lab.clients[0]) as sock:
@@ -226,11 +262,27 @@ def two_servers_at_once(v6: bool) -> Inject:  # noqa: FBT001  a table's column
 
 
 def search_list(injection: Injection) -> list[Lost]:
-    """Two suffixes too many, then the name itself, each for both families."""
+    """Two suffixes as Kubernetes gives them, then the name itself, each for both families."""
     name = f"short-5.{injection.name}"
-    suffixes = [f"{word}.{injection.name}" for word in ("ns", "svc")]
+    suffixes = [f"{words}.{injection.name}" for words in ("ns.svc", "svc")]
     found = injection.lab.clients[0].resolve(name, search=" ".join(suffixes), options="ndots:5 timeout:1 attempts:2")
     return [(f"{name}.{suffix}", rdtype) for suffix in suffixes for rdtype in ("A", "AAAA")] if found else []
+
+
+def one_of_two_alone(injection: Injection) -> list[Lost]:
+    """A client that keeps its socket stays with its server; the other one has answered a single lookup."""
+    lab, client = injection.lab, injection.lab.clients[0]
+    first, *names = injection.names(ENOUGH_ANSWERS + ENOUGH_ANSWERS // 4)
+    wait_until(has_room, "a window with room", seconds=2 * ROOM_SECONDS)
+    with service_of(lab, [addresses_of(lab.servers[1])]):
+        fine = [client.ask(first)]
+    with service_of(lab, [addresses_of(lab.servers[0])]), client.udp_socket() as sock:
+        fine += [client.ask(name, sock=sock) for name in names]
+    return [names[-1]] if all(fine) else []
+
+
+def has_room() -> bool:
+    return WINDOW_NS - time.monotonic_ns() % WINDOW_NS > ROOM_SECONDS * 1e9
 
 
 UPSTREAM_SILENT = "UpstreamTimeout"
@@ -269,6 +321,28 @@ CASES: tuple[Case, ...] = (
         inject=during(hung_server, asks_over_tcp("hung", SILENCE)),
     ),
     Case(
+        fault="server over UDP only, refuses TCP",
+        code="NoListener",
+        inject=refused_over_tcp,
+        setup=udp_only_server,
+        says=("RST",),
+    ),
+    Case(
+        fault="truncated, TCP port closed",
+        code="NoListener",
+        inject=truncated_and_unreachable(nothing_to_set_up),
+        setup=udp_only_server,
+        says=("RST",),
+    ),
+    Case(
+        fault="truncated, TCP port filtered",
+        code="PolicyDrop",
+        inject=truncated_and_unreachable(tcp_dropped_at_server),
+        setup=scripted_server,
+        last_hop=refused_at_server,
+        says=("INPUT",),
+    ),
+    Case(
         fault="server ignores the first of two attempts",
         code="ServerNoReply",
         confidence="low",
@@ -284,6 +358,7 @@ CASES: tuple[Case, ...] = (
         inject=asks("late-1200", "NOERROR", seconds=LATE_SECONDS),
         setup=scripted_server,
         findings=frozenset({"SlowServer"}),
+        exact=True,
     ),
     Case(
         fault="CoreDNS without a plugin for the name",
@@ -292,6 +367,7 @@ CASES: tuple[Case, ...] = (
         inject=asks("www", "SERVFAIL"),
         setup=coredns_with(CLUSTER, "errors"),
         lab=COREDNS,
+        says=("SERVFAIL with AA=0, RA=0 and no records",),
     ),
     Case(
         fault="CoreDNS without a zone for the name",
@@ -300,6 +376,7 @@ CASES: tuple[Case, ...] = (
         inject=asks("www", "REFUSED"),
         setup=coredns_with(ELSEWHERE, "errors"),
         lab=COREDNS,
+        says=("REFUSED with AA=0, RA=0 and no records",),
     ),
     Case(
         fault="CoreDNS, erratic drops",
@@ -324,6 +401,7 @@ CASES: tuple[Case, ...] = (
         inject=asks("www", "REFUSED"),
         setup=coredns_with(ANY_CLUSTER_NAME, "acl", "block"),
         lab=COREDNS,
+        says=("REFUSED",),
     ),
     Case(
         fault="CoreDNS, max_concurrent exceeded",
@@ -332,6 +410,7 @@ CASES: tuple[Case, ...] = (
         inject=too_many_at_once,
         setup=all_of(scripted_upstream, forwarding("max_concurrent 1")),
         lab=COREDNS,
+        says=("REFUSED with AA=0, RA=0 and no records",),
     ),
     # The upstream.
     Case(
@@ -354,6 +433,7 @@ CASES: tuple[Case, ...] = (
         setup=all_of(scripted_upstream, forwarding()),
         last_hop=at_upstream,
         lab=COREDNS,
+        slow=True,
     ),
     Case(
         fault="upstream beyond this node silent, CoreDNS says SERVFAIL",
@@ -362,6 +442,7 @@ CASES: tuple[Case, ...] = (
         setup=all_of(upstream_beyond, forwarding(upstream="{beyond}")),
         last_hop=beyond_the_node,
         lab=COREDNS,
+        slow=True,
     ),
     Case(
         fault="upstream answers after 1.2 s, dnsmasq",
@@ -370,6 +451,7 @@ CASES: tuple[Case, ...] = (
         inject=asks("late-1200", "NOERROR", upstream=True, seconds=LATE_SECONDS),
         setup=scripted_upstream,
         findings=frozenset({"SlowUpstream"}),
+        exact=True,
     ),
     Case(
         fault="upstream answers after 1.2 s, CoreDNS",
@@ -379,6 +461,7 @@ CASES: tuple[Case, ...] = (
         setup=all_of(scripted_upstream, forwarding()),
         findings=frozenset({"SlowUpstream"}),
         lab=COREDNS,
+        exact=True,
     ),
     *(
         Case(
@@ -387,6 +470,7 @@ CASES: tuple[Case, ...] = (
             inject=asks(rcode.lower(), rcode, upstream=True),
             setup=setup,
             lab=lab,
+            says=(f"answered {rcode}",),
         )
         for rcode in ("SERVFAIL", "REFUSED")
         for server, setup, lab in (
@@ -400,6 +484,7 @@ CASES: tuple[Case, ...] = (
         inject=asks_over_tcp("servfail", "SERVFAIL", upstream=True),
         setup=all_of(scripted_upstream, forwarding()),
         lab=COREDNS,
+        says=("answered SERVFAIL",),
     ),
     Case(
         fault="upstream says NXDOMAIN",
@@ -408,6 +493,7 @@ CASES: tuple[Case, ...] = (
         inject=asks("", "NXDOMAIN", upstream=True),
         setup=upstream_without_names,
         findings=frozenset({"NameNotFound"}),
+        exact=True,
     ),
     *(
         Case(
@@ -416,6 +502,8 @@ CASES: tuple[Case, ...] = (
             inject=inject("www", "SERVFAIL", upstream=True, seconds=COREDNS_SECONDS),
             setup=all_of(udp_only_upstream, slow_line_to_upstream, forwarding(*options)),
             lab=COREDNS,
+            says=("refused",),
+            slow=client == "client over TCP",
         )
         for client, inject, options in (("force_tcp", asks, ["force_tcp"]), ("client over TCP", asks_over_tcp, []))
     ),
@@ -425,6 +513,7 @@ CASES: tuple[Case, ...] = (
         inject=asks("www", SILENCE, upstream=True),
         setup=all_of(upstream_beyond, forwarding("force_tcp", upstream="{beyond}")),
         lab=COREDNS,
+        says=("no answer to the request for a connection",),
     ),
     Case(
         fault="upstream's policy drops TCP, force_tcp",
@@ -433,6 +522,7 @@ CASES: tuple[Case, ...] = (
         setup=all_of(scripted_upstream, tcp_dropped_at_upstream, forwarding("force_tcp")),
         last_hop=refused_at_upstream,
         lab=COREDNS,
+        says=("INPUT", "server's own query"),
     ),
     # Between the server and the upstream.
     Case(
@@ -441,6 +531,7 @@ CASES: tuple[Case, ...] = (
         inject=asks("www", SILENCE, upstream=True),
         setup=drop_queries_upstream,
         last_hop=dropped_from_server,
+        says=("FORWARD", "server's own query"),
     ),
     Case(
         fault="server's queries upstream dropped, CoreDNS says SERVFAIL",
@@ -449,6 +540,8 @@ CASES: tuple[Case, ...] = (
         setup=all_of(scripted_upstream, forwarding(), drop_queries_upstream),
         last_hop=dropped_from_server,
         lab=COREDNS,
+        says=("FORWARD", "server's own query"),
+        slow=True,
     ),
     Case(
         fault="upstream's replies dropped, dnsmasq",
@@ -456,6 +549,7 @@ CASES: tuple[Case, ...] = (
         inject=asks("www", SILENCE, upstream=True),
         setup=drop_replies_upstream,
         last_hop=dropped_from_upstream,
+        says=("FORWARD", "reply of the upstream"),
     ),
     Case(
         fault="server's first query upstream dropped, CoreDNS asks again",
@@ -465,6 +559,7 @@ CASES: tuple[Case, ...] = (
         setup=all_of(scripted_upstream, forwarding()),
         findings=frozenset({"UpstreamRetried"}),
         lab=COREDNS,
+        exact=True,
     ),
     Case(
         fault="server's first query upstream dropped, the client asks again",
@@ -473,6 +568,7 @@ CASES: tuple[Case, ...] = (
         status="Succeeded",
         inject=during(first_query_upstream_lost, twice("www", upstream=True)),
         findings=frozenset({"Retransmitted"}),
+        says=("FORWARD", "server's own query"),
     ),
     # Remarks.
     Case(
@@ -482,6 +578,7 @@ CASES: tuple[Case, ...] = (
         inject=truncated_without_retry,
         setup=scripted_server,
         findings=frozenset({"Truncated"}),
+        exact=True,
     ),
     Case(
         fault="truncated, retry over TCP",
@@ -496,6 +593,7 @@ CASES: tuple[Case, ...] = (
         status="Succeeded",
         inject=one_id_for_both,
         findings=frozenset({"TransactionIdCollision"}),
+        exact=True,
     ),
     *(
         Case(
@@ -506,8 +604,18 @@ CASES: tuple[Case, ...] = (
             setup=late_second_server,
             findings=frozenset({"ParallelNameservers"}),
             lab=PARALLEL,
+            exact=True,
         )
         for family in ("IPv4", "IPv6")
+    ),
+    Case(
+        fault="one of two servers has almost all lookups",
+        code=None,
+        status="Succeeded",
+        inject=one_of_two_alone,
+        findings=frozenset({"ServerImbalance"}),
+        lab=PARALLEL,
+        exact=True,
     ),
     Case(
         fault="search list and ndots:5",
@@ -516,6 +624,7 @@ CASES: tuple[Case, ...] = (
         inject=search_list,
         setup=scripted_server,
         findings=frozenset({"SearchPathNXDOMAIN"}),
+        exact=True,
     ),
     Case(
         fault="the name does not exist",
@@ -524,5 +633,6 @@ CASES: tuple[Case, ...] = (
         inject=asks("", "NXDOMAIN"),
         setup=server_without_names,
         findings=frozenset({"NameNotFound"}),
+        exact=True,
     ),
 )

@@ -1,0 +1,243 @@
+"""The harness finds what is wrong, and its matrix can be read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from agent.explain.causes import CAUSES
+from tests.kernel.conftest import Line
+from tests.verdicts import __main__ as command
+from tests.verdicts.campaign import Lines, Pace, Result, Run, judge
+from tests.verdicts.case import Case, Connection, Hop, Injection, Lost
+from tests.verdicts.matrix import HEADERS, by_code, by_fault, summary
+
+CLIENT, SERVER, OTHER = 1, 2, 3
+LAB: Any = SimpleNamespace(servers=[SimpleNamespace(netns_id=SERVER)])
+CASE = Case(
+    fault="a rule drops it",
+    code="PolicyDrop",
+    inject=lambda _injection: [],
+    says=("FORWARD",),
+    last_hop=lambda _lab: Hop("drop", OTHER, "veth1"),
+)
+
+
+@dataclass
+class Told:
+    """What a dnstrail could have said of one lookup."""
+
+    injection: Injection
+    name: str | None = None
+    rdtype: str = "A"
+    code: str | None = "PolicyDrop"
+    confidence: str = "high"
+    message: str = "A netfilter rule (FORWARD) dropped the query."
+    status: str = "Failed"
+    findings: tuple[str, ...] = ()
+    interface: str = "veth1"
+    netns: int = CLIENT
+    port: int = 4711
+
+    def line(self) -> Line:
+        cause = {"Code": self.code, "Confidence": self.confidence, "Message": self.message, "Evidence": ["seen"]}
+        return {
+            "Question": {"Name": f"{self.name}.", "Type": self.rdtype} if self.name else None,
+            "Protocol": "UDP" if self.name else "TCP",
+            "Client": {"Netns": self.netns, "Port": self.port},
+            "Cause": cause if self.code else None,
+            "Status": self.status,
+            "Findings": list(self.findings),
+            "Path": [{"Message": "STUB_QUERY", "Event": "drop", "Netns": OTHER, "Interface": self.interface}],
+        }
+
+
+@pytest.fixture
+def injection() -> Injection:
+    return Injection(LAB)
+
+
+def judged(case: Case, injection: Injection, lost: list[Lost], told: list[Told]) -> Result:
+    result = Result(case)
+    judge(result, Run(case, injection, lost), [one.line() for one in told])
+    return result
+
+
+def test_a_lookup_that_is_told_right_is_no_mistake(injection):
+    result = judged(CASE, injection, [injection.name], [Told(injection, injection.name)])
+    assert result.good
+    assert (result.lost, result.reported) == (1, {"PolicyDrop": 1})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"code": "NoRoute"},
+        {"code": None},
+        {"confidence": "medium"},
+        {"message": "Something dropped the query."},
+        {"status": "Succeeded"},
+        {"interface": "veth2"},
+    ],
+    ids=str,
+)
+def test_each_way_to_be_wrong_is_a_mistake(injection, wrong):
+    assert not judged(CASE, injection, [injection.name], [Told(injection, injection.name, **wrong)]).good
+
+
+def test_a_lost_lookup_without_a_session_is_missed(injection):
+    result = judged(CASE, injection, [injection.name], [])
+    assert not result.good
+    assert result.reported == {"missed": 1}
+
+
+def test_a_fault_that_loses_nothing_is_no_fault(injection):
+    assert not judged(CASE, injection, [], []).good
+    assert judged(replace(CASE, probabilistic=True), injection, [], []).good
+
+
+def test_a_lookup_that_was_not_lost_may_not_be_accused(injection):
+    lost, fine = injection.names(2)
+    told = [Told(injection, lost), Told(injection, fine)]
+    assert not judged(CASE, injection, [lost], told).good
+    assert judged(CASE, injection, [lost], [told[0], replace(told[1], code=None, status="Succeeded")]).good
+
+
+def test_half_of_a_pair_is_told_from_the_other(injection):
+    told = [
+        Told(injection, injection.name, "A", code=None, status="Succeeded"),
+        Told(injection, injection.name, "AAAA"),
+    ]
+    assert judged(CASE, injection, [(injection.name, "AAAA")], told).good
+    assert not judged(CASE, injection, [injection.name], told).good
+
+
+def test_a_connection_is_known_by_its_clients_end(injection):
+    lost = Connection(CLIENT, injection.port)
+    told = Told(injection, port=injection.port)
+    assert judged(CASE, injection, [lost], [told]).good
+    assert not judged(CASE, injection, [lost], [replace(told, port=injection.port + 1)]).good
+    assert not judged(CASE, injection, [lost], [replace(told, netns=OTHER)]).good
+
+
+def test_what_a_server_asks_is_not_its_clients_lookup(injection):
+    assert not judged(CASE, injection, [injection.name], [Told(injection, injection.name, netns=SERVER)]).good
+
+
+def test_a_limit_allows_another_code_but_not_for_certain(injection):
+    case = replace(CASE, also=frozenset({"Unknown"}), limit="it is not looked into")
+    told = Told(injection, injection.name, code="Unknown", confidence="low")
+    assert judged(case, injection, [injection.name], [told]).good
+    assert not judged(case, injection, [injection.name], [replace(told, confidence="high")]).good
+
+
+def test_another_code_needs_a_reason():
+    with pytest.raises(AssertionError, match="reason"):
+        replace(CASE, also=frozenset({"Unknown"}))
+
+
+@pytest.mark.parametrize(
+    ("findings", "good"), [(("Truncated",), True), ((), False), (("Truncated", "Retransmitted"), False)]
+)
+def test_findings_are_compared(injection, findings, good):
+    case = replace(
+        CASE, code=None, status="Succeeded", findings=frozenset({"Truncated"}), exact=True, last_hop=None, says=()
+    )
+    told = Told(injection, injection.name, code=None, status="Succeeded", findings=findings)
+    assert judged(case, injection, [injection.name], [told]).good is good
+
+
+def test_lines_are_found_by_name_and_by_port_and_read_when_they_are_whole(injection, tmp_path: Path):
+    mine, other = Told(injection, f"n0.{injection.name}"), Told(injection, "www.example.com")
+    nameless = Told(injection, port=injection.port)
+    texts = [json.dumps(told.line(), separators=(",", ":")) for told in (mine, other, nameless)]
+    path = tmp_path / "lines"
+    path.write_text("\n".join(texts)[:-10])
+    lines = Lines(path)
+    lines.read()
+    assert lines.of(injection) == [mine.line()]
+    path.write_text("\n".join([*texts, ""]))
+    lines.read()
+    assert lines.of(injection) == [mine.line(), nameless.line()]
+    assert not lines.of(Injection(LAB))
+
+
+def results(injection: Injection) -> list[Result]:
+    second = replace(CASE, fault="a route is missing", code="NoRoute", says=())
+    third = replace(CASE, fault="nothing at all", code=None, status="Succeeded", last_hop=None, says=())
+    limited = replace(CASE, fault="in a tunnel", also=frozenset({"Unknown"}), limit="it is not looked into")
+    right = Told(injection, injection.name)
+    return [
+        judged(CASE, injection, [injection.name], [right]),
+        judged(second, injection, [injection.name], [right]),
+        judged(third, injection, [injection.name], [replace(right, code=None, status="Succeeded")]),
+        judged(limited, injection, [injection.name], [replace(right, code="Unknown", confidence="low")]),
+        Result(replace(CASE, fault="no such device"), unsupported="no such device"),
+    ]
+
+
+def test_the_matrix_by_fault_shows_what_was_expected_and_what_was_said(injection):
+    shown = by_fault(results(injection))
+    assert shown.splitlines() == [
+        "PolicyDrop           lookups   Policy  Unknown",
+        "  a rule drops it          1      [1]        .",
+        "  in a tunnel              1        .        1  (1)",
+        "  no such device           .        .        .  (2)",
+        "",
+        "NoRoute              lookups  NoRoute   Policy",
+        "  a route is missing       1        .        1  1 MISTAKES",
+        "",
+        "no cause             lookups     none",
+        "  nothing at all           1      [1]",
+        "",
+        "(1) limit: it is not looked into; so it may be called Unknown, and never for certain",
+        "(2) not on this kernel: no such device",
+    ]
+
+
+def test_the_matrix_by_code_has_its_rows_numbers_as_columns(injection):
+    shown = by_code(results(injection))
+    assert shown.splitlines() == [
+        "   expected   faults    1 2 3   4",
+        " 1 PolicyDrop      2  [1] . 1   .",
+        " 2 NoRoute         1    1 . .   .",
+        " 3 Unknown         .    . . .   .",
+        " 4 no cause        1    . . . [1]",
+        "   sum             4    2 . 1   1",
+    ]
+
+
+def test_the_sums_are_told(injection):
+    assert summary(results(injection)) == (
+        "3 of 4 faults told right over 4 lookups; 1 with a limit that is named; 1 cannot be injected on this kernel."
+    )
+
+
+def test_every_code_has_a_short_header():
+    assert sorted(HEADERS) == sorted(CAUSES)
+    assert max(map(len, HEADERS.values())) <= 8
+
+
+@pytest.mark.parametrize(("which", "code"), [(0, 0), (1, 1), (3, 0), (4, 1)])
+def test_the_exit_code_says_whether_all_is_right(monkeypatch, capsys, injection, which, code):
+    monkeypatch.setattr(command, "run", lambda *_args, **_kw: [results(injection)[which]])
+    monkeypatch.setattr("sys.argv", ["verdicts"])
+    assert command.main() == code
+    assert capsys.readouterr().out
+
+
+def test_words_that_no_fault_has_are_a_mistake_of_the_caller(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["verdicts", "no such fault"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+
+
+def test_only_what_the_kernel_decides_is_repeated_often():
+    pace = Pace(each=3, probabilistic=20)
+    assert (pace.of(CASE), pace.of(replace(CASE, probabilistic=True))) == (3, 20)
