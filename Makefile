@@ -15,8 +15,8 @@ LAB_PACKAGES := iproute2 iptables nftables conntrack bind9-dnsutils dnsmasq-base
 # golang-github-dnstap-golang-dnstap-cli: the command `dnstap`, reads what the servers of tests/oracle tell of themselves;
 # tshark: reads our recordings, and says what is DNS in them; musl-tools gcc: musl's resolver, one of those tested
 ORACLE_PACKAGES := golang-github-dnstap-golang-dnstap-cli tshark musl-tools gcc libc6-dev
-# qemu-system-x86: the machine; busybox-static kmod: vng makes its initial file system of them
-VM_PACKAGES := qemu-system-x86 busybox-static kmod
+# qemu-system-x86: the machine; busybox-static kmod: vng makes its initial file system of them; python3-venv: vng
+VM_PACKAGES := qemu-system-x86 busybox-static kmod python3-venv
 # openssl: the credentials of the tests' control plane
 CLUSTER_PACKAGES := openssl
 PROGRAMS := .cache/bin
@@ -86,7 +86,7 @@ vm: $(VM)/.installed ## Debian's kernel and what boots it, in .cache; nothing of
 $(VM)/.installed: requirements/vm.txt deploy/vm-kernel
 	@bash deploy/apt-install $(VM_PACKAGES)
 	bash deploy/vm-kernel $(VM)
-	/usr/bin/python3 -m venv $(VM)/venv
+	/usr/bin/python3 -m venv --clear $(VM)/venv
 	$(VM)/venv/bin/python -m pip install --quiet --require-hashes --requirement requirements/vm.txt
 	@touch $@
 
