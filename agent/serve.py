@@ -65,7 +65,7 @@ class Limits(NamedTuple):
 
     connections: int = 32
     """Open at once."""
-    connections_a_second: int = 50
+    connections_a_second: int = 200
     """Others wait in the kernel's queue."""
     seconds: float = 10.0
     """From the connection to the last byte of the answer."""
@@ -235,7 +235,7 @@ class Server:
             octets = await loop.sock_recv(connection, READ_BYTES)
             head += octets
             if not octets or END_OF_HEAD in head or len(head) > self._limits.head_bytes:
-                return head if octets else b""
+                return head[: self._limits.head_bytes] if octets else b""
         return head
 
     def _answer(self, head: bytes) -> tuple[Page, bool]:

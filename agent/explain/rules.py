@@ -31,6 +31,7 @@ from agent.session.model import SECOND_NS, Endpoint
 from agent.session.outcome import CQ, CR, FQ, FR, Outcome, Status, translation
 from agent.session.sighting import RX, address_to_text, endpoint_to_text
 from agent.session.surroundings import NothingKnown
+from agent.session.translation import DESTINATION_NAT
 from agent.session.who import NOBODY
 from agent.wire.render import rcode_to_text
 
@@ -137,7 +138,7 @@ def ipvs_stale_backend(case: Case) -> Cause | None:
             found = _stale_in(case.around.ipvs(netns), outcome, one)
             if found is not None:
                 evidence = [
-                    f"ip_vs of network namespace {netns} binds {endpoint_to_text(*found[0])} to it",
+                    f"ip_vs of network namespace {netns} bound {endpoint_to_text(*found[0])} to it",
                     "the virtual service does not list it with a weight",
                     *map(death_words, case.deaths[:1]),
                 ]
@@ -153,8 +154,22 @@ def _stale_in(ipvs: Ipvs | None, outcome: Outcome, query: Transmission) -> tuple
     asked = Endpoint(detail.daddr, detail.dport)
     if detail.ct_original_dport:
         asked = Endpoint(detail.ct_original_daddr, detail.ct_original_dport)
-    server = ipvs.stale_server(outcome.session.key.protocol, client, asked)
+    protocol = outcome.session.key.protocol
+    server = ipvs.stale_server(protocol, client, asked) or _translated_to_stale(ipvs, protocol, asked, query)
     return None if server is None else (client, server)
+
+
+def _translated_to_stale(ipvs: Ipvs, protocol: int, asked: Endpoint, query: Transmission) -> Endpoint | None:
+    """What the packet's own conntrack entry says: with expire_nodest_conn, ip_vs ends its entry when it drops by it."""
+    servers = ipvs.services.get((protocol, asked))
+    if servers is None:
+        return None
+    for hop in reversed(query.hops):
+        detail = hop.detail
+        backend = Endpoint(detail.ct_reply_saddr, detail.ct_reply_sport)
+        if is_confirmed(hop) and not detail.ct_status & DESTINATION_NAT and backend != asked:
+            return None if backend in servers else backend
+    return None
 
 
 def stale_conntrack_entry(case: Case) -> Cause | None:

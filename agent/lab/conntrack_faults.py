@@ -253,6 +253,8 @@ def _translate(lab: Lab, servers: Sequence[tuple[str, str]]) -> None:
         tables = translation.nftables_rules("ip", v4) + translation.nftables_rules("ip6", v6)
         lab.node.run(["nft", "-f", "-"], stdin=f"delete table ip kube-proxy\ndelete table ip6 kube-proxy\n{tables}")
         return
+    if lab.translator == "ipvs":
+        raise UnsupportedFaultError("a Service made by IPVS is changed by ipvsadm: see ipvs_faults")
     variant = lab.translator.removeprefix("iptables-")
     lab.node.run([f"iptables-{variant}-restore"], stdin=translation.iptables_rules(VIP, v4))
     lab.node.run([f"ip6tables-{variant}-restore"], stdin=translation.iptables_rules(VIP6, v6))

@@ -45,6 +45,7 @@ INNOCENT = frozenset(
         (None, "skb_queue_purge"),
         (None, "skb_queue_purge_reason"),
         (None, "packet_rcv"),
+        (None, "tcp_disconnect"),  # the unread queue of a closed connection, before it had a reason (6.1)
     }
 )
 

@@ -14,7 +14,7 @@ from agent.export.metrics.histogram import Histogram
 from agent.export.metrics.latency import spans
 from agent.export.metrics.losses import lost_half, lost_messages
 from agent.session.outcome import BITMAP, COMPLETE
-from agent.session.sighting import ORIGIN, TCP
+from agent.session.sighting import ORIGIN, TCP, UDP
 from agent.session.who import NOBODY
 from agent.wire.message import extended_rcode
 from agent.wire.render import rcode_to_text, rdtype_from_text
@@ -64,7 +64,7 @@ class Tally:
         self._clients = clients
         self._counts: dict[Metric, Values] = {metric: dict.fromkeys(metric.known, 0) for metric in _COUNTED}
         # Lookups like most others, by all that may differ between them: one addition where there would be five.
-        self._usual: dict[tuple[bool, int, str, int | None, bool, bool], int] = {}
+        self._usual: dict[tuple[bool, str, int | None, bool, bool], int] = {}
         self._lookup, self._server, self._upstream, self._way_there, self._way_back = (
             Histogram(LATENCY_BUCKETS) for _ in range(5)
         )
@@ -88,9 +88,9 @@ class Tally:
     def counts(self) -> dict[Metric, Values]:
         """Every counter, now."""
         now = {metric: dict(values) for metric, values in self._counts.items()}
-        for (away, protocol, qtype, rcode, truncated, paired), number in dict(self._usual).items():
+        for (away, qtype, rcode, truncated, paired), number in dict(self._usual).items():
             vantage = "client" if away else "both"
-            _add(now, catalogue.QUERIES, (vantage, _proto(protocol), qtype), number)
+            _add(now, catalogue.QUERIES, (vantage, "udp", qtype), number)
             _add(now, catalogue.RESPONSES, (vantage, _rcode(rcode)), number)
             _add(now, catalogue.SESSIONS, (vantage, "Succeeded", COMPLETE_BITMAP), number)
             _add(now, catalogue.TRUNCATED, (vantage,), number if truncated else 0)
@@ -105,7 +105,7 @@ class Tally:
         }
 
     def _count_usual(self, outcome: Outcome, findings: list[str]) -> bool:
-        """One query and one reply, both ends here or the server elsewhere, nothing lost and nobody else asked.
+        """One datagram each way, both ends here or the server elsewhere, nothing lost and nobody else asked.
 
         Most lookups are like that, and what is looked at here is cold: so each thing is looked at once.
 
@@ -113,8 +113,9 @@ class Tally:
             Whether it was one of these.
         """
         session = outcome.session
+        key = session.key
         queries, replies = session.queries.transmissions, session.replies.transmissions
-        if len(queries) > 1 or len(replies) > 1:
+        if key.protocol != UDP or len(queries) > 1 or len(replies) > 1:
             return False
         sent, returned = session.first_ns, session.last_ns
         there = outcome.server_netns
@@ -126,10 +127,8 @@ class Tally:
             self._server.add(replied.ts_ns - arrived.ts_ns)
             self._way_back.add(returned - replied.ts_ns)
         self._lookup.add(returned - sent)
-        key = session.key
         kind = (
             there is None,
-            key.protocol,
             _QTYPE.get(key.rdtype, OTHER),
             outcome.rcode,
             TRUNCATED in findings,
