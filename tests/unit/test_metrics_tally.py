@@ -113,6 +113,15 @@ def test_the_short_way_for_usual_lookups_counts_what_the_long_way_counts(worlds,
     assert short.times() == long.times()
 
 
+def test_a_lookup_over_tcp_is_timed_as_the_session_line_says_whatever_the_sockets_saw(world):
+    outcome = world.outcome(world.Tcp(world.Lookup()).whole())
+    tally, latency = counted(outcome), build(outcome, explain(outcome), CONTEXT).latency
+    assert times(tally, catalogue.LOOKUP_SECONDS) == (1, pytest.approx(outcome.duration_ns / 1e9))
+    assert times(tally, catalogue.SERVER_SECONDS) == (1, pytest.approx(latency.server))
+    assert times(tally, catalogue.TRANSIT_SECONDS, "query") == (1, pytest.approx(latency.client_to_server))
+    assert times(tally, catalogue.TRANSIT_SECONDS, "reply") == (1, pytest.approx(latency.server_to_client))
+
+
 @pytest.mark.parametrize(
     ("rdtype", "label"), [(1, "A"), (28, "AAAA"), (33, "SRV"), (65, "HTTPS"), (255, "ANY"), (99, "other"), (0, "other")]
 )
