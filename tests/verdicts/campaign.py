@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, VIP, VIP6, Lab, LabError, UnsupportedFaultError, wait_until
-from tests.kernel.conftest import Line, Watch
+from tests.kernel.conftest import Line, Watch, end_all
 from tests.verdicts.case import Case, Connection, Hop, Injection, LabKind, Lost
 
 LOCK = Path("/run/dnstrail-verdicts.lock")
@@ -133,12 +133,12 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def agent_for(folder: Path) -> Iterator[Watch]:
-    """A dnstrail that prints everything."""
+    """A dnstrail that prints everything; in the end it is killed, since what it would still say is about nobody."""
     dnstrail = Watch(folder, "--timeout", str(TIMEOUT_SECONDS), "--log-rate", "1000000")
     try:
         yield dnstrail
     finally:
-        dnstrail.stop()
+        end_all([dnstrail.process])
 
 
 def run(cases: Sequence[Case], pace: Pace = ONCE, *, progress: bool = False) -> list[Result]:

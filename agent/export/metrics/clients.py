@@ -27,6 +27,7 @@ GONE_SECONDS = 300.0
 """How long the series of an object that is gone stay: some scrapes, so that its last numbers are seen."""
 IDLE_SECONDS = 3600.0
 """How long they stay without a lookup, where nobody knows whether it is gone."""
+SUCCEEDED = Status.SUCCEEDED.value
 _RCODES = {rcode: name for rcode in range(16) if (name := rcode_to_text(rcode)) in FEW_RCODES.values}
 
 
@@ -94,17 +95,17 @@ class Clients:
         numbers = self._numbers_of(client_of(who()))
         numbers.seen = self._clock()
         session = outcome.session
-        attempts = 1 if session.connecting else outcome.attempts
+        attempts = 1 if session.connecting or len(session.queries.transmissions) == 1 else outcome.attempts
         numbers.queries += attempts
-        # Told apart by identity: an enum's hash is a function of Python.
-        numbers.sessions["Succeeded" if outcome.status is Status.SUCCEEDED else outcome.status.value] += 1
-        if outcome.rcode is not None:
-            numbers.responses[_RCODES.get(outcome.rcode, OTHER)] += 1
-        if outcome.delivered and (duration_ns := outcome.duration_ns) is not None and not session.connecting:
-            numbers.answered += 1
-            numbers.waited_ns += duration_ns
         if attempts > 1:
             numbers.retransmissions += attempts - len(session.asked)
+        # Told apart by identity: an enum's hash is a function of Python.
+        numbers.sessions[SUCCEEDED if outcome.status is Status.SUCCEEDED else outcome.status.value] += 1
+        if outcome.rcode is not None:
+            numbers.responses[_RCODES.get(outcome.rcode, OTHER)] += 1
+            if outcome.delivered and (duration_ns := outcome.duration_ns) is not None:
+                numbers.answered += 1
+                numbers.waited_ns += duration_ns
         if cause is not None and (lost := lost_messages(outcome, cause)) is not None:
             numbers.lost[lost.leg] += lost.messages
 

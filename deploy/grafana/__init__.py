@@ -1,0 +1,1 @@
+"""The dashboard (`panels`), the file that is made of it (`dashboard`), and a picture of it (`plot`)."""

@@ -1,0 +1,1 @@
+"""Alerts (`alerts`), and the files that are made of them (`rules`)."""
