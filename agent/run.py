@@ -141,6 +141,7 @@ class Agent:
     def turn(self) -> None:
         """Wait a little, take in what was recorded, print what is over."""
         self._capture.wait(WAIT_SECONDS)
+        self._sources.pulse.beat(self._capture.backlog_bytes)
         now_ns = time.monotonic_ns()
         # While a backlog waits, time is that of its records: what is overdue by the clock may be answered in there.
         caught_up = self._take_in()
@@ -181,7 +182,6 @@ class Agent:
                 self._surroundings.interest(netns)
         self._surroundings.poll(now_ns)
         self._sources.kernel.look(self._surroundings, servers)
-        self._sources.pulse.beat(self._capture.backlog_bytes)
         if self._live:
             self._live.poll()
 
@@ -234,7 +234,7 @@ class Agent:
         self._who.wall_offset_ns = offset
 
 
-def serving(where: Address | None, sources: Sources) -> AbstractContextManager[object]:
+def serving(where: Address | None, sources: Sources) -> AbstractContextManager[Server | None]:
     """The HTTP server, before there is anything to tell: readiness begins with the reason for its lack."""
     return nullcontext() if where is None else Server(where, Pages(sources).by_path, sources.traffic)
 
@@ -249,7 +249,10 @@ def run(options: Options) -> int:
     begun = time.monotonic()
     clients = None if options.metrics_by == "none" else Clients(ByClient(options.metrics_by, options.metrics_cap))
     sources = Sources(clients)
-    with serving(options.metrics, sources), Capture(list(options.ports), options.ring_bytes) as capture:
+    with (
+        serving(options.metrics, sources) as server,
+        Capture(list(options.ports), options.ring_bytes) as capture,
+    ):
         agent = Agent(options, capture, sys.stdout, sources)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, agent.stop)
@@ -264,4 +267,8 @@ def run(options: Options) -> int:
             agent.work()
         except BrokenPipeError:
             abandon_stdout()
+        finally:
+            if server is not None:
+                # Before the memory that it reads is gone.
+                server.stop()
     return 0

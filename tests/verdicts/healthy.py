@@ -168,7 +168,7 @@ class Agent:
         self._netns = self._servers | {pod.netns_id for lab in labs for pod in (lab.node, *lab.clients)}
         self._said = folder / "diagnostics"
         with self._said.open("w") as err:
-            argv = [*DNSTRAIL, "run", "--timeout", "5", "--log-rate", "1000000"]
+            argv = [*DNSTRAIL, "run", "--metrics-address=none", "--timeout", "5", "--log-rate", "1000000"]
             self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=err)
         assert self._process.stdout is not None
         self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
