@@ -107,7 +107,7 @@ def _notes_of(result: Result) -> Iterator[str]:
     elif case.limit and case.also:
         yield f"limit: {case.limit}; so it may be called {' or '.join(sorted(case.also))}, and never for certain"
     elif case.limit:
-        yield f"limit: {case.limit}; so the confidence is {case.confidence}"
+        yield f"limit: {case.limit}; so the confidence is {case.confidence or 'not always high'}"
 
 
 def by_code(results: Sequence[Result]) -> str:

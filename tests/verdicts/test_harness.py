@@ -43,6 +43,7 @@ class Told:
     interface: str = "veth1"
     netns: int = CLIENT
     port: int = 4711
+    later: tuple[Line, ...] = ()
 
     def line(self) -> Line:
         cause = {"Code": self.code, "Confidence": self.confidence, "Message": self.message, "Evidence": ["seen"]}
@@ -53,8 +54,13 @@ class Told:
             "Cause": cause if self.code else None,
             "Status": self.status,
             "Findings": list(self.findings),
-            "Path": [{"Message": "STUB_QUERY", "Event": "drop", "Netns": OTHER, "Interface": self.interface}],
+            "Path": [hop("tx", CLIENT, "eth0", self.port), hop("drop", OTHER, self.interface, self.port), *self.later],
         }
+
+
+def hop(event: str, netns: int, interface: str, port: int) -> Line:
+    ends = {"Source": f"192.0.2.1:{port}", "Destination": "192.0.2.53:53"}
+    return {"Message": "STUB_QUERY", "Event": event, "Netns": netns, "Interface": interface, **ends}
 
 
 @pytest.fixture
@@ -88,6 +94,14 @@ def test_a_lookup_that_is_told_right_is_no_mistake(injection):
 )
 def test_each_way_to_be_wrong_is_a_mistake(injection, wrong):
     assert not judged(CASE, injection, [injection.name], [Told(injection, injection.name, **wrong)]).good
+
+
+@pytest.mark.parametrize(
+    ("message", "port", "good"), [("STUB_QUERY", 4711, False), ("STUB_RESPONSE", 4711, True), (None, 4712, True)]
+)
+def test_the_last_hop_is_the_last_of_its_message_and_of_its_connection(injection, message, port, good):
+    later = hop("rx", SERVER, "eth0", port) | {"Message": message}
+    assert judged(CASE, injection, [injection.name], [Told(injection, injection.name, later=(later,))]).good is good
 
 
 def test_a_lost_lookup_without_a_session_is_missed(injection):

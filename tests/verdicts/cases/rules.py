@@ -49,6 +49,7 @@ QUEUE_WORD = "NFQUEUE"
 SOCKET_WORD = "socket filter or cgroup program"
 CGROUP_WORDS: dict[Direction, str] = {"egress": "cgroup program (egress)", "ingress": SOCKET_WORD}
 """The kernel has one reason for both at a socket."""
+UNCOUNTED = "a full connection table looks the same, unless it has never dropped anything on that CPU"
 REROUTED = "a translated packet for which the kernel finds no way dies in the hook as by a rule"
 
 Fault = Callable[[Lab], AbstractContextManager[object]]
@@ -96,6 +97,8 @@ class Place(NamedTuple):
 
 
 FROM_CLIENT, FROM_SERVER = Spot(node, client), Spot(node, server)
+HOST_OUTPUT = Place("OUTPUT of the node, hostNetwork client", Spot(node), "OUTPUT", "filter", "query", node)
+HOST_RAW_OUTPUT = Place("raw OUTPUT of the node, hostNetwork client", Spot(node), "OUTPUT", "raw", "query", node)
 PLACES = (
     Place("raw PREROUTING of the node", FROM_CLIENT, "PREROUTING", "raw", "query"),
     Place("raw PREROUTING of the node", FROM_SERVER, "PREROUTING", "raw", "reply"),
@@ -109,12 +112,17 @@ PLACES = (
     Place("INPUT of the client's pod", Spot(client, client), "INPUT", "filter", "reply"),
     Place("INPUT of the server's pod", Spot(server, server), "INPUT", "filter", "query"),
     Place("OUTPUT of the server's pod", Spot(server), "OUTPUT", "filter", "reply"),
-    Place("OUTPUT of the node, hostNetwork client", Spot(node), "OUTPUT", "filter", "query", node),
-    Place("raw OUTPUT of the node, hostNetwork client", Spot(node), "OUTPUT", "raw", "query", node),
+    HOST_OUTPUT,
+    HOST_RAW_OUTPUT,
     Place("INPUT of the node, hostNetwork client", FROM_SERVER, "INPUT", "filter", "reply", node),
 )
 """Of kube-proxy's iptables mode; in POSTROUTING the device is the one to come."""
 FORWARD = tuple(place for place in PLACES if place.hook == "FORWARD")
+LIMITS: dict[tuple[Translator, Place], tuple[str, str | None]] = {
+    ("iptables-legacy", HOST_OUTPUT): (REROUTED, "medium"),
+    ("iptables-legacy", HOST_RAW_OUTPUT): (UNCOUNTED, None),
+}
+"""What the packets of programs on the node leave open, and how certain a rule is then."""
 BEHIND_SOURCE_NAT = (
     Place("POSTROUTING of the node at priority 300", FROM_SERVER, "POSTROUTING", "last", "query"),
     Place("POSTROUTING of the node at priority 300", FROM_CLIENT, "POSTROUTING", "last", "reply"),
@@ -171,8 +179,8 @@ def policy_drop(
     kind: LabKind = PLAIN,
     mechanism: tuple[str, ...] = (),
     limit: str = "",
+    confidence: str | None = "high",
 ) -> Case:
-    """A row; what has a limit is not certain."""
     return Case(
         fault=fault,
         code="PolicyDrop",
@@ -180,7 +188,7 @@ def policy_drop(
         last_hop=spot.hop,
         lab=kind,
         says=(*mechanism, f"dropped the {message}."),
-        confidence="medium" if limit else "high",
+        confidence=confidence,
         limit=limit,
     )
 
@@ -192,7 +200,7 @@ def by_rule(tool: Translator, hook: str) -> tuple[str, ...]:
 
 def at_hook(tool: Translator, place: Place, family: str = "", kind: LabKind = PLAIN) -> Case:
     denial = Denial(tool, place.hook, place.table, place.message, ipv6=bool(family))
-    looks_rerouted = tool == "iptables-legacy" and (place.hook, place.table) == ("OUTPUT", "filter")
+    limit, confidence = LIMITS.get((tool, place), ("", "high"))
     return policy_drop(
         f"{tool}, {place.words}, {place.message}{family}{on(kind)}",
         lambda lab: denied(place.spot.netns(lab), denial),
@@ -202,7 +210,8 @@ def at_hook(tool: Translator, place: Place, family: str = "", kind: LabKind = PL
         vip=FAMILIES[family],
         kind=kind,
         mechanism=by_rule(tool, place.hook),
-        limit=REROUTED if looks_rerouted and place.asker is node else "",
+        limit=limit,
+        confidence=confidence,
     )
 
 
