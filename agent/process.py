@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import sys
+from contextlib import suppress
+
+MAX_CHARACTERS = 1000
+"""Of one diagnostic. It fits into a pipe that has room for anything (PIPE_BUF)."""
 
 
 def say(text: str) -> None:
-    """Diagnostics go to stderr: stdout carries data only."""
-    print(f"dnstrail: {text}", file=sys.stderr, flush=True)
+    """Diagnostics go to stderr: stdout carries data only. One line, cut if need be; lost if nobody reads them."""
+    line = f"dnstrail: {' '.join(text.splitlines())}"[:MAX_CHARACTERS]
+    if _stderr_takes_more():
+        with suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def _stderr_takes_more() -> bool:
+    """Whether a write returns at once: capture must not wait for a reader."""
+    try:
+        descriptor = sys.stderr.fileno()
+    except OSError:
+        return True  # no file: it is kept in memory
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def abandon_stdout() -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,8 +25,9 @@ from agent.export.metrics.clients import ByClient, Clients
 from agent.export.metrics.pages import Pages
 from agent.export.metrics.sources import Agent as Numbers
 from agent.export.metrics.sources import Sources
+from agent.export.outlet import Outlet
 from agent.export.printer import LineOptions, Printer
-from agent.process import abandon_stdout, say, spare_the_collector
+from agent.process import say, spare_the_collector
 from agent.serve import Server
 from agent.session.cluster import NobodyKnown
 from agent.session.model import Settings
@@ -35,7 +36,6 @@ from agent.session.table import SessionTable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
-    from typing import TextIO
 
     from agent.capture.live import Loss
     from agent.enrich.kube.access import Access
@@ -53,6 +53,12 @@ REPORT_SECONDS = 10.0
 POD_SECONDS = 1.0
 """So long a session waits for the name of its pod, if the pod is so new that the API has not told of it yet."""
 MAX_WAITING = 1000
+FINISH_SECONDS = 1.5
+"""From the signal to the last line: the process has ended after 2 s, however much is open."""
+LEISURE_SECONDS = 10.0
+"""The same when nobody asked it to end but `--duration`."""
+WRITE_SECONDS = 0.3
+"""Of these, or more, for who reads the lines."""
 CHUNKS_A_TURN = 8
 """Even when the ring fills as fast as it is read, a turn ends: signals and time limits are looked at."""
 
@@ -94,10 +100,11 @@ class Once:
 class Agent:
     """One node's agent: everything between the ring and the lines."""
 
-    def __init__(self, options: Options, capture: Capture, out: TextIO, sources: Sources) -> None:
+    def __init__(self, options: Options, capture: Capture, out: Outlet, sources: Sources) -> None:
         self._options = options
         self._sources = sources
         self._capture = capture
+        self._out = out
         self.printer = Printer(options.lines, out, wall_offset_ns())
         processes = NetnsProcesses()
         self.table = SessionTable(
@@ -115,18 +122,19 @@ class Agent:
         self._who = WhoIsWho(Containers(processes), self._cluster, self._surroundings, self._table)
         self._waiting: deque[tuple[float, Outcome]] = deque()
         self._set_clock()
-        sources.agent = Numbers(capture, self.table, self.printer, self._watches if self._live else None)
-        self._stopped = False
+        sources.agent = Numbers(capture, self.table, self.printer, out, self._watches if self._live else None)
+        self._stopped_at: float | None = None
         self._reported = time.monotonic()
         self._suppressed_said = 0
         self._lost_said = 0
+        self._lines_lost_said = 0
 
     def _watches(self) -> Iterable[WatchHealth]:
         return self._live.health if self._live else ()
 
     def stop(self, *_signal: object) -> None:
         """End after the current turn."""
-        self._stopped = True
+        self._stopped_at = self._stopped_at or time.monotonic()
 
     def work(self) -> None:
         """Turn until stopped or the duration is over."""
@@ -134,7 +142,7 @@ class Agent:
             self._live.start()
         limit = self._options.duration_seconds
         end = None if limit is None else time.monotonic() + limit
-        while not self._stopped and (end is None or time.monotonic() < end):
+        while self._stopped_at is None and (end is None or time.monotonic() < end):
             self.turn()
         self.finish()
 
@@ -153,21 +161,23 @@ class Agent:
             self._report()
 
     def finish(self) -> None:
-        """Print what is still open, and the sums."""
+        """Print what is still open, as far as the time allows, and the sums."""
+        signalled = self._stopped_at
+        end = time.monotonic() + LEISURE_SECONDS if signalled is None else signalled + FINISH_SECONDS
         self._take_in()
-        self._show(self.table.flush(time.monotonic_ns()))
+        self._show_open(end - WRITE_SECONDS)
         self._show_waiting(float("inf"))
-        self.printer.flush()
+        self._out.close(max(WRITE_SECONDS, end - time.monotonic()))
         self._report()
         if self._live:
-            self._live.stop()
+            self._live.stop(max(0.0, end - time.monotonic()))
         self._table.close()
         counts = self.table.counts
         say(f"{counts.sessions} sessions from {counts.sightings} records; {self._capture.lost_records} records lost")
 
     def _take_in(self) -> bool:
         """What was recorded, and whether that was all; of a large backlog, what is over is printed on the way."""
-        for _ in range(CHUNKS_A_TURN):
+        for _ in range(1 if self._stopped_at else CHUNKS_A_TURN):
             if not self._capture.drain(self.table.observe, self._lose):
                 return True
             self._show(self.table.expire(0))
@@ -187,20 +197,31 @@ class Agent:
 
     def _show(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
-            who = Once(partial(self._who.identify, outcome))
-            if self._live and outcome.vantage == "server":
-                self._live.expect_clients_from_elsewhere()
-            verdict = self._explain(outcome, who)
-            self._sources.tally.count(outcome, verdict, who)
-            if not self.printer.admits(outcome, verdict, who):
-                continue
-            if self._live and who().expected and len(self._waiting) < MAX_WAITING:
-                self._waiting.append((time.monotonic() + POD_SECONDS, outcome))
-            else:
-                self.printer.write(outcome, verdict, who())
+            self._show_one(outcome)
+
+    def _show_one(self, outcome: Outcome) -> None:
+        who = Once(partial(self._who.identify, outcome))
+        if self._live and outcome.vantage == "server":
+            self._live.expect_clients_from_elsewhere()
+        verdict = self._explain(outcome, who)
+        self._sources.tally.count(outcome, verdict, who)
+        if not self.printer.admits(outcome, verdict, who):
+            return
+        if self._live and who().expected and len(self._waiting) < MAX_WAITING:
+            self._waiting.append((time.monotonic() + POD_SECONDS, outcome))
+        else:
+            self.printer.write(outcome, verdict, who())
 
     def _explain(self, outcome: Outcome, who: Callable[[], Who]) -> Verdict:
         return explain(outcome, self._surroundings, self._cluster, who, self._who.wall_offset_ns)
+
+    def _show_open(self, end: float) -> None:
+        """Print what never ended, until it is time to go."""
+        for outcome in self.table.flush(time.monotonic_ns()):
+            self._show_one(outcome)
+            if time.monotonic() > end and self.table.left:
+                say(f"{self.table.left} open sessions have no line: there was no time for more")
+                return
 
     def _show_waiting(self, now: float) -> None:
         """Print those whose pod was not known yet: the API tells of a new pod some time after its first query."""
@@ -217,12 +238,18 @@ class Agent:
         """Say what was held back or lost since the last time, if anything was."""
         self._reported = time.monotonic()
         gc.collect(1)
+        if self._sources.clients is not None:
+            self._sources.clients.retire(self._live.pods_here() if self._live else None)
         suppressed = self.printer.suppressed - self._suppressed_said
         lost = self._capture.lost_records - self._lost_said
+        lines_lost = self._out.lost - self._lines_lost_said
         if suppressed:
             say(f"{suppressed} lines of succeeded sessions held back (--log-rate {self._options.lines.log_rate})")
         if lost:
             say(f"{lost} records lost by the capture itself: sessions concerned are SampleLoss (--ring-size)")
+        if lines_lost:
+            say(f"{lines_lost} lines lost: {self._out.failure or 'nobody reads stdout'}")
+        self._lines_lost_said += lines_lost
         self._suppressed_said += suppressed
         self._lost_said += lost
         self._set_clock()
@@ -253,20 +280,21 @@ def run(options: Options) -> int:
         serving(options.metrics, sources) as server,
         Capture(list(options.ports), options.ring_bytes) as capture,
     ):
-        agent = Agent(options, capture, sys.stdout, sources)
+        agent = Agent(options, capture, Outlet(sys.stdout.fileno()), sources)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, agent.stop)
         say(
             f"watching port {', '.join(map(str, options.ports))} in all network namespaces, "
             f"ready in {time.monotonic() - begun:.2f} s; Ctrl-C stops"
         )
+        if server is not None:
+            say(f"metrics and health at {server.address}")
         for limit in capture.limits:
             say(f"limited: {limit}")
         spare_the_collector()
         try:
-            agent.work()
-        except BrokenPipeError:
-            abandon_stdout()
+            with suppress(BrokenPipeError):  # the reader of our lines is gone
+                agent.work()
         finally:
             if server is not None:
                 # Before the memory that it reads is gone.

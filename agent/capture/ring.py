@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import platform
 import struct
+import threading
 from typing import TYPE_CHECKING
 
 from agent.session.sighting import DETAIL, HEAD, Sighting
@@ -24,6 +26,8 @@ RECORD_HEADER = struct.Struct("=II")
 HEAD_AT = RECORD_HEADER.size
 REST_AT = HEAD_AT + HEAD.size
 REST_FIXED = DETAIL.size
+WEAKLY_ORDERED = platform.machine() != "x86_64"
+"""Whether this CPU may load what stands behind a length before the length, unless it is told not to."""
 GIVE_BACK = 255
 """Mask: how often the consumer's position is published, in records."""
 
@@ -38,6 +42,8 @@ class Ring:
         self._data = mmap.mmap(fd, mmap.PAGESIZE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE)
         # One aligned 8-octet store: the kernel must never see half a position.
         self._consumer = ctypes.c_uint64.from_buffer(self._consumer_page)
+        self._lock = threading.Lock()
+        self._lock.acquire()
 
     def produced(self) -> int:
         """The producer's position: octets ever reserved."""
@@ -51,10 +57,11 @@ class Ring:
     def drain(self, take: Callable[[Sighting], object], until: int) -> int:
         """Hand over every finished record up to a position; returns how many.
 
-        A record that is still being written ends the batch: those behind it are newer. On x86 plain loads are enough;
-        on weakly ordered machines the length word is read before the record and the busy bit guards it. Room is given
-        back in steps, so that the kernel can go on while a large batch is read.
+        A record that is still being written ends the batch: those behind it are newer. Room is given back in steps, so
+        that the kernel can go on while a large batch is read.
         """
+        if WEAKLY_ORDERED:
+            until = self._finished(until)
         data, mask, consumer = self._data, self.size - 1, self._consumer
         position = consumer.value
         taken = 0
@@ -71,9 +78,36 @@ class Ring:
                 taken += 1
             position += (length & LENGTH) + 15 & ~7
             if not taken & GIVE_BACK:
-                consumer.value = position
-        consumer.value = position
+                self._give_back(position)
+        self._give_back(position)
         return taken
+
+    def _finished(self, until: int) -> int:
+        """Where the first record begins that is still being written, or `until`; those before it can be read now."""
+        data, mask = self._data, self.size - 1
+        position = self._consumer.value
+        while position < until:
+            length, _ = RECORD_HEADER.unpack_from(data, mmap.PAGESIZE + (position & mask))
+            if length & BUSY:
+                break
+            position += (length & LENGTH) + 15 & ~7
+        self._fence()
+        return position
+
+    def _give_back(self, position: int) -> None:
+        """Let the kernel write over everything before this position, all of which has been read."""
+        if WEAKLY_ORDERED:
+            self._fence()
+        self._consumer.value = position
+
+    def _fence(self) -> None:
+        """Nothing that follows happens before what went before, as seen by other CPUs.
+
+        A lock is released and taken: a store-release, then a load-acquire of the same word. What the kernel's own
+        reader has smp_load_acquire() and smp_store_release() for (tools/lib/bpf/ringbuf.c).
+        """
+        self._lock.release()
+        self._lock.acquire()
 
     def backlog_bytes(self) -> int:
         """How much of the ring waits to be read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
@@ -14,11 +14,20 @@ from agent.session.who import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import TextIO
 
     from agent.explain.verdict import Verdict
     from agent.session.outcome import Outcome
     from agent.session.who import Who
+
+
+class Out(Protocol):
+    """What takes lines: a text stream, or `agent.export.outlet.Outlet`."""
+
+    def write(self, text: str, /) -> object:
+        """Take a whole line."""
+
+    def flush(self) -> object:
+        """Let readers see what was written."""
 
 
 class LineOptions(NamedTuple):
@@ -59,7 +68,7 @@ class Printer:
         wall_offset_ns: added to the sightings' stamps to get UTC.
     """
 
-    def __init__(self, options: LineOptions, out: TextIO, wall_offset_ns: int) -> None:
+    def __init__(self, options: LineOptions, out: Out, wall_offset_ns: int) -> None:
         self._options = options
         self._out = out
         self._limit = RateLimit(options.log_rate)
@@ -68,7 +77,8 @@ class Printer:
         self.written = 0
         self.context = line.Context(options.node, wall_offset_ns)
         if options.output == "table":
-            print(table.heading(), file=out, flush=True)
+            out.write(f"{table.heading()}\n")
+            out.flush()
 
     def show(self, outcome: Outcome, verdict: Verdict, who: Who = NOBODY) -> None:
         """Print the session, or count why not."""
@@ -90,8 +100,8 @@ class Printer:
     def write(self, outcome: Outcome, verdict: Verdict, who: Who) -> None:
         """Print the session."""
         built = line.build(outcome, verdict, self.context, who)
-        self._out.write(table.row(built) if self._options.output == "table" else self._encoder.encode(built).decode())
-        self._out.write("\n")
+        text = table.row(built) if self._options.output == "table" else self._encoder.encode(built).decode()
+        self._out.write(f"{text}\n")
         self.written += 1
 
     def flush(self) -> None:

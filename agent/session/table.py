@@ -142,12 +142,20 @@ class SessionTable:
         yield from ready
 
     def flush(self, now_ns: int) -> Iterator[Outcome]:
-        """Close everything, because the agent ends."""
+        """Close everything, because the agent ends; one by one, so that who has no more time can leave the rest."""
         self._advance(now_ns)
-        for session in list(self._open):
-            session.interrupted = True
-            self._close(session, self._judge(session, now_ns))
-        yield from self.expire(now_ns)
+        while self.left:
+            if not self._ready:
+                session = next(iter(self._open))
+                session.interrupted = True
+                self._close(session, self._judge(session, now_ns))
+            while self._ready:
+                yield self._ready.pop(0)
+
+    @property
+    def left(self) -> int:
+        """Sessions whose outcome nobody has taken yet."""
+        return len(self._open) + len(self._ready)
 
     def _advance(self, now_ns: int) -> None:
         looks, deadlines = self._first_looks, self._deadlines

@@ -61,8 +61,14 @@ class Lines:
     written, suppressed = 40, 60
 
 
+class Out:
+    """The numbers of an outlet."""
+
+    lost = 70
+
+
 def agent(world, watches=None):
-    return Agent(Captured(), world.table, Lines(), watches)
+    return Agent(Captured(), world.table, Lines(), Out(), watches)
 
 
 def scraped(sources, accept=""):
@@ -197,6 +203,7 @@ def test_what_capture_did_and_lost_is_told_by_step_and_reason(world):
     assert value(samples, "ring_usage_ratio") == 0.25
     assert value(samples, "log_lines_total") == 40
     assert value(samples, "log_lines_suppressed_total", reason="rate_limit") == 60
+    assert value(samples, "log_lines_suppressed_total", reason="slow_reader") == 70
 
 
 def test_what_the_table_holds_and_what_it_left_alone_is_told(worlds):
@@ -430,15 +437,15 @@ def test_clients_beyond_the_cap_share_one_series(world):
 
 
 def test_series_of_objects_that_are_gone_end_and_make_room(world):
-    clock, existing = Clock(), {("shop", ""): True, ("bank", ""): True}
-    clients = Clients(ByClient("namespace", cap=2), existing.get, clock)
+    clock = Clock()
+    clients = Clients(ByClient("namespace", cap=2), clock)
     outcome = world.outcome(world.Lookup().both())
     count_for(clients, outcome, pod("shop"), pod("bank"), pod("late"))
-    existing["bank", ""] = False
-    clients.retire()
+    here = [pod("shop")]
+    clients.retire(here)
     assert len(clients) == 2
     clock.now += GONE_SECONDS + 1
-    clients.retire()
+    clients.retire(here)
     assert [labels for labels, _ in clients.now()] == [("shop",), ("~other",)]
     count_for(clients, outcome, pod("late"))
     assert ("late",) in [labels for labels, _ in clients.now()]
@@ -449,10 +456,10 @@ def test_where_nobody_knows_whether_a_client_is_gone_it_is_after_an_hour_of_sile
     clients = Clients(ByClient("workload"), clock=clock)
     count_for(clients, world.outcome(world.Lookup().both()), pod())
     clock.now += IDLE_SECONDS
-    clients.retire()
+    clients.retire(None)
     assert len(clients) == 1
     clock.now += 1
-    clients.retire()
+    clients.retire(None)
     assert len(clients) == 0
 
 

@@ -120,9 +120,9 @@ class LiveCluster:
             feed.watch.select(UNRESTRICTED)
         self._jobs.start()
 
-    def stop(self) -> None:
-        """End all threads; those that wait for the API server are left behind."""
-        end = time.monotonic() + STOP_SECONDS
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """End all threads within so long; those that wait for the API server are left behind."""
+        end = time.monotonic() + seconds
         for feed in self._feeds:
             feed.watch.stop(0)
         for feed in self._feeds:
@@ -151,6 +151,10 @@ class LiveCluster:
     def pod_at(self, address: bytes, ts_ns: int) -> Pod | None:
         """The pod that had this 16-octet address at that time; None for the addresses of nodes."""
         return self._with_cron_job(self._pods.at(address, ts_ns))
+
+    def pods_here(self) -> list[Pod] | None:
+        """All pods of this node; None as long as they have not been taken in."""
+        return self._pods.here() if self._here.mirror.synced else None
 
     def pod_by_uid(self, uid: str) -> Pod | None:
         """The pod of this node with this UID, completed and deleted ones too for a while."""

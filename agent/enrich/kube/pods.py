@@ -46,6 +46,10 @@ class Pods:
         facts = self._book.at(address, ts_ns)
         return facts.pod if facts else None
 
+    def here(self) -> list[Pod]:
+        """The pods of this node."""
+        return [facts.pod for facts in self._here.values()]
+
     def by_uid(self, uid: str) -> Pod | None:
         """A pod of this node, also one that was deleted some minutes ago."""
         facts = self._here.get(uid)

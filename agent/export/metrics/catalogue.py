@@ -187,7 +187,11 @@ IGNORED = Label(
     "`fragment`: a later IP fragment; `late`: of a closed session; `started_mid_lookup`: asked before the agent began",
 )
 HELPER = Label("helper", ("read", "map_update"), "What the BPF program asked of the kernel in vain")
-HELD_BACK = Label("reason", ("rate_limit",), "`rate_limit`: --log-rate, for sessions that succeeded")
+HELD_BACK = Label(
+    "reason",
+    ("rate_limit", "slow_reader"),
+    "`rate_limit`: --log-rate, for sessions that succeeded; `slow_reader`: stdout was not read in time, or was full",
+)
 HTTP_CODE = Label("code", ("200", "400", "404", "405", "408", "500", "503"), "HTTP status")
 WATCH = Label("resource", (), "What is watched: pods-here, services, …")
 WATCH_ERROR = Label("error", (), "One word: Unreachable, Silent, or the API server's reason, such as Forbidden")
@@ -405,8 +409,10 @@ OPEN_SESSIONS_LIMIT = _gauge("dnstrail_open_sessions_limit", "How many there may
 EVICTED_SESSIONS = _counter(
     "dnstrail_evicted_sessions_total", "Lookups closed before their time because there were too many: SampleLoss"
 )
-LOG_LINES = _counter("dnstrail_log_lines_total", "Session lines that were written")
-LOG_LINES_SUPPRESSED = _counter("dnstrail_log_lines_suppressed_total", "Session lines that were held back", HELD_BACK)
+LOG_LINES = _counter("dnstrail_log_lines_total", "Session lines made for stdout")
+LOG_LINES_SUPPRESSED = _counter(
+    "dnstrail_log_lines_suppressed_total", "Session lines held back, or lost at stdout", HELD_BACK
+)
 TURN_SECONDS = Metric(
     "dnstrail_loop_turn_duration_seconds",
     Kind.HISTOGRAM,

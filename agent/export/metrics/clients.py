@@ -12,9 +12,10 @@ from agent.session.outcome import Status
 from agent.wire.render import rcode_to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from agent.explain.verdict import Cause
+    from agent.session.cluster import Pod
     from agent.session.outcome import Outcome
     from agent.session.who import Who
 
@@ -58,8 +59,12 @@ class Numbers:
 
 def client_of(who: Who) -> Client | None:
     """The names behind a lookup; None when its client is no known pod."""
-    pod = who.client
-    return None if pod is None else (pod.namespace, pod.workload or BARE)
+    return None if who.client is None else names_of(who.client)
+
+
+def names_of(pod: Pod) -> Client:
+    """What its numbers are counted under."""
+    return pod.namespace, pod.workload or BARE
 
 
 class Clients:
@@ -71,19 +76,15 @@ class Clients:
     def __init__(
         self,
         wanted: ByClient,
-        exists: Callable[[Client], bool | None] = lambda _client: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin with nobody.
 
         Args:
             wanted: By what, and how many.
-            exists: Whether there still is such a namespace or workload (then "" stands for the workload); None where
-                that is not known.
             clock: Seconds that only grow.
         """
         self.wanted = wanted
-        self._exists = exists
         self._clock = clock
         self._known: dict[Client, Numbers] = {}
         self._shared: dict[str, Numbers] = {}
@@ -109,12 +110,17 @@ class Clients:
         if cause is not None and (lost := lost_messages(outcome, cause)) is not None:
             numbers.lost[lost.leg] += lost.messages
 
-    def retire(self) -> None:
-        """Forget those that are gone: their series end. Called now and then."""
-        now = self._clock()
+    def retire(self, here: Iterable[Pod] | None) -> None:
+        """Forget those that are gone: their series end. Called now and then.
+
+        Args:
+            here: The pods of this node; None where they are not known.
+        """
+        existing = set() if here is None else {self._key(names_of(pod)) for pod in here}
+        patience = IDLE_SECONDS if here is None else GONE_SECONDS
+        oldest = self._clock() - patience
         for client, numbers in list(self._known.items()):
-            idle, exists = now - numbers.seen, self._exists(client)
-            if idle > (IDLE_SECONDS if exists is None else GONE_SECONDS) and not exists:
+            if numbers.seen < oldest and client not in existing:
                 del self._known[client]
 
     def now(self) -> list[tuple[tuple[str, ...], Numbers]]:
@@ -126,11 +132,13 @@ class Clients:
     def __len__(self) -> int:
         return len(self._known)
 
+    def _key(self, client: Client) -> Client:
+        return client if self.wanted.by == WORKLOAD else (client[0], "")
+
     def _numbers_of(self, client: Client | None) -> Numbers:
         if client is None:
             return self._shared.setdefault(NOBODY, Numbers())
-        if self.wanted.by == NAMESPACE:
-            client = (client[0], "")
+        client = self._key(client)
         numbers = self._known.get(client)
         if numbers is None:
             if len(self._known) >= self.wanted.cap:

@@ -116,7 +116,10 @@ def _sessions(agent: Agent) -> Readings:
         catalogue.BACKGROUND_LOOKUPS: {(name,): background[kind] for kind, name in BACKGROUND_KINDS.items()},
         catalogue.IGNORED_RECORDS: {(reason,): getattr(counts, field) for reason, field in IGNORED_FIELDS.items()},
         catalogue.LOG_LINES: {(): agent.lines.written},
-        catalogue.LOG_LINES_SUPPRESSED: {("rate_limit",): agent.lines.suppressed},
+        catalogue.LOG_LINES_SUPPRESSED: {
+            ("rate_limit",): agent.lines.suppressed,
+            ("slow_reader",): agent.out.lost,
+        },
     }
 
 

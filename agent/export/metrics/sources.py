@@ -57,6 +57,14 @@ class LineNumbers(Protocol):
         """Lines that --log-rate held back."""
 
 
+class OutNumbers(Protocol):
+    """What `agent.export.outlet.Outlet` tells of itself."""
+
+    @property
+    def lost(self) -> int:
+        """Lines that nobody read in time, or that the system refused to write."""
+
+
 class WatchNumbers(Protocol):
     """What `agent.enrich.kube.health.WatchHealth` tells of one watch."""
 
@@ -123,6 +131,7 @@ class Agent(NamedTuple):
     capture: CaptureNumbers
     table: SessionTable
     lines: LineNumbers
+    out: OutNumbers
     watches: Callable[[], Iterable[WatchNumbers]] | None = None
     """How the watches of the Kubernetes API fare; None where there is none."""
 

@@ -1,0 +1,58 @@
+"""Words on stderr never keep their writer, whoever should read them."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from agent.process import say
+
+SAY = "from agent.process import say; say('one'); say('x' * 5000); say('two')"
+
+
+def run(stderr: int) -> float:
+    """Say something to that descriptor; how long that took, the interpreter's start included."""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", SAY], stderr=stderr, check=True, timeout=30)
+    return time.monotonic() - begun
+
+
+def test_what_is_said_is_one_line_each_and_bounded():
+    reader, writer = os.pipe()
+    run(writer)
+    os.close(writer)
+    with os.fdopen(reader) as words:
+        first, second, third = words.read().splitlines()
+    assert (first, third) == ("dnstrail: one", "dnstrail: two")
+    assert second.startswith("dnstrail: xxx")
+    assert len(second) < 1100
+
+
+def test_nobody_who_reads_is_waited_for():
+    reader, writer = os.pipe()
+    usual = run(subprocess.DEVNULL)
+    os.set_blocking(writer, False)
+    written = 0
+    try:
+        while True:
+            written += os.write(writer, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(writer, True)
+    assert run(writer) < usual + 5
+    assert len(os.read(reader, 2 * written)) == written, "nothing was added"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_reader_who_left_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    run(writer)
+    os.close(writer)
+
+
+def test_it_can_be_captured(capsys: pytest.CaptureFixture[str]):
+    say("hello")
+    assert capsys.readouterr().err == "dnstrail: hello\n"
