@@ -26,6 +26,7 @@ import dns.message
 import pytest
 
 from agent.lab import VIP, Lab, namespaces
+from agent.lab.processes import PATIENCE
 from agent.lab.scripted import scripted
 from tests.kernel.conftest import Line, Watch
 from tests.kernel.named import masks, new_name, of_name, wait_for, wait_for_lines, watching
@@ -36,7 +37,7 @@ CACHE = Path(__file__).parents[2] / ".cache/resolvers"
 OPTIONS = "timeout:1 attempts:2"
 RUN_SECONDS = 20.0
 BUILD_SECONDS = 100.0
-SOON_SECONDS = 0.2
+SOON_SECONDS = 0.2 * PATIENCE
 ANSWERED = ("Succeeded", 3, 51)
 SILENT = ("Failed", 1, 17)
 REFUSED_ANSWER = ("Failed", 3, 51)

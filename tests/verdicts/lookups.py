@@ -133,3 +133,12 @@ def unread(sock: socket.socket) -> bool:
 def wait_unread(sock: socket.socket) -> None:
     """Return when a datagram waits in the socket."""
     wait_until(lambda: unread(sock), "a datagram to come")
+
+
+def sent_datagrams(pod: Pod, *, ipv6: bool) -> int:
+    """How many UDP datagrams a pod has sent."""
+    shown = pod.run(["cat", "/proc/net/snmp6" if ipv6 else "/proc/net/snmp"]).stdout.splitlines()
+    if ipv6:
+        return next(int(line.split()[1]) for line in shown if line.startswith("Udp6OutDatagrams"))
+    names, values = (line.split() for line in shown if line.startswith("Udp:"))
+    return int(values[names.index("OutDatagrams")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agent.lab.processes import PATIENCE
 from tests.verdicts.campaign import Result, run
 from tests.verdicts.case import Case
 from tests.verdicts.cases import CASES
@@ -13,10 +14,10 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture(scope="module")
 def campaign() -> dict[str, Result]:
-    return {result.case.fault: result for result in run([case for case in CASES if not case.slow])}
+    return {result.case.fault: result for result in run([case for case in CASES if not case.slow], progress=True)}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 * PATIENCE)
 @pytest.mark.parametrize("case", CASES, ids=[case.fault for case in CASES])
 def test_the_fault_gets_its_cause(campaign: dict[str, Result], case: Case):
     if case.slow:

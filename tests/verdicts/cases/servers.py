@@ -21,7 +21,7 @@ from agent.lab.upstream_faults import (
 )
 from agent.session.knowledge import WINDOW_NS
 from tests.verdicts.case import Case, Connection, Hop, Injection, LabKind, Lost, nothing_to_set_up
-from tests.verdicts.lookups import SILENCE, ask_over_tcp, connect, one_socket, says
+from tests.verdicts.lookups import SILENCE, ask_over_tcp, connect, one_socket, says, sent_datagrams
 
 COREDNS = LabKind(note="CoreDNS")
 PARALLEL = LabKind(servers=2, note="parallel")
@@ -252,11 +252,15 @@ def two_servers_at_once(v6: bool) -> Inject:  # noqa: FBT001  a table's column
     """As musl: the first answer is taken and the socket closed; the second server's finds nobody."""
 
     def inject(injection: Injection) -> list[Lost]:
-        servers = [server.address6 if v6 else server.address for server in injection.lab.servers]
-        with one_socket(injection.lab.clients[0], servers[0]) as sock:
+        client, pods = injection.lab.clients[0], injection.lab.servers
+        servers = [server.address6 if v6 else server.address for server in pods]
+        before = sent_datagrams(pods[1], ipv6=v6)
+        with one_socket(client, servers[0]) as sock:
             for server in servers:
                 sock.send(injection.name, "A", server, id_=9)
-            return [injection.name] if sock.replies(1) else []
+            fine = sock.replies(1)
+        wait_until(lambda: sent_datagrams(pods[1], ipv6=v6) > before, "the slower server to reply")
+        return [injection.name] if fine else []
 
     return inject
 
