@@ -10,8 +10,8 @@ ARGS ?=
 RUN_PACKAGES := python3-bpfcc python3-venv
 # iproute2 iptables nftables conntrack: the lab's namespaces, translation and faults; bind9-dnsutils dnsmasq-base: real
 # clients and servers; dnsperf tcpdump: the bench's load and the peer it is compared with; ipvsadm: kube-proxy's mode IPVS
-# where the kernel has it
-LAB_PACKAGES := iproute2 iptables nftables conntrack bind9-dnsutils dnsmasq-base dnsperf tcpdump ipvsadm
+# where the kernel has it; jq: the commands of docs/logs.md and docs/runbooks
+LAB_PACKAGES := iproute2 iptables nftables conntrack bind9-dnsutils dnsmasq-base dnsperf tcpdump ipvsadm jq
 # golang-github-dnstap-golang-dnstap-cli: the command `dnstap`, reads what the servers of tests/oracle tell of themselves;
 # tshark: reads our recordings, and says what is DNS in them; musl-tools gcc: musl's resolver, one of those tested
 ORACLE_PACKAGES := golang-github-dnstap-golang-dnstap-cli tshark musl-tools gcc libc6-dev
@@ -19,10 +19,16 @@ ORACLE_PACKAGES := golang-github-dnstap-golang-dnstap-cli tshark musl-tools gcc 
 VM_PACKAGES := qemu-system-x86 busybox-static kmod python3-venv
 # openssl: the credentials of the tests' control plane
 CLUSTER_PACKAGES := openssl
+# runc: runs the image as a container runtime would
+IMAGE_PACKAGES := runc
 PROGRAMS := .cache/bin
+CRDS := .cache/crds
 VM := .cache/vm
+GO_BUILD = go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
+WITH_GO = $(if $(shell command -v go),$(1))
 
-.PHONY: help setup setup-lab setup-dev oracles coredns cluster run demo test test-cluster verdicts healthy vm test-vm check bench lock clean
+.PHONY: help setup setup-lab setup-dev oracles coredns cluster prometheus image run demo test test-cluster test-prometheus
+.PHONY: test-image verdicts healthy vm test-vm check bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -46,20 +52,21 @@ $(VENV)/.installed-dev: requirements/dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/dev.txt
 	@touch $@
 
-oracles: setup-lab $(PROGRAMS)/unbound $(if $(shell command -v go),coredns) ## DNS servers to compare with, in .cache
+oracles: setup-lab $(PROGRAMS)/unbound $(call WITH_GO,coredns) ## DNS servers to compare with, in .cache
 	@bash deploy/apt-install $(ORACLE_PACKAGES)
 
 # Only the program: the package would start a name server on this machine.
 $(PROGRAMS)/unbound: deploy/apt-extract
-	@bash deploy/apt-extract unbound usr/sbin/unbound $@
+	@bash deploy/apt-extract unbound $(PROGRAMS) usr/sbin/unbound
 
 coredns: $(PROGRAMS)/coredns
 
 # 35 s on two cores with nothing downloaded before; kept in .cache until its sources change.
 $(PROGRAMS)/coredns: $(wildcard tests/oracle/coredns/*)
-	cd tests/oracle/coredns && go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
+	cd tests/oracle/coredns && $(GO_BUILD)
 
-cluster: $(PROGRAMS)/control-plane $(PROGRAMS)/coredns-kubernetes ## a Kubernetes control plane for the tests, in .cache
+CLUSTER := $(PROGRAMS)/control-plane $(PROGRAMS)/coredns-kubernetes $(PROGRAMS)/kubectl $(CRDS)/.got
+cluster: $(CLUSTER) ## a Kubernetes control plane for the tests, in .cache
 	@bash deploy/apt-install $(CLUSTER_PACKAGES)
 
 # Six minutes of CPU time with nothing compiled before; kept in .cache until its sources change.
@@ -69,7 +76,37 @@ $(PROGRAMS)/control-plane: $(wildcard tests/cluster/apiserver/*)
 
 # Two minutes of CPU time, likewise.
 $(PROGRAMS)/coredns-kubernetes: $(wildcard tests/cluster/coredns/*)
-	cd tests/cluster/coredns && go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
+	cd tests/cluster/coredns && $(GO_BUILD)
+
+$(PROGRAMS)/kubectl: $(wildcard tests/cluster/kubectl/*)
+	cd tests/cluster/kubectl && $(GO_BUILD)
+
+# How the Prometheus operator defines the kinds of deploy/prometheus.
+OPERATOR := github.com/prometheus-operator/prometheus-operator
+$(CRDS)/.got: tests/prometheus/operator/go.mod
+	mkdir -p $(CRDS)
+	cd tests/prometheus/operator && go mod download $(OPERATOR) && \
+	install -m 644 -t $(CURDIR)/$(CRDS) "$$(go list -m -f '{{.Dir}}' $(OPERATOR))"/example/prometheus-operator-crd/*_{podmonitors,prometheusrules}.yaml
+	@touch $@
+
+# Only the programs: the package would start a server on this machine.
+$(PROGRAMS)/prometheus: deploy/apt-extract
+	@bash deploy/apt-extract prometheus $(PROGRAMS) usr/bin/prometheus usr/bin/promtool
+
+# Loki's query language without Loki; two minutes of CPU time with nothing compiled before.
+$(PROGRAMS)/logql: $(wildcard tests/logql/*)
+	cd tests/logql && $(GO_BUILD)
+
+prometheus: setup-lab $(PROGRAMS)/prometheus $(call WITH_GO,$(PROGRAMS)/logql) ## what reads our numbers and lines, in .cache
+
+# The seccomp profile of containers, from containerd's own code.
+$(PROGRAMS)/runtime-default: $(wildcard tests/image/seccomp/*)
+	cd tests/image/seccomp && $(GO_BUILD)
+
+image: setup-dev $(call WITH_GO,$(PROGRAMS)/runtime-default) ## the container image, in .cache, built without a container engine
+	@bash deploy/apt-install $(IMAGE_PACKAGES)
+	bash deploy/image/base .cache/image
+	bash deploy/image/build .cache/image localhost/dnstrail-base
 
 run: setup ## watch this host's DNS: one JSON line a session
 	@exec $(BIN)/dnstrail run $(ARGS)
@@ -77,7 +114,7 @@ run: setup ## watch this host's DNS: one JSON line a session
 demo: setup-lab ## a small node with real servers, real faults, and what dnstrail says of each
 	@exec $(BIN)/dnstrail demo $(ARGS)
 
-test: setup-dev oracles ## all tests, on this machine's real kernel
+test: setup-dev oracles $(PROGRAMS)/prometheus ## all tests, on this machine's real kernel
 	$(BIN)/python -m pytest $(ARGS)
 
 vm: $(VM)/.installed ## Debian's kernel and what boots it, in .cache; nothing of it is installed here
@@ -95,6 +132,12 @@ test-vm: setup-dev oracles vm ## tests/kernel on Debian's kernel in an emulated 
 
 test-cluster: setup-dev cluster ## the tests with a real API server (needs Go)
 	$(BIN)/python -m pytest tests/cluster $(ARGS)
+
+test-prometheus: setup-dev oracles prometheus ## a real Prometheus watches a node that breaks: alerts, dashboard, log queries
+	$(BIN)/python -m pytest tests/prometheus tests/kernel/test_log_queries.py $(ARGS)
+
+test-image: setup-dev image $(call WITH_GO,cluster) ## the image, run with exactly what daemonset.yaml grants
+	$(BIN)/python -m pytest tests/image $(ARGS)
 
 verdicts: setup-dev oracles ## break a node in every way, often, and print what was said of each fault
 	$(BIN)/python -m tests.verdicts $(ARGS)

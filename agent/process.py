@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
 import select
@@ -34,6 +35,14 @@ def _stderr_takes_more() -> bool:
 def abandon_stdout() -> None:
     """The reader of our lines is gone: nothing left to do, and nothing to complain about."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def end_unless_told_again(seconds: float) -> None:
+    """A thread of C ends the process in so long, with what every thread was at on stderr; each call begins anew.
+
+    For loops that must go on: whoever started the process starts it again.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
 
 
 def spare_the_collector() -> None:

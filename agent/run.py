@@ -27,7 +27,7 @@ from agent.export.metrics.sources import Agent as Numbers
 from agent.export.metrics.sources import Sources
 from agent.export.outlet import Outlet
 from agent.export.printer import LineOptions, Printer
-from agent.process import say, spare_the_collector
+from agent.process import end_unless_told_again, say, spare_the_collector
 from agent.serve import Server
 from agent.session.cluster import NobodyKnown
 from agent.session.model import Settings
@@ -50,6 +50,9 @@ WAIT_SECONDS = 0.05
 SETTLE_NS = 5_000_000
 """Sightings younger than this may still be on their way through the ring."""
 REPORT_SECONDS = 10.0
+STALL_SECONDS = 60.0
+"""When the loop has not turned for so long, it never will. The kubelet may not find out: a connection table that is full
+lets no probe through."""
 POD_SECONDS = 1.0
 """So long a session waits for the name of its pod, if the pod is so new that the API has not told of it yet."""
 MAX_WAITING = 1000
@@ -140,6 +143,7 @@ class Agent:
         """Turn until stopped or the duration is over."""
         if self._live:
             self._live.start()
+        end_unless_told_again(STALL_SECONDS)
         limit = self._options.duration_seconds
         end = None if limit is None else time.monotonic() + limit
         while self._stopped_at is None and (end is None or time.monotonic() < end):
@@ -237,6 +241,7 @@ class Agent:
     def _report(self) -> None:
         """Say what was held back or lost since the last time, if anything was."""
         self._reported = time.monotonic()
+        end_unless_told_again(STALL_SECONDS)
         gc.collect(1)
         if self._sources.clients is not None:
             self._sources.clients.retire(self._live.pods_here() if self._live else None)

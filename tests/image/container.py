@@ -46,8 +46,7 @@ class Ended(NamedTuple):
 
 def build() -> oci.Image:
     """Build the image from this checkout, on a base of Debian's packages; return it laid out."""
-    if not _buildah("images", "--quiet", "--filter", f"reference={BASE}"):
-        _script("base", str(STORE))
+    _script("base", str(STORE))
     _script("build", str(STORE), BASE)
     return built()
 

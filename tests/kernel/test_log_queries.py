@@ -152,7 +152,7 @@ def shell(command: str, log: Path) -> str:
 def ask_loki(query: str, log: Path) -> str:
     program = find_program("logql")
     if program is None:
-        pytest.skip("Loki's engine is missing: `make logql` builds it where Go is")
+        pytest.skip("Loki's engine is missing: `make prometheus` builds it where Go is")
     done = subprocess.run([program, query], stdin=log.open(), capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, f"{query}\n{done.stderr}"
     return done.stdout

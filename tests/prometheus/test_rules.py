@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from agent.export.metrics.catalogue import METRICS, Kind, Metric
+from agent.export.metrics.clients import ByClient, Clients
+from agent.export.metrics.pages import Pages
+from agent.export.metrics.sources import Sources
 from agent.lab.servers import find_program
 from deploy.prometheus.alerts import ALERTS
 from deploy.prometheus.rules import RULES
@@ -20,10 +23,11 @@ from tests.prometheus.cases import CASES, HEALTHY, NODES, SCRAPE_SECONDS, SCRAPE
 LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
-def promtool(*arguments: str) -> str:
+def promtool(*arguments: str, text: str = "") -> str:
     program = find_program("promtool")
     assert program is not None, "promtool is missing: `make prometheus` provides it"
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=100)
+    command = [program, *arguments]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -113,6 +117,11 @@ def test_series_of_the_cases_are_those_of_the_agent():
             assert set(labels) - {"le"} == set(metric.label_names), text
             allowed = {label.name: label.values for label in metric.labels}
             assert all(value in allowed[key] for key, value in labels.items() if key != "le"), text
+
+
+def test_promtool_has_nothing_against_the_names_types_and_help_of_the_metrics():
+    text = Pages(Sources(Clients(ByClient()))).metrics().body.decode()
+    assert promtool("check", "metrics", text=text) == ""
 
 
 @pytest.mark.parametrize("path", [RULES], ids=lambda path: path.name)

@@ -15,6 +15,7 @@ from agent.cli import ENVIRONMENT_PREFIX, build_parser
 from agent.enrich.kube import rbac
 from agent.export.metrics.pages import Pages
 from agent.export.metrics.sources import Sources
+from agent.run import STALL_SECONDS
 from agent.serve import DEFAULT_PORT
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +27,7 @@ POD = OBJECTS["DaemonSet"]["spec"]["template"]["spec"]
 SECURITY = CONTAINER["securityContext"]
 SECURITY_PAGE = (ROOT / "docs/security.md").read_text()
 PROBES = ("startupProbe", "livenessProbe", "readinessProbe")
+FULL_TABLE_SECONDS = 1800
 STOP_SECONDS = 2
 """The agent's own promise; see tests/kernel/test_lifecycle.py."""
 
@@ -122,6 +124,12 @@ def test_the_port_and_the_probes_are_what_the_agent_serves():
         "livenessProbe": "/healthz",
         "readinessProbe": "/readyz",
     }
+
+
+@pytest.mark.parametrize("kind", ["startupProbe", "livenessProbe"])
+def test_a_full_connection_table_that_keeps_probes_out_does_not_restart_it(kind: str):
+    probe = CONTAINER[kind]
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= FULL_TABLE_SECONDS > 10 * STALL_SECONDS
 
 
 def test_every_node_gets_one_and_it_has_time_to_end():

@@ -53,6 +53,19 @@ def test_a_reader_who_left_is_no_error():
     os.close(writer)
 
 
+def test_a_loop_that_stands_still_ends_the_process_and_says_where_it_stood():
+    loop = "import time; from agent.process import end_unless_told_again as end\nend(1)\ntime.sleep(20)"
+    done = subprocess.run([sys.executable, "-c", loop], capture_output=True, text=True, check=False, timeout=15)
+    assert done.returncode == 1
+    assert "line 3 in <module>" in done.stderr
+
+
+def test_a_loop_that_goes_on_is_left_alone():
+    again = "for _ in range(20): end(1); time.sleep(.1)"
+    loop = f"import time; from agent.process import end_unless_told_again as end\n{again}"
+    assert subprocess.run([sys.executable, "-c", loop], check=False, timeout=15).returncode == 0
+
+
 def test_it_can_be_captured(capsys: pytest.CaptureFixture[str]):
     say("hello")
     assert capsys.readouterr().err == "dnstrail: hello\n"
