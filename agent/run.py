@@ -51,8 +51,8 @@ SETTLE_NS = 5_000_000
 """Sightings younger than this may still be on their way through the ring."""
 REPORT_SECONDS = 10.0
 STALL_SECONDS = 60.0
-"""When the loop has not turned for so long, it never will. The kubelet may not find out: a full connection table lets no
-probe through."""
+"""When the loop has not turned for so long, it never will. The kubelet may not find out: a full connection table keeps
+its probes out."""
 POD_SECONDS = 1.0
 """So long a session waits for the name of its pod, if the pod is so new that the API has not told of it yet."""
 MAX_WAITING = 1000
