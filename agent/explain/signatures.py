@@ -60,7 +60,15 @@ SIGNATURES: dict[str, Signature] = {
     "ChecksumError": Signature(frozenset({"UDP_CSUM", "TCP_CSUM", "IP_CSUM", "SKB_CSUM"})),
     "FragmentLost": Signature(
         frozenset({"FRAG_REASM_TIMEOUT", "FRAG_TOO_FAR", "DUP_FRAG"}),
-        frozenset({"ip_expire", "ip6frag_expire_frag_queue", "ip6_frag_expire", "inet_frag_rbtree_purge"}),
+        frozenset(
+            {
+                "ip_expire",
+                "ip6frag_expire_frag_queue",
+                "ip6_frag_expire",
+                "nf_ct_frag6_expire",
+                "inet_frag_rbtree_purge",
+            }
+        ),
     ),
     "QueueOverflow": Signature(
         frozenset(

@@ -29,6 +29,7 @@ import msgspec
 
 from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, VIP, VIP6, Lab, LabError, Pod, Translation, wait_until
 from agent.lab.bystanders import REFUSING, sniffer
+from agent.lab.processes import PATIENCE
 from agent.lab.servers import coredns, find_program
 from tests.kernel.conftest import DNSTRAIL
 from tests.verdicts.campaign import alone
@@ -38,10 +39,10 @@ ROUND = 2_500
 """Lookups in a row, before the agent is waited for: what it records of them fits into its ring even if it sleeps."""
 RATE = 1_500
 """Lookups a second in a round, of all kinds and nodes together."""
-RESERVE_SECONDS = 60.0
-READY_SECONDS = 20.0
-SETTLE_SECONDS = 20.0
-QUIET_SECONDS = 1.5
+RESERVE_SECONDS = 60.0 * PATIENCE
+READY_SECONDS = 20.0 * PATIENCE
+SETTLE_SECONDS = 20.0 * PATIENCE
+QUIET_SECONDS = 1.5 * PATIENCE
 MISSED_SHARE = 1e-4
 """Of the records: that the kernel skips a run because an interrupt hit the program at work cannot be helped. A full
 ring loses thousands."""
