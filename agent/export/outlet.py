@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 CAPACITY_BYTES = 8 << 20
 """About 2700 session lines."""
+BATCH_BYTES = 256 << 10
+"""So much leaves without being asked to: a busy writer may not flush for a long time."""
 
 
 class _Batch(NamedTuple):
@@ -77,13 +79,15 @@ class Outlet:
         return None if failure is None else failure.strerror
 
     def write(self, line: str) -> None:
-        """Take one whole line, with its line feed; it leaves with the next `flush`."""
+        """Take one whole line, with its line feed; it leaves with the next `flush` at the latest."""
         octets = line.encode()
         if self.waiting_bytes + len(octets) > self._capacity:
             self._refused += 1
             return
         self._pending.append(octets)
         self._pending_bytes += len(octets)
+        if self._pending_bytes > BATCH_BYTES:
+            self._hand_over()
 
     def flush(self) -> None:
         """Let what was written leave; returns at once.
@@ -92,12 +96,7 @@ class Outlet:
             BrokenPipeError: the reader is gone.
         """
         if self._pending:
-            batch = _Batch(b"".join(self._pending), len(self._pending))
-            self._handed_lines += batch.lines
-            self._handed_bytes += len(batch.octets)
-            self._pending.clear()
-            self._pending_bytes = 0
-            self._queue.put(batch)
+            self._hand_over()
         if isinstance(self._failure, BrokenPipeError):
             raise self._failure
 
@@ -116,6 +115,14 @@ class Outlet:
             self._closed = True
         if isinstance(self._failure, BrokenPipeError):
             raise self._failure
+
+    def _hand_over(self) -> None:
+        batch = _Batch(b"".join(self._pending), len(self._pending))
+        self._handed_lines += batch.lines
+        self._handed_bytes += len(batch.octets)
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._queue.put(batch)
 
     def _work(self) -> None:
         while (batch := self._queue.get()) is not None:

@@ -113,7 +113,11 @@ def kernel_objects(pid: int) -> set[KernelObject]:
     """What a process holds of BPF: kind and number of each program, map and link."""
     found = set()
     for path in Path(f"/proc/{pid}/fdinfo").iterdir():
-        fields = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+        try:
+            text = path.read_text()
+        except FileNotFoundError:
+            continue  # it was closed just now
+        fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
         kind = next((kind for kind in ("link", "map", "prog") if f"{kind}_id" in fields), None)
         if kind is not None:
             found.add((kind, int(fields[f"{kind}_id"])))

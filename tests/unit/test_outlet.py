@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.export.outlet import Outlet
+from agent.export.outlet import CAPACITY_BYTES, Outlet
 
 LINE = "x" * 999 + "\n"
 PATIENCE_SECONDS = 10.0
@@ -179,3 +179,18 @@ def test_every_line_is_received_or_lost_and_counted(sizes: list[int], capacity: 
     late.join(PATIENCE_SECONDS)
     os.close(reader)
     assert received.count(b"\n") + outlet.lost == len(sizes)
+
+
+def test_who_writes_without_flushing_loses_nothing_that_a_reader_takes(pipe: Pipe):
+    outlet = Outlet(pipe.writer)
+    got: list[bytes] = []
+    lines = 3 * CAPACITY_BYTES // len(LINE)
+    reader = threading.Thread(target=lambda: got.append(pipe.read(lines * len(LINE))))
+    reader.start()
+    for _ in range(lines):
+        until(lambda: outlet.waiting_bytes < CAPACITY_BYTES // 2)
+        outlet.write(LINE)
+    outlet.close(PATIENCE_SECONDS)
+    reader.join(PATIENCE_SECONDS)
+    assert outlet.lost == 0
+    assert got == [LINE.encode() * lines]

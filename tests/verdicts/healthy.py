@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -39,6 +39,7 @@ ROUND = 2_500
 """Lookups in a row, before the agent is waited for: what it records of them fits into its ring even if it sleeps."""
 RATE = 1_500
 """Lookups a second in a round, of all kinds and nodes together."""
+CHUNK_BYTES = 1 << 20
 RESERVE_SECONDS = 60.0 * PATIENCE
 READY_SECONDS = 20.0 * PATIENCE
 SETTLE_SECONDS = 20.0 * PATIENCE
@@ -159,7 +160,10 @@ class Tally:
 
 
 class Agent:
-    """A dnstrail whose lines are counted as they come: 100 000 of them would fill a disk."""
+    """A dnstrail whose lines are counted as they come.
+
+    They go to a file (4 KB each): dnstrail waits for no reader of a pipe, and this process has much else to do.
+    """
 
     def __init__(self, folder: Path, labs: Sequence[Lab]) -> None:
         self.tallies: dict[str, Tally] = {kind.name: Tally() for kind in KINDS}
@@ -168,12 +172,12 @@ class Agent:
         self._servers = {pod.netns_id for lab in labs for pod in (*lab.servers, lab.upstream)}
         self._netns = self._servers | {pod.netns_id for lab in labs for pod in (lab.node, *lab.clients)}
         self._said = folder / "diagnostics"
-        with self._said.open("w") as err:
+        lines = folder / "lines"
+        with self._said.open("w") as err, lines.open("wb") as out:
             argv = [*DNSTRAIL, "run", "--metrics-address=none", "--timeout", "5", "--log-rate", "1000000"]
-            self._process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=err)
-        assert self._process.stdout is not None
-        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
-        self._reader.start()
+            self._process = subprocess.Popen(argv, stdout=out, stderr=err)
+        self._counter = threading.Thread(target=self._count_all, args=(lines,))
+        self._counter.start()
         wait_until(lambda: "ready in" in self._said.read_text(), "the agent to be ready", seconds=READY_SECONDS)
 
     @property
@@ -194,15 +198,23 @@ class Agent:
         """End it; its last words."""
         self._process.terminate()
         self._process.wait(SETTLE_SECONDS)
-        self._reader.join(SETTLE_SECONDS)
+        self._counter.join(SETTLE_SECONDS)
         return self._said.read_text()
 
-    def _read(self, lines: IO[bytes]) -> None:
-        decoder = msgspec.json.Decoder(Session)
-        for line in lines:
-            session = decoder.decode(line)
-            if any(hop.netns in self._netns for hop in session.path):
-                self._count(session, line)
+    def _count_all(self, path: Path) -> None:
+        decoder, rest = msgspec.json.Decoder(Session), b""
+        with path.open("rb") as file:
+            while True:
+                ended = self._process.poll() is not None
+                chunk = file.read(CHUNK_BYTES)
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    session = decoder.decode(line)
+                    if any(hop.netns in self._netns for hop in session.path):
+                        self._count(session, line)
+                if ended and not chunk:
+                    return
+                time.sleep(0.02)
 
     def _count(self, session: Session, line: bytes) -> None:
         label = session.question.name.partition("-")[0] if session.question else ""
