@@ -28,7 +28,7 @@ GO_BUILD = go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
 WITH_GO = $(if $(shell command -v go),$(1))
 
 .PHONY: help setup setup-lab setup-dev oracles coredns cluster prometheus image run demo test test-cluster test-prometheus
-.PHONY: test-image verdicts healthy vm test-vm check bench lock clean
+.PHONY: test-image verdicts healthy vm test-vm check bench dashboard lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -154,10 +154,18 @@ check: setup-dev ## lint, types, layers
 bench: setup-lab ## the budget's figures as ratios in one run
 	@exec $(BIN)/python bench/budget.py $(ARGS)
 
+dashboard: setup-dev prometheus $(VENV)/.installed-plot ## docs/dashboard.png: a node that breaks, drawn from a Prometheus
+	$(BIN)/python -m bench.dashboard docs/dashboard.png
+
+$(VENV)/.installed-plot: requirements/plot.txt $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements/plot.txt
+	@touch $@
+
 lock: ## renew requirements/*.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --group build pyproject.toml -o requirements/run.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --group dev pyproject.toml -o requirements/dev.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --group vm -o requirements/vm.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --group plot -o requirements/plot.txt
 
 clean: ## remove what the targets made here
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

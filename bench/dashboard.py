@@ -1,6 +1,6 @@
 """Draws docs/dashboard.png: a lab with an agent, lookups and a Prometheus, healthy at first and then broken in turn.
 
-`python -m bench.dashboard docs/dashboard.png`; it needs root, prometheus in `.cache/bin` and matplotlib.
+`make dashboard` runs it. Nothing else may run meanwhile: the agent sees the whole machine.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections import defaultdict
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
+from PIL import Image
 
 from deploy.grafana.dashboard import COLUMNS, dashboard
 
@@ -36,6 +38,7 @@ COLOURS = (
 )
 LEGEND_ENTRIES = 6
 STEPS = 240
+PALETTE = 64
 SHORT = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 SMALL = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 
@@ -64,8 +67,11 @@ def draw(path: Path, ask: Ask, span: Span, rows: Sequence[str]) -> None:
             figure.text(box[0] + 0.004, box[1] + box[3] / 2, panel["title"], fontsize=10, va="center", weight="bold")
         else:
             _panel(figure.add_axes(_inner(box, height)), panel, list(_curves(panel, ask, span)), span)
-    figure.savefig(path, dpi=80, facecolor=BACKGROUND)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=80, facecolor=BACKGROUND)
     plt.close(figure)
+    # A fifth of the size, for a repository.
+    Image.open(drawn).convert("RGB").quantize(PALETTE).save(path, optimize=True)
 
 
 def _of_rows(panels: Iterable[Json], wanted: Sequence[str]) -> Iterable[Json]:

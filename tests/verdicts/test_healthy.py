@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.verdicts.healthy import run
+from agent.lab.processes import PATIENCE
+from tests.verdicts.healthy import RATE, run
 
 pytestmark = pytest.mark.kernel
 
@@ -12,5 +13,5 @@ LOOKUPS = 5_000
 
 
 def test_thousands_of_healthy_lookups_are_all_said_to_be_healthy():
-    report = run(LOOKUPS)
+    report = run(LOOKUPS, RATE / PATIENCE)
     assert not report.mistakes, str(report)
