@@ -60,6 +60,8 @@ FINISH_SECONDS = 1.5
 """From the signal to the last line: the process has ended after 2 s, however much is open."""
 LEISURE_SECONDS = 10.0
 """The same when nobody asked it to end but `--duration`."""
+READ_SECONDS = 0.5
+"""Of these, at most, for what waits in the ring: 16 MiB take as long."""
 WRITE_SECONDS = 0.3
 """Of these, or more, for who reads the lines."""
 CHUNKS_A_TURN = 8
@@ -171,7 +173,7 @@ class Agent:
         """Print what is still open, as far as the time allows, and the sums."""
         signalled = self._stopped_at
         end = time.monotonic() + LEISURE_SECONDS if signalled is None else signalled + FINISH_SECONDS
-        self._take_in()
+        self._read_rest(time.monotonic() + READ_SECONDS)
         self._show_open(end - WRITE_SECONDS)
         self._show_waiting(float("inf"))
         self._out.close(max(WRITE_SECONDS, end - time.monotonic()))
@@ -191,6 +193,13 @@ class Agent:
             if self._stopped_at:
                 break
         return False
+
+    def _read_rest(self, end: float) -> None:
+        """Take in what waits, until it is time to go."""
+        while not self._take_in():
+            if time.monotonic() > end:
+                say(f"{self._capture.backlog_bytes} octets of records were not read: there was no time for more")
+                return
 
     def _look_around(self, now_ns: int) -> None:
         """Keep an eye on what the kernel counts where DNS servers are: only beside a look before it tells something."""
