@@ -253,7 +253,7 @@ def command_run(arguments: argparse.Namespace) -> int:
         access=access_by(arguments.kubernetes),
     )
     try:
-        return run.run(options)
+        run.run(options)
     except ServeError as error:
         raise CaptureError(str(error)) from error
 

@@ -8,6 +8,7 @@ import os
 import select
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 MAX_CHARACTERS = 1000
 """Of one diagnostic. It fits into a pipe that has room for anything (PIPE_BUF)."""
@@ -43,6 +44,13 @@ def end_unless_told_again(seconds: float) -> None:
     For loops that must go on: whoever started the process starts it again.
     """
     faulthandler.dump_traceback_later(seconds, exit=True)
+
+
+def leave() -> NoReturn:
+    """End the process with success, at once: to free thousands of open sessions one by one takes half a second."""
+    with suppress(OSError):
+        sys.stderr.flush()
+    os._exit(0)
 
 
 def spare_the_collector() -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from agent.capture.live import Capture
 from agent.enrich.conntrack import ConntrackLookup
@@ -27,7 +27,7 @@ from agent.export.metrics.sources import Agent as Numbers
 from agent.export.metrics.sources import Sources
 from agent.export.outlet import Outlet
 from agent.export.printer import LineOptions, Printer
-from agent.process import end_unless_told_again, say, spare_the_collector
+from agent.process import end_unless_told_again, leave, say, spare_the_collector
 from agent.serve import Server
 from agent.session.cluster import NobodyKnown
 from agent.session.model import Settings
@@ -60,10 +60,15 @@ FINISH_SECONDS = 1.5
 """From the signal to the last line: the process has ended after 2 s, however much is open."""
 LEISURE_SECONDS = 10.0
 """The same when nobody asked it to end but `--duration`."""
+READ_SECONDS = 0.5
+"""Of these, at most, for what waits in the ring: 16 MiB take as long."""
 WRITE_SECONDS = 0.3
 """Of these, or more, for who reads the lines."""
 CHUNKS_A_TURN = 8
 """Even when the ring fills as fast as it is read, a turn ends: signals and time limits are looked at."""
+SHOW_SECONDS = 0.2
+"""So long sessions that are over are printed before the ring is looked at again: an incident ends thousands at once.
+Longer when as many wait as may be open: they take memory."""
 
 
 class Options(NamedTuple):
@@ -168,11 +173,11 @@ class Agent:
         """Print what is still open, as far as the time allows, and the sums."""
         signalled = self._stopped_at
         end = time.monotonic() + LEISURE_SECONDS if signalled is None else signalled + FINISH_SECONDS
-        self._take_in()
+        self._read_rest(time.monotonic() + READ_SECONDS)
         self._show_open(end - WRITE_SECONDS)
         self._show_waiting(float("inf"))
         self._out.close(max(WRITE_SECONDS, end - time.monotonic()))
-        self._report()
+        self._say_losses()
         if self._live:
             self._live.stop(max(0.0, end - time.monotonic()))
         self._table.close()
@@ -181,11 +186,20 @@ class Agent:
 
     def _take_in(self) -> bool:
         """What was recorded, and whether that was all; of a large backlog, what is over is printed on the way."""
-        for _ in range(1 if self._stopped_at else CHUNKS_A_TURN):
+        for _ in range(CHUNKS_A_TURN):
             if not self._capture.drain(self.table.observe, self._lose):
                 return True
             self._show(self.table.expire(0))
+            if self._stopped_at:
+                break
         return False
+
+    def _read_rest(self, end: float) -> None:
+        """Take in what waits, until it is time to go."""
+        while not self._take_in():
+            if time.monotonic() > end:
+                say(f"{self._capture.backlog_bytes} octets of records were not read: there was no time for more")
+                return
 
     def _look_around(self, now_ns: int) -> None:
         """Keep an eye on what the kernel counts where DNS servers are: only beside a look before it tells something."""
@@ -200,8 +214,12 @@ class Agent:
             self._live.poll()
 
     def _show(self, outcomes: Iterable[Outcome]) -> None:
+        """Print them, as far as the time allows; the others wait for the next turn, or for the end."""
+        end = time.monotonic() + SHOW_SECONDS
         for outcome in outcomes:
             self._show_one(outcome)
+            if self._stopped_at or (time.monotonic() > end and self.table.left < self._options.settings.max_sessions):
+                return
 
     def _show_one(self, outcome: Outcome) -> None:
         who = Once(partial(self._who.identify, outcome))
@@ -239,12 +257,17 @@ class Agent:
         self.table.record_loss(loss.start_ns, loss.end_ns)
 
     def _report(self) -> None:
-        """Say what was held back or lost since the last time, if anything was."""
+        """What has to be done now and then."""
         self._reported = time.monotonic()
         end_unless_told_again(STALL_SECONDS)
         gc.collect(1)
         if self._sources.clients is not None:
             self._sources.clients.retire(self._live.pods_here() if self._live else None)
+        self._say_losses()
+        self._set_clock()
+
+    def _say_losses(self) -> None:
+        """Say what was held back or lost since the last time, if anything was."""
         suppressed = self.printer.suppressed - self._suppressed_said
         lost = self._capture.lost_records - self._lost_said
         lines_lost = self._out.lost - self._lines_lost_said
@@ -257,7 +280,6 @@ class Agent:
         self._lines_lost_said += lines_lost
         self._suppressed_said += suppressed
         self._lost_said += lost
-        self._set_clock()
 
     def _set_clock(self) -> None:
         """The wall clock may be set while the records' clock runs on."""
@@ -271,8 +293,8 @@ def serving(where: Address | None, sources: Sources) -> AbstractContextManager[S
     return nullcontext() if where is None else Server(where, Pages(sources).by_path, sources.traffic)
 
 
-def run(options: Options) -> int:
-    """Be the agent.
+def run(options: Options) -> NoReturn:
+    """Be the agent, to the end of the process.
 
     Raises:
         ServeError: when the port for numbers and health cannot be had.
@@ -304,4 +326,4 @@ def run(options: Options) -> int:
             if server is not None:
                 # Before the memory that it reads is gone.
                 server.stop()
-    return 0
+    leave()

@@ -105,7 +105,7 @@ class SessionTable:
         self._closed: OrderedDict[Key, int | None] = OrderedDict()
         self._last = LastLookups()
         self._losses = Losses()
-        self._ready: list[Outcome] = []
+        self._ready: deque[Outcome] = deque()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -136,33 +136,46 @@ class SessionTable:
         self._losses.add(start_ns, end_ns)
 
     def expire(self, now_ns: int) -> Iterator[Outcome]:
-        """Close every session whose time has come; `now_ns` must not be newer than sightings still to come."""
-        self._advance(now_ns)
-        ready, self._ready = self._ready, []
-        yield from ready
+        """Close every session whose time has come; `now_ns` must not be newer than sightings still to come.
+
+        One by one: who takes only some of them gets the others the next time.
+        """
+        yield from self._take_ready()
+        while self._look_at_next(now_ns):
+            yield from self._take_ready()
 
     def flush(self, now_ns: int) -> Iterator[Outcome]:
         """Close everything, because the agent ends; one by one, so that who has no more time can leave the rest."""
-        self._advance(now_ns)
-        while self.left:
-            if not self._ready:
-                session = next(iter(self._open))
-                session.interrupted = True
-                self._close(session, self._judge(session, now_ns))
-            while self._ready:
-                yield self._ready.pop(0)
+        yield from self.expire(now_ns)
+        while self._open:
+            session = next(iter(self._open))
+            session.interrupted = True
+            self._close(session, self._judge(session, now_ns))
+            yield from self._take_ready()
 
     @property
     def left(self) -> int:
         """Sessions whose outcome nobody has taken yet."""
         return len(self._open) + len(self._ready)
 
+    def _take_ready(self) -> Iterator[Outcome]:
+        while self._ready:
+            yield self._ready.popleft()
+
     def _advance(self, now_ns: int) -> None:
+        while self._look_at_next(now_ns):
+            pass
+
+    def _look_at_next(self, now_ns: int) -> bool:
+        """Look at a session whose time may have come; whether there was one."""
         looks, deadlines = self._first_looks, self._deadlines
-        while looks and looks[0][0] <= now_ns:
+        if looks and looks[0][0] <= now_ns:
             self._look(looks.popleft()[1], now_ns)
-        while deadlines and deadlines[0][0] <= now_ns:
+        elif deadlines and deadlines[0][0] <= now_ns:
             self._look(heapq.heappop(deadlines)[2], now_ns)
+        else:
+            return False
+        return True
 
     def _look(self, session: Session, now_ns: int) -> None:
         """Close the session if its time has come, else look again when it will have."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 
-from agent.lab import Lab, wait_until
+from agent.lab import Lab, drop_queries, wait_until
 from tests.cluster import manifests
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.node import (
@@ -22,6 +24,7 @@ from tests.cluster.node import (
     Container,
     Dnstrail,
     Node,
+    agents_kubeconfig,
     cart,
     furnish,
     running,
@@ -29,6 +32,7 @@ from tests.cluster.node import (
 )
 from tests.cluster.rest import ApiError
 from tests.kernel.conftest import Line
+from tests.kernel.test_lifecycle import EXIT_SECONDS, ask_in_vain, stop, sums
 
 pytestmark = pytest.mark.kernel
 
@@ -41,6 +45,7 @@ BACK_SECONDS = 40.0
 PROMPT_SECONDS = 5.0
 """Until a line is there, on a machine on which other things go on."""
 PAUSE_SECONDS = 0.05
+UNANSWERED = 2003
 
 
 class Steady(threading.Thread):
@@ -175,6 +180,36 @@ def test_an_api_server_that_hangs_keeps_nobody(node: Node, steady: Steady, contr
 
     assert_that_names_come(node, "after-hanging")
     assert_that_all_were_named(steady)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["in the middle", "from the start"])
+def test_sigterm_ends_it_within_two_seconds_while_the_api_server_hangs(
+    lab: Lab, control_plane: ControlPlane, tmp_path: Path, *, known: bool
+):
+    kubeconfig = agents_kubeconfig(control_plane)
+    if not known:
+        control_plane.hang()
+    with (
+        running(control_plane, tmp_path, kubeconfig=kubeconfig) as dnstrail,
+        Node(lab, control_plane, dnstrail) as node,
+    ):
+        if known:
+            serve_dns(node, control_plane)
+            place = lab.clients[0]
+            node.ask_until_known(node.run_pod(place, cart(place)))
+            control_plane.hang()
+        hangs = partial(is_connected, dnstrail.process.pid, control_plane.port)
+        wait_until(hangs, "a connection that nobody answers", seconds=LINE_SECONDS)
+        with drop_queries(lab):
+            ask_in_vain(lab, UNANSWERED)
+            assert stop(dnstrail.process) < EXIT_SECONDS
+    assert sums(dnstrail.diagnostics()).sessions >= UNANSWERED
+
+
+def is_connected(pid: int, port: int) -> bool:
+    """Whether this process has an open connection to that port of this machine."""
+    command = ["ss", "-Htnp", "state", "established", "dport", "=", f":{port}"]
+    return f"pid={pid}," in subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
 
 
 def test_a_token_that_has_expired_is_replaced_by_the_one_that_came_in_its_place(

@@ -18,7 +18,7 @@ from tests.image import container, oci
 from tests.image.conftest import Run, Start
 from tests.image.container import Container
 from tests.kernel.conftest import Line
-from tests.kernel.test_lifecycle import all_gone, ask_in_vain, kernel_objects
+from tests.kernel.test_lifecycle import BURSTS, MAX_SESSIONS, all_gone, ask_in_vain, is_idle, kernel_objects
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
 
@@ -27,11 +27,6 @@ LOOKUPS = 23
 LINE_SECONDS = 20.0
 HEADROOM = 1.2
 """The memory limit, as a multiple of the most that was ever used."""
-MAX_SESSIONS = 65_536
-"""The default of --max-sessions."""
-BURSTS = 16
-CPUCLOCK_SCHED = 2
-"""See clock_getcpuclockid(3)."""
 KERNEL_LIMITS = ("kprobes",)
 """What no privilege gives to a kernel that was built without it."""
 PROBE_SECONDS = 10
@@ -220,11 +215,3 @@ def test_the_memory_limit_leaves_room_above_as_many_open_lookups_as_it_keeps(
         print(f"start {start >> 20} MiB, {MAX_SESSIONS} open lookups {peak >> 20} MiB, limit {limit >> 20} MiB")
         assert start < peak
         assert peak * HEADROOM < limit
-
-
-def is_idle(pid: int) -> bool:
-    """Whether a tenth of a second passes in which it hardly works."""
-    clock = ~pid << 3 | CPUCLOCK_SCHED
-    before = time.clock_gettime(clock)
-    time.sleep(0.1)
-    return time.clock_gettime(clock) - before < 0.02

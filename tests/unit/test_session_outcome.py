@@ -308,6 +308,17 @@ def test_what_the_agent_itself_cuts_short_accuses_nobody(world):
     assert (one.status, cause(one)) == (Status.SAMPLE_LOSS, "CaptureLoss")
 
 
+def test_who_takes_only_some_of_what_is_over_gets_the_others_the_next_time(world):
+    ports = [1000, 1001, 1002, 1003]
+    world.feed(*(world.Lookup(port=port).query() for port in ports))
+    end = world.now + 10 * world.SECOND
+    taken = [next(world.table.expire(end)), next(world.table.expire(end))]
+    assert world.table.left == 2
+    taken += [next(world.table.expire(end)), next(world.table.flush(end))]
+    assert [one.session.key.client.port for one in taken] == ports
+    assert (world.table.left, {one.status for one in taken}) == (0, {Status.FAILED})
+
+
 def test_what_was_complete_when_the_agent_ended_keeps_its_verdict(world):
     world.feed(world.Lookup().both(), world.dropped(world.Lookup(port=2000).query(), 2))
     assert sorted(one.status for one in world.table.flush(world.now)) == [Status.FAILED, Status.SUCCEEDED]
