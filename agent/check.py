@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.capture import privileges
 from agent.capture.btf import BtfError, load_kernel
 from agent.capture.cgroup import cgroup2_root
+from agent.capture.kernel_types import KernelTypes, kernel_types
 from agent.capture.live import Capture
-from agent.capture.loader import TRACEPOINTS
-from agent.capture.offsets import conntrack_layout, counter_flags, drop_reasons
+from agent.capture.offsets import TRACEPOINTS, conntrack_layout, counter_flags, drop_reasons
 from agent.capture.symbols import KernelSymbols
 
 if TYPE_CHECKING:
@@ -89,9 +89,14 @@ class Result(NamedTuple):
 
 
 @functools.cache
-def kernel_btf() -> Btf:
-    """The kernel's types, read once."""
-    return load_kernel()
+def types_found() -> KernelTypes:
+    """The kernel's types, looked for once."""
+    return kernel_types()
+
+
+def types() -> Btf:
+    """The kernel's types, wherever they come from."""
+    return types_found().btf
 
 
 def kernel_release(release: str = "") -> tuple[int, ...]:
@@ -115,17 +120,17 @@ def probe_kernel() -> Finding:
     return Finding(ok, release if ok else f"kernel {release} is older than 5.8")
 
 
-def probe_btf() -> Finding:
+def probe_types() -> Finding:
     """Without types there are no offsets."""
     try:
-        return Finding(True, f"{kernel_btf().type_count} types")
+        return Finding(True, f"{types_found().source}, {types().type_count} types")
     except BtfError as error:
         return Finding(False, str(error))
 
 
 def probe_tracepoints() -> Finding:
     """The three that the program attaches to."""
-    absent = [name for name in TRACEPOINTS if not kernel_btf().has_tracepoint(name)]
+    absent = [name for name in TRACEPOINTS if not types().has_tracepoint(name)]
     if absent:
         return Finding(False, f"this kernel has no tracepoint {', '.join(absent)}")
     return Finding(True, ", ".join(TRACEPOINTS))
@@ -133,7 +138,7 @@ def probe_tracepoints() -> Finding:
 
 def probe_kfree_skb() -> Finding:
     """Arguments came over time: location from the start, reason in 5.17, receiving socket in 6.11."""
-    count = kernel_btf().tracepoint_args("kfree_skb")
+    count = types().tracepoint_args("kfree_skb")
     extras = [name for name, least in (("reason", REASON_ARGS), ("socket", RX_SOCKET_ARGS)) if count >= least]
     text = f"{count} arguments{', with ' + ' and '.join(extras) if extras else ''}"
     return Finding(count >= REASON_ARGS, text)
@@ -141,20 +146,20 @@ def probe_kfree_skb() -> Finding:
 
 def probe_drop_reasons() -> Finding:
     """The kernel's names for the ways a packet can die."""
-    count = len(drop_reasons(kernel_btf()))
+    count = len(drop_reasons(types()))
     return Finding(count > 0, f"{count} reasons" if count else "this kernel has no drop reasons (before 5.17)")
 
 
 def probe_conntrack_btf() -> Finding:
     """Where the translation of a packet is found."""
-    if kernel_btf().has_struct("nf_conn"):
-        conntrack_layout(kernel_btf())
-        return Finding(True, "built into the kernel")
+    if types().has_struct("nf_conn"):
+        conntrack_layout(types())
+        return Finding(True, "built into the kernel" if types_found().built_in else "in the headers")
     try:
         conntrack_layout(load_kernel("nf_conntrack"))
     except BtfError:
-        return Finding(False, "no BTF of nf_conntrack, so the layout of kernels 4.19 to 6.18 is taken for granted")
-    return Finding(True, "of the module nf_conntrack")
+        return Finding(False, "no types of nf_conntrack, so the layout of kernels 4.19 to 6.18 is taken for granted")
+    return Finding(True, "BTF of the module nf_conntrack")
 
 
 def probe_bcc() -> Finding:
@@ -177,7 +182,7 @@ def probe_symbols() -> Finding:
 
 def probe_counters(path: Path = Path("/proc/net/stat/nf_conntrack")) -> Finding:
     """One line a CPU, below a heading; the program itself reads those of the CPU that has the packet."""
-    if not counter_flags(kernel_btf()):
+    if not counter_flags(types()):
         return Finding(False, "the program cannot find them on this kernel")
     try:
         return Finding(True, f"{len(path.read_text().splitlines()) - 1} CPUs")
@@ -259,7 +264,7 @@ FEATURES = (
         "use a kernel of 5.8 or newer",
         probe_kernel,
     ),
-    Feature("BTF of the kernel", "find fields in kernel structures", "", "", probe_btf, True),
+    Feature("types of the kernel", "find fields in kernel structures", "", "", probe_types, True),
     Feature(
         "tracepoints",
         "see packets sent, received and dropped",
@@ -283,7 +288,7 @@ FEATURES = (
         probe_drop_reasons,
     ),
     Feature(
-        "BTF of nf_conntrack",
+        "types of nf_conntrack",
         "follow a lookup through address translation",
         "on another layout the translated server is not shown",
         "load the module nf_conntrack, built with CONFIG_DEBUG_INFO_BTF_MODULES=y",

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from agent.capture.counters import CounterMap, Counters
-from agent.capture.loader import TRACEPOINTS, load
+from agent.capture.loader import load
+from agent.capture.offsets import TRACEPOINTS
 from agent.capture.ring import Ring
 from agent.capture.symbols import KernelSymbols
 from agent.capture.syscall import look_up

@@ -1,7 +1,6 @@
 """Load the BPF program in a child process that hands over its file descriptors and exits.
 
-BCC costs 72 MiB at import and up to 208 MiB while compiling; the child takes that with it. This is the one module that
-imports BCC, and it does so only when it runs as the child: `python -m agent.capture.loader FD`.
+The compiler's memory (agent.capture.compiler) goes with the child, which is `python -m agent.capture.loader FD`.
 """
 
 from __future__ import annotations
@@ -17,14 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent.capture import cgroup, privileges
-from agent.capture.btf import BtfError, load_kernel
+from agent.capture.btf import BtfError
+from agent.capture.compiler import KERNEL_SOURCE, bcc, source_directory
 from agent.capture.counters import COUNTERS_ASSERTION
 from agent.capture.errors import CaptureError
+from agent.capture.kernel_types import kernel_types
 from agent.capture.layout import c_assertions
-from agent.capture.offsets import drop_reasons, kernel_flags
+from agent.capture.offsets import TRACEPOINTS, drop_reasons, kernel_flags
 from agent.capture.syscall import create_anchor
 
-TRACEPOINTS = ("net_dev_queue", "netif_receive_skb", "kfree_skb")
 MAPS = ("ring", "counters")
 CHILD_TIMEOUT_SECONDS = 120
 HAS_COUNTERS = "HAS_CONNTRACK_STAT"
@@ -36,10 +36,6 @@ PROBE, PROBED = "datagram_read", "skb_consume_udp"
 PROBE_LOSS = "no kprobes: whether a silent server has read a query is not known"
 CGROUP_LOSS = "DNS over TCP and datagrams in paged buffers are not seen"
 DIAGNOSTICS_CHARACTERS = 2000
-BCC_MISSING = (
-    "the Python module bcc (BCC) is not there or is not BCC: install the Debian package python3-bpfcc and use the "
-    "distribution's interpreter, /usr/bin/python3 (PyPI's project named bcc is something else)"
-)
 
 
 class Loaded(NamedTuple):
@@ -52,12 +48,6 @@ class Loaded(NamedTuple):
     drop_reasons: dict[int, str]
     limits: list[str]
     """What this kernel or process keeps it from seeing, a sentence each."""
-
-
-def source_directory() -> Path:
-    """Where the C source is: `bpf/` of the checkout, or `_bpf/` inside an installed package."""
-    package = Path(__file__).resolve().parents[1]
-    return next(path for path in (package.parent / "bpf", package / "_bpf") if (path / "dnstrail.bpf.c").exists())
 
 
 def load(ports: list[int], ring_bytes: int) -> Loaded:
@@ -129,15 +119,10 @@ def compiler_flags(ports: list[int], ring_bytes: int, cpus: int, offsets: dict[s
 
 def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
     """In the child: do it all; returns descriptors by name and what to tell the parent."""
-    os.environ["BCC_KERNEL_SOURCE"] = str(source_directory() / "include")
-    try:
-        from bcc import BPF  # noqa: PLC0415  LLVM is loaded here, so only in the child
-    except Exception as error:
-        # Another project of that name, or BCC without its library, may raise anything.
-        raise CaptureError(BCC_MISSING) from error
-    kernel = load_kernel()
+    kernel = kernel_types().btf
+    os.environ[KERNEL_SOURCE] = str(source_directory() / "include")
     cpus = possible_cpus()
-    program, limits = _compile(BPF, order, cpus, kernel_flags(kernel))
+    program, limits = _compile(bcc().BPF, order, cpus, kernel_flags(kernel))
     fds: dict[str, int] = {name: program[name].map_fd for name in MAPS}
     # BPF() has attached them by their names, raw_tracepoint__*
     for name in TRACEPOINTS:
@@ -201,10 +186,8 @@ def bcc_attach_kprobe(prog_fd: int) -> int:
     Raises:
         OSError: this kernel has no kprobes, or not for us.
     """
-    from bcc import lib  # noqa: PLC0415  as above
-
     entry, event, function = 0, b"dnstrail_" + PROBE.encode(), PROBED.encode()
-    fd = lib.bpf_attach_kprobe(prog_fd, entry, event, function, 0, 0)
+    fd = bcc().lib.bpf_attach_kprobe(prog_fd, entry, event, function, 0, 0)
     if fd < 0:
         raise OSError(f"{PROBED} cannot be probed")
     return int(fd)

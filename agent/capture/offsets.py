@@ -1,6 +1,7 @@
 """Which kernel offsets the BPF program needs, and their values on this kernel.
 
-Everything comes from BTF at start-up, never from a table or a kernel version: layouts differ between builds.
+Everything comes from the kernel's types at start-up (agent.capture.kernel_types), never from a table or a kernel
+version: layouts differ between builds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from agent.capture.btf import BtfError, load_kernel
 
 if TYPE_CHECKING:
     from agent.capture.btf import Btf
+
+TRACEPOINTS = ("net_dev_queue", "netif_receive_skb", "kfree_skb")
 
 OFFSETS = {
     "SK_BUFF_HEAD": ("sk_buff", "head"),
@@ -71,8 +74,18 @@ CONNTRACK_STAT_OFFSETS = {
     "CT_STAT_INSERT_FAILED": ("ip_conntrack_stat", "insert_failed"),
     "CT_STAT_DROP": ("ip_conntrack_stat", "drop"),
 }
+COUNTER_PLACES = {"NET_CT_STAT": ("net", "ct.stat"), "BPF_ARRAY_PPTRS": ("bpf_array", "pptrs")}
 # As CONNTRACK_FALLBACK: include/linux/netfilter/nf_conntrack_common.h since 5.10.
 CONNTRACK_STAT_FALLBACK = {"CT_STAT_INVALID": 4, "CT_STAT_INSERT_FAILED": 12, "CT_STAT_DROP": 20}
+
+STRUCTS = tuple(
+    dict.fromkeys(
+        struct
+        for table in (OFFSETS, CONNTRACK_OFFSETS, CONNTRACK_STAT_OFFSETS, COUNTER_PLACES)
+        for struct, _ in table.values()
+    )
+)
+"""All structures that are asked for."""
 
 
 def kernel_flags(kernel: Btf) -> dict[str, int]:
@@ -93,17 +106,14 @@ def kernel_flags(kernel: Btf) -> dict[str, int]:
 def counter_flags(kernel: Btf) -> dict[str, int]:
     """Where the conntrack counters of a namespace are; empty when this kernel has none that can be found."""
     try:
-        places = {
-            "HAS_CONNTRACK_STAT": 1,
-            "NET_CT_STAT": kernel.offset("net", "ct.stat"),
-            "BPF_ARRAY_PPTRS": kernel.offset("bpf_array", "pptrs"),
-        }
+        places = {name: kernel.offset(struct, path) for name, (struct, path) in COUNTER_PLACES.items()}
     except BtfError:
         return {}
     counters = _counter_layout(kernel)
     first = min(counters.values())
     relative = {name: offset - first for name, offset in counters.items()}
-    return places | relative | {"CT_STAT_FIRST": first, "CT_STAT_SPAN": max(relative.values()) + COUNTER_BYTES}
+    span = max(relative.values()) + COUNTER_BYTES
+    return places | relative | {"HAS_CONNTRACK_STAT": 1, "CT_STAT_FIRST": first, "CT_STAT_SPAN": span}
 
 
 def _counter_layout(kernel: Btf) -> dict[str, int]:

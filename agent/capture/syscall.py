@@ -9,6 +9,7 @@ import platform
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 BPF_MAP_CREATE = 0
 BPF_MAP_LOOKUP_ELEM = 1
+BPF_OBJ_GET_INFO_BY_FD = 15
 PERCPU_ARRAY = 6
 """enum bpf_map_type: BPF_MAP_TYPE_PERCPU_ARRAY."""
 ATTR_WORDS = 32
@@ -35,13 +36,27 @@ def bpf(command: int, *words: int) -> int:
 def look_up(map_fd: int, key: int) -> int | None:
     """The 64-bit value of a 64-bit key; None if the map has none."""
     place, value = ctypes.c_uint64(key), ctypes.c_uint64()
-    addresses = ctypes.addressof(place), ctypes.addressof(value)
-    words = [word for address in addresses for word in (address & 0xFFFFFFFF, address >> 32)]
     try:
-        bpf(BPF_MAP_LOOKUP_ELEM, map_fd, 0, *words)
+        bpf(BPF_MAP_LOOKUP_ELEM, map_fd, 0, *_halves(ctypes.addressof(place)), *_halves(ctypes.addressof(value)))
     except FileNotFoundError:
         return None
     return value.value
+
+
+def btf_info(btf_fd: int, address: int, size: int) -> int:
+    """Have the kernel copy the BTF behind this descriptor to an address with so much room; how large the BTF is.
+
+    Raises:
+        OSError: what the kernel says.
+    """
+    # struct bpf_btf_info: where to, how much, and the id that the BTF got
+    info = (ctypes.c_uint32 * 4)(*_halves(address), size, 0)
+    bpf(BPF_OBJ_GET_INFO_BY_FD, btf_fd, ctypes.sizeof(info), *_halves(ctypes.addressof(info)))
+    return info[2]
+
+
+def _halves(address: int) -> tuple[int, int]:
+    return address & 0xFFFFFFFF, address >> 32
 
 
 def create_anchor() -> int:

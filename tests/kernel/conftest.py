@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ LINE_SECONDS = 15.0 * PATIENCE
 
 
 class Watch:
-    """`dnstrail run` in the background; its lines, only those of one lab."""
+    """`dnstrail run` in the background, by itself or within another command; its lines, only those of one lab."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, within: Sequence[str] = ()) -> None:
         self.out = folder / "lines"
         self.err = folder / "diagnostics"
         with self.out.open("w") as out, self.err.open("w") as err:
             # Several run at once, and only one can have the port.
-            command = [*DNSTRAIL, "run", "--metrics-address=none", *options]
+            command = [*within, *DNSTRAIL, "run", "--metrics-address=none", *options]
             self.process = subprocess.Popen(command, stdout=out, stderr=err)
         self._until(lambda: "ready in" in self.diagnostics(), READY_SECONDS, "it says that it watches")
 
@@ -78,10 +78,10 @@ def watch(tmp_path: Path) -> Iterator[Callable[..., Watch]]:
     """Start a dnstrail with these options; ended with the test."""
     started: list[Watch] = []
 
-    def start(*options: str) -> Watch:
+    def start(*options: str, within: Sequence[str] = ()) -> Watch:
         folder = tmp_path / str(len(started))
         folder.mkdir()
-        started.append(Watch(folder, *options))
+        started.append(Watch(folder, *options, within=within))
         return started[-1]
 
     yield start

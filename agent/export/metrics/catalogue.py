@@ -14,7 +14,8 @@ from itertools import product
 from typing import NamedTuple
 
 from agent.capture.cgroup import ATTACH_TYPES
-from agent.capture.loader import PROBE, TRACEPOINTS
+from agent.capture.loader import PROBE
+from agent.capture.offsets import TRACEPOINTS
 from agent.explain.causes import CAUSES
 from agent.explain.findings import NAMES
 from agent.session.sighting import Event
