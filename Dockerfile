@@ -4,10 +4,10 @@
 ARG BASE=docker.io/library/debian:trixie-slim
 
 FROM ${BASE} AS build
-RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends python3-pip >/dev/null
+RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends binutils python3-pip >/dev/null
 
 WORKDIR /build
-COPY deploy/image/root-file-system deploy/image/take-out deploy/image/not-needed-of-debian ./
+COPY deploy/image/root-file-system deploy/image/stand-in deploy/image/take-out deploy/image/not-needed-of-debian ./
 RUN ./root-file-system /system
 
 # The secret is for networks whose proxy has an authority of its own: a file of certificates to trust.
@@ -27,9 +27,12 @@ COPY --from=build /system /
 COPY --from=build /python /
 ARG VERSION=unknown
 ARG REVISION=unknown
+ARG CREATED=unknown
 LABEL org.opencontainers.image.title="dnstrail" \
       org.opencontainers.image.description="eBPF node agent that says where and why a DNS lookup was lost" \
       org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-only" \
+      org.opencontainers.image.source="https://github.com/dnstrail/dnstrail" \
+      org.opencontainers.image.created="${CREATED}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 # The loader keeps the words of LLVM and of the verifier in a file for a moment; this place is memory, and always there.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from agent.lab import Lab
+from agent.lab.namespaces import path_of
 from agent.lab.servers import find_program
 from tests.image import container, oci
 from tests.image.container import Container, Ended
@@ -54,6 +56,20 @@ def prepare(needs_profile: None, image: oci.Image, granted: oci.Manifest, tmp_pa
         return Container(config, tmp_path)
 
     return describe
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(clients=2) as lab:
+        yield lab
+
+
+@pytest.fixture
+def agent(prepare: Start, lab: Lab) -> Iterator[Container]:
+    """The manifest's container on the lab's node."""
+    with prepare(environment={"DNSTRAIL_LOG_RATE": "1000000"}, node_netns=path_of(lab.node.name)) as started:
+        started.wait_ready()
+        yield started
 
 
 @pytest.fixture

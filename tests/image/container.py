@@ -55,7 +55,7 @@ def built() -> oci.Image:
     """The image that was built last."""
     told = json.loads(_buildah("inspect", "--type", "image", "dnstrail"))["OCIv1"]["config"]
     assert told["User"] == "0:0"
-    return oci.Image(STORE / "root", told["Entrypoint"], told["Env"])
+    return oci.Image(STORE / "root", told["Entrypoint"], told["Cmd"], told["Env"], told["Labels"])
 
 
 def manifest() -> oci.Manifest:

@@ -111,7 +111,9 @@ class Image(NamedTuple):
     root: Path
     """The root file system, laid out."""
     entrypoint: list[str]
+    command: list[str]
     environment: list[str]
+    labels: Mapping[str, str]
 
 
 def manifest_of(objects: Iterable[Json]) -> Manifest:

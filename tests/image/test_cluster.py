@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -13,20 +11,15 @@ import yaml
 
 from agent.enrich.kube.access import SERVICE_ACCOUNT
 from agent.lab import Lab
-from agent.serve import DEFAULT_PORT
 from tests.cluster import manifests, servers
 from tests.cluster.conftest import need
 from tests.cluster.control_plane import ControlPlane
 from tests.image.conftest import Start
 from tests.image.container import ROOT
-from tests.image.test_privileges import GET, LINE_SECONDS, NAME, PROBE_SECONDS, lines_of
+from tests.image.test_privileges import LINE_SECONDS, NAME, lines_of
+from tests.image.test_probes import PROBE_SECONDS, status_here
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
-
-
-def status_here(path: str) -> int:
-    command = [sys.executable, "-c", GET, f"http://127.0.0.1:{DEFAULT_PORT}{path}"]
-    return int(subprocess.run(command, capture_output=True, text=True, check=False, timeout=10).stdout or 0)
 
 
 @pytest.fixture

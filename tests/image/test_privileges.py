@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 import time
-from collections.abc import Iterator
-from http import HTTPStatus
 
 import pytest
 
@@ -29,8 +26,6 @@ HEADROOM = 1.2
 """The memory limit, as a multiple of the most that was ever used."""
 KERNEL_LIMITS = ("kprobes",)
 """What no privilege gives to a kernel that was built without it."""
-PROBE_SECONDS = 10
-GET = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).status)"
 ASK_CONNTRACK = """
 import sys, time
 from agent.enrich.conntrack import ConntrackLookup
@@ -49,20 +44,6 @@ while entry is None and table.unavailable is None and time.monotonic() < end:
     time.sleep(0.01)
 print(table.unavailable or socket.inet_ntoa(entry.reply.source.address[12:]))
 """
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with Lab(clients=2) as lab:
-        yield lab
-
-
-@pytest.fixture
-def agent(prepare: Start, lab: Lab) -> Iterator[Container]:
-    """The manifest's container on the lab's node."""
-    with prepare(environment={"DNSTRAIL_LOG_RATE": "1000000"}, node_netns=path_of(lab.node.name)) as started:
-        started.wait_ready()
-        yield started
 
 
 def lines_of(lab: Lab, started: Container) -> list[Line]:
@@ -168,20 +149,6 @@ def test_seccomp_and_no_new_privileges_are_in_force(agent: Container):
 def _status(agent: Container) -> str:
     with open(f"/proc/{agent.pid}/status", encoding="ascii") as status:  # noqa: PTH123  of another process
         return status.read()
-
-
-def test_probes_of_the_manifest_find_it_alive_and_ready(agent: Container, lab: Lab, granted: oci.Manifest):
-    (port,) = granted.container["ports"]
-    probes = {granted.container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
-    assert probes == {"/healthz", "/readyz"}
-    for path in probes:
-        agent.wait_until(lambda path=path: get(lab, port["containerPort"], path) == HTTPStatus.OK, path, PROBE_SECONDS)
-
-
-def get(lab: Lab, port: int, path: str) -> int:
-    """The status that a kubelet on the lab's node gets."""
-    done = lab.node.run([sys.executable, "-c", GET, f"http://127.0.0.1:{port}{path}"], check=False)
-    return int(done.stdout or 0)
 
 
 def test_sigterm_ends_it_with_success_before_a_kubelet_kills_it_and_leaves_nothing(
