@@ -155,7 +155,7 @@ def test_with_btf_the_headers_are_not_asked():
     assert kernel_types().source == "BTF"
 
 
-def test_what_clang_says_of_a_type_comes_back_from_the_kernel_as_btf_with_the_two_required_capabilities(monkeypatch: pytest.MonkeyPatch):
+def test_what_clang_says_of_a_type_comes_back_as_btf_with_two_capabilities(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(KERNEL_SOURCE, str(source_directory() / "include"))
     command = [*AS_GRANTED, sys.executable, "-c", DESCRIBE, SMALL]
     done = subprocess.run(command, capture_output=True, check=False, timeout=60)
