@@ -97,8 +97,11 @@ def test_headers_and_btf_tell_the_same_offsets_drop_reasons_and_tracepoints(head
 
 
 def test_headers_tell_the_layout_of_a_connection_that_the_modules_btf_tells(headers: Btf, btf: Btf):
-    module = btf if btf.has_struct("nf_conn") else load_kernel("nf_conntrack")
-    assert conntrack_layout(headers) == conntrack_layout(module)
+    if btf.has_struct("nf_conn"):
+        pytest.skip("connection tracking is built into this kernel")
+    if not (KERNEL_BTF / "nf_conntrack").exists():
+        pytest.skip("this kernel's modules have no BTF")
+    assert conntrack_layout(headers) == conntrack_layout(load_kernel("nf_conntrack"))
 
 
 @pytest.mark.usefixtures("headers", "btf")
