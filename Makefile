@@ -24,6 +24,9 @@ IMAGE_PACKAGES := runc
 PROGRAMS := .cache/bin
 CRDS := .cache/crds
 VM := .cache/vm
+# Another Debian release whose kernel to boot, such as trixie or trixie-backports; this machine's own without it.
+VM_RELEASE ?=
+VM_KERNEL := $(VM)$(addprefix /,$(VM_RELEASE))
 GO_BUILD = go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
 WITH_GO = $(if $(shell command -v go),$(1))
 
@@ -117,18 +120,21 @@ demo: setup-lab ## a small node with real servers, real faults, and what dnstrai
 test: setup-dev oracles $(PROGRAMS)/prometheus ## all tests, on this machine's real kernel
 	$(BIN)/python -m pytest $(ARGS)
 
-vm: $(VM)/.installed ## Debian's kernel and what boots it, in .cache; nothing of it is installed here
+vm: $(VM)/.installed $(VM_KERNEL)/.kernel ## Debian's kernel and what boots it, in .cache; nothing of it is installed here
 	@bash deploy/apt-install $(VM_PACKAGES)
 
-$(VM)/.installed: requirements/vm.txt deploy/vm-kernel
+$(VM_KERNEL)/.kernel: deploy/vm-kernel
+	bash deploy/vm-kernel $(VM_KERNEL) $(VM_RELEASE)
+	@touch $@
+
+$(VM)/.installed: requirements/vm.txt
 	@bash deploy/apt-install $(VM_PACKAGES)
-	bash deploy/vm-kernel $(VM)
 	/usr/bin/python3 -m venv --clear $(VM)/venv
 	$(VM)/venv/bin/python -m pip install --quiet --require-hashes --requirement requirements/vm.txt
 	@touch $@
 
-test-vm: setup-dev oracles vm ## tests/kernel on Debian's kernel in an emulated machine; slow
-	bash deploy/test-vm $(ARGS)
+test-vm: setup-dev oracles vm ## tests/kernel on a Debian kernel (VM_RELEASE=trixie) in an emulated machine; slow
+	VM_RELEASE=$(VM_RELEASE) bash deploy/test-vm $(ARGS)
 
 test-cluster: setup-dev cluster ## the tests with a real API server (needs Go)
 	$(BIN)/python -m pytest tests/cluster $(ARGS)

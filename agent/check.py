@@ -1,4 +1,7 @@
-"""`dnstrail check`: can this kernel and this process do it, what is missing, what is lost without it, what to do."""
+"""`dnstrail check`: can this kernel and this process do it, what is missing, what is lost without it, what to do.
+
+`python -m agent.check` prints the features as the table of `docs/kernels.md`.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,8 @@ RX_SOCKET_ARGS = 4
 HIDDEN_LIMIT = 10
 """One hidden process in so many is no matter: some protect themselves even from root."""
 BCC_SECONDS = 30
+IPVS_SERVICES = ("TCP", "UDP", "SCTP", "FWM")
+"""How the lines of virtual services begin (net/netfilter/ipvs/ip_vs_ctl.c: ip_vs_info_seq_show())."""
 WIDTH = 100
 INDENT = 37
 COLOURS = {"ok": 32, "limited": 33, "unknown": 33, "missing": 31}
@@ -190,6 +195,17 @@ def probe_counters(path: Path = Path("/proc/net/stat/nf_conntrack")) -> Finding:
         return Finding(False, f"{path} cannot be read ({error.strerror})")
 
 
+def probe_ipvs(path: Path = Path("/proc/net/ip_vs")) -> Finding:
+    """A module of the kernel; without it nothing can be translated by it, so that nothing is missed."""
+    try:
+        services = [line for line in path.read_text().splitlines() if line.startswith(IPVS_SERVICES)]
+    except FileNotFoundError:
+        return Finding(True, "not loaded, so that nothing here is translated by it")
+    except OSError as error:
+        return Finding(False, f"{path} cannot be read ({error.strerror})")
+    return Finding(True, f"{len(services)} virtual services")
+
+
 def probe_processes(proc: Path = Path("/proc")) -> Finding:
     """Whether this /proc is the node's, and says which namespaces its processes live in."""
     if not is_kernel_thread(proc / "2"):
@@ -317,6 +333,13 @@ FEATURES = (
         probe_counters,
     ),
     Feature(
+        "IPVS",
+        "follow a lookup that kube-proxy translates in its mode IPVS",
+        "who translated and an entry that outlived its server are told from the packets alone, with less certainty",
+        "let this process read /proc/net/ip_vs",
+        probe_ipvs,
+    ),
+    Feature(
         "processes of the node",
         "know which namespace owns an address",
         "where a silent server lives is inferred from the packets alone, with less certainty",
@@ -407,6 +430,16 @@ def report(features: Iterable[Feature], *, colour: bool) -> tuple[str, int]:
     return "\n".join([*rows(results, colour=colour), "", last]), code
 
 
+def features_table() -> str:
+    """All features but the attempt itself, as a table in Markdown."""
+    rows = (
+        f"| {one.name} | {one.purpose} | {one.lost or 'no capture'} | {one.remedy or 'what it says'} |\n"
+        for one in FEATURES
+        if one.purpose
+    )
+    return "| feature | needed to | without it | what to do |\n|---|---|---|---|\n" + "".join(rows)
+
+
 def main() -> int:
     """`dnstrail check`.
 
@@ -420,3 +453,7 @@ def main() -> int:
         # The reader has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
+
+
+if __name__ == "__main__":
+    print(features_table(), end="")

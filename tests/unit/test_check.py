@@ -127,6 +127,24 @@ def test_counters_that_cannot_be_read(tmp_path: Path):
     assert check.probe_counters(tmp_path / "nf_conntrack") == Finding(True, "2 CPUs")
 
 
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        (None, "not loaded, so that nothing here is translated by it"),
+        ("IP Virtual Server version 1.2.1\nProt LocalAddress\n  -> RemoteAddress\n", "0 virtual services"),
+        ("heading\nTCP  0A60000A:0035 rr\n  -> 0AF40235:0035\nUDP  0A60000A:0035 rr\n", "2 virtual services"),
+    ],
+)
+def test_ipvs_is_in_order_where_it_is_and_where_it_is_not(tmp_path: Path, table: str | None, text: str):
+    if table is not None:
+        (tmp_path / "ip_vs").write_text(table)
+    assert check.probe_ipvs(tmp_path / "ip_vs") == Finding(True, text)
+
+
+def test_ipvs_that_cannot_be_read_is_said(tmp_path: Path):
+    assert "cannot be read (Is a directory)" in check.probe_ipvs(tmp_path).text
+
+
 def fake_proc(root: Path, *, comm: str, shown: int, hidden: int) -> Path:
     for pid in range(2, 2 + shown + hidden):
         (root / str(pid)).mkdir()

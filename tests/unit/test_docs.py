@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from agent.capture.layout import c_header
+from agent.check import FEATURES, features_table
 from agent.explain.causes import CAUSES
 from agent.export.catalogue import document
 
@@ -16,6 +17,17 @@ def test_the_record_layout_in_c_is_the_one_python_reads():
 
 def test_the_field_reference_is_current():
     assert (ROOT / "docs/fields.md").read_text() == document(), "run: python -m agent.export.catalogue > docs/fields.md"
+
+
+def test_the_table_of_what_is_used_of_the_kernel_is_current():
+    assert features_table() in (ROOT / "docs/kernels.md").read_text(), "put there what python -m agent.check prints"
+
+
+def test_the_table_of_features_has_all_but_the_attempt_itself():
+    rows = features_table().splitlines()[2:]
+    names = [one.name for one in FEATURES if one.name != "load and attach"]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in names]
+    assert all(row.count("|") == 5 for row in rows)
 
 
 def test_every_cause_has_its_section_and_no_section_is_without_a_cause():
