@@ -25,16 +25,11 @@ RUN ./install-python source wheels /python /system
 FROM scratch
 COPY --from=build /system /
 COPY --from=build /python /
-ARG VERSION=unknown
-ARG REVISION=unknown
-ARG CREATED=unknown
+# Version, revision and date are the builder's to say, by --label.
 LABEL org.opencontainers.image.title="dnstrail" \
       org.opencontainers.image.description="eBPF node agent that says where and why a DNS lookup was lost" \
       org.opencontainers.image.licenses="Apache-2.0 AND GPL-2.0-only" \
-      org.opencontainers.image.source="https://github.com/dnstrail/dnstrail" \
-      org.opencontainers.image.created="${CREATED}" \
-      org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.source="https://github.com/dnstrail/dnstrail"
 # The loader keeps the words of LLVM and of the verifier in a file for a moment; this place is memory, and always there.
 ENV PATH=/usr/local/bin:/usr/bin \
     TMPDIR=/dev/shm \

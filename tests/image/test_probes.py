@@ -87,8 +87,10 @@ def test_a_full_connection_table_keeps_probes_out_and_is_reported_and_nothing_is
     assert wait_for(lab, agent, 2)[1]["Status"] == "Succeeded"
 
 
-def test_an_agent_whose_loop_stands_still_ends_by_itself_and_says_where_it_stood(agent: Container):
+def test_an_agent_whose_loop_stands_still_ends_by_itself_and_says_where_it_stood(agent: Container, lab: Lab):
     """It takes a minute, and no CPU."""
+    lab.clients[0].dig(NAME)
+    wait_for(lab, agent, 1)
     pid = agent.pid
     with standing_still(pid):
         wait_until(lambda: has_died(pid), "it to end by itself", seconds=STALL_SECONDS + REPORT_SECONDS)
