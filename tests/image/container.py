@@ -143,6 +143,12 @@ class Container:
         assert self._process is not None
         return self._process.wait(seconds)
 
+    def execute(self, *command: str) -> Ended:
+        """Run a command beside its process, as `kubectl exec` does."""
+        argv = ["runc", "--root", str(self._state), "exec", self.name, *command]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=START_SECONDS)
+        return Ended(done.returncode, done.stdout, done.stderr)
+
     def peak_bytes(self) -> int:
         """The most memory it ever had at once, with its share of the kernel's."""
         paths = [Path(place.format(self.name)) for place in MEMORY]

@@ -166,7 +166,7 @@ def test_sigterm_ends_it_with_success_before_a_kubelet_kills_it_and_leaves_nothi
     wait_until(lambda: all_gone(objects), "the kernel to detach everything")
 
 
-def test_the_memory_limit_leaves_room_above_as_many_open_lookups_as_it_keeps(
+def test_the_memory_limit_leaves_room_above_as_many_open_lookups_as_it_keeps_and_a_check_beside_them(
     prepare: Start, lab: Lab, granted: oci.Manifest
 ):
     """Printed for the manifest's figures. The loader's memory is the container's too, and so is the ring."""
@@ -178,7 +178,9 @@ def test_the_memory_limit_leaves_room_above_as_many_open_lookups_as_it_keeps(
             for _ in range(BURSTS):
                 ask_in_vain(lab, MAX_SESSIONS // BURSTS + 1)
                 agent.wait_until(lambda: is_idle(agent.pid), "it to take them in", LINE_SECONDS)
+        full = agent.peak_bytes()
+        assert agent.execute("dnstrail", "check").code == 0
         peak = agent.peak_bytes()
-        print(f"start {start >> 20} MiB, {MAX_SESSIONS} open lookups {peak >> 20} MiB, limit {limit >> 20} MiB")
-        assert start < peak
+        print(f"start {start >> 20} MiB, {MAX_SESSIONS} open lookups {full >> 20} MiB, with check {peak >> 20} MiB")
+        assert start < full < peak
         assert peak * HEADROOM < limit
