@@ -104,6 +104,7 @@ struct packet {
 	u64 payload;		/* address of the DNS message */
 	u32 payload_at;		/* its offset from the IP header */
 	u32 readable;		/* octets of it that this program can read */
+	u8 version;		/* of IP */
 	u8 event;		/* a constant in each program */
 };
 
@@ -458,6 +459,7 @@ static __always_inline bool parse_flow(struct packet *p, struct record *r)
 
 	if (read_kernel(h, sizeof(h), p->ip) || !parse_ip(p->ip, h, &f))
 		return false;
+	p->version = h[0] >> 4;
 	if (f.fragment & FRAGMENT_OFFSET) {
 		if (f.protocol != IPPROTO_UDP ||
 		    !later_fragment(p, r, &f, h, device_netns(p->skb)))
@@ -901,6 +903,20 @@ static __always_inline bool is_paged(u64 skb)
 	return read_u32(skb + SK_BUFF_DATA_LEN) != 0;
 }
 
+/*
+ * Put together of fragments (IPCB() and IP6CB(), frag_max_size), which is all
+ * that the tracepoints have seen; a small one is not paged for that.
+ */
+static __always_inline bool is_reassembled(const struct packet *p)
+{
+	u64 cb = p->skb + SK_BUFF_CB;
+	u16 largest = 0;
+
+	read_kernel(&largest, sizeof(largest),
+		    cb + (p->version == 4 ? INET_FRAG_MAX : INET6_FRAG_MAX));
+	return largest != 0;
+}
+
 static __always_inline void observe(void *ctx, struct packet *p,
 				    struct scratch *s, u64 location, u32 reason,
 				    u64 rx_sk)
@@ -911,7 +927,9 @@ static __always_inline void observe(void *ctx, struct packet *p,
 	if (!parse_flow(p, r))
 		return;
 	/* At the socket, only what the tracepoints miss. */
-	if (AT_SOCKET(event) && r->protocol == IPPROTO_UDP && !is_paged(p->skb))
+	if (AT_SOCKET(event) && r->protocol == IPPROTO_UDP &&
+	    !is_paged(p->skb) &&
+	    !(event == EVENT_SOCKET_RX && is_reassembled(p)))
 		return;
 	r->ts_ns = bpf_ktime_get_ns();
 	r->event = event;

@@ -15,10 +15,12 @@
 
 #include <generated/utsrelease.h>
 #include <linux/bpf.h>
+#include <linux/ipv6.h>
 #include <linux/netdevice.h>
 #include <linux/nsproxy.h>
 #include <linux/sched.h>
 #include <linux/skbuff.h>
+#include <net/ip.h>
 #include <net/net_namespace.h>
 #include <net/sock.h>
 #if IS_ENABLED(CONFIG_NF_CONNTRACK)

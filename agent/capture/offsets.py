@@ -24,6 +24,8 @@ OFFSETS = {
     "SK_BUFF_NETWORK_HEADER": ("sk_buff", "network_header"),
     "SK_BUFF_DEV": ("sk_buff", "dev"),
     "SK_BUFF_SK": ("sk_buff", "sk"),
+    "SK_BUFF_CB": ("sk_buff", "cb"),
+    "INET_FRAG_MAX": ("inet_skb_parm", "frag_max_size"),
     "NET_DEVICE_NET": ("net_device", "nd_net.net"),
     "NET_DEVICE_IFINDEX": ("net_device", "ifindex"),
     "NET_DEVICE_NAME": ("net_device", "name"),
@@ -38,6 +40,8 @@ OFFSETS = {
     "TASK_COMM": ("task_struct", "comm"),
     "NSPROXY_NET": ("nsproxy", "net_ns"),
 }
+
+IPV6_OFFSETS = {"INET6_FRAG_MAX": ("inet6_skb_parm", "frag_max_size")}
 
 # Read together, so that a packet that is not DNS costs one read of its sk_buff.
 WINDOW = {"SK_BUFF_HEAD": 8, "SK_BUFF_DATA": 8, "SK_BUFF_PROTOCOL": 2, "SK_BUFF_NETWORK_HEADER": 2}
@@ -81,7 +85,7 @@ CONNTRACK_STAT_FALLBACK = {"CT_STAT_INVALID": 4, "CT_STAT_INSERT_FAILED": 12, "C
 STRUCTS = tuple(
     dict.fromkeys(
         struct
-        for table in (OFFSETS, CONNTRACK_OFFSETS, CONNTRACK_STAT_OFFSETS, COUNTER_PLACES)
+        for table in (OFFSETS, IPV6_OFFSETS, CONNTRACK_OFFSETS, CONNTRACK_STAT_OFFSETS, COUNTER_PLACES)
         for struct, _ in table.values()
     )
 )
@@ -100,7 +104,15 @@ def kernel_flags(kernel: Btf) -> dict[str, int]:
     if flags["SKB_WINDOW_SPAN"] > WINDOW_LIMIT:
         raise BtfError(f"struct sk_buff spreads its headers over {flags['SKB_WINDOW_SPAN']} octets")
     flags["KFREE_SKB_ARGS"] = kernel.tracepoint_args("kfree_skb")
-    return flags | conntrack_flags(kernel) | counter_flags(kernel)
+    return flags | ipv6_flags(kernel) | conntrack_flags(kernel) | counter_flags(kernel)
+
+
+def ipv6_flags(kernel: Btf) -> dict[str, int]:
+    """What is only there with IPv6; on a kernel built without it nothing asks for these offsets."""
+    try:
+        return {name: kernel.offset(struct, path) for name, (struct, path) in IPV6_OFFSETS.items()}
+    except BtfError:
+        return dict.fromkeys(IPV6_OFFSETS, 0)
 
 
 def counter_flags(kernel: Btf) -> dict[str, int]:

@@ -6,7 +6,14 @@ import pytest
 
 from agent.capture.btf import BtfError
 from agent.capture.headers import COMPLAINT_CHARACTERS, c_source, complaint, headers_directory
-from agent.capture.offsets import CONNTRACK_OFFSETS, CONNTRACK_STAT_OFFSETS, COUNTER_PLACES, OFFSETS, TRACEPOINTS
+from agent.capture.offsets import (
+    CONNTRACK_OFFSETS,
+    CONNTRACK_STAT_OFFSETS,
+    COUNTER_PLACES,
+    IPV6_OFFSETS,
+    OFFSETS,
+    TRACEPOINTS,
+)
 
 
 def install(modules: Path, part: str) -> None:
@@ -29,7 +36,7 @@ def test_headers_of_another_kernel_do_not_count_and_the_package_to_install_is_na
 
 def test_every_structure_and_tracepoint_that_is_asked_for_is_mentioned_once():
     source = c_source()
-    tables = (OFFSETS, CONNTRACK_OFFSETS, CONNTRACK_STAT_OFFSETS, COUNTER_PLACES)
+    tables = (OFFSETS, IPV6_OFFSETS, CONNTRACK_OFFSETS, CONNTRACK_STAT_OFFSETS, COUNTER_PLACES)
     for name in {struct for table in tables for struct, _ in table.values()}:
         assert source.count(f"struct {name} *type)") == 1
     for name in TRACEPOINTS:
