@@ -226,7 +226,7 @@ def ended_while_open(line: Line) -> bool:
 def test_sigterm_with_as_many_open_sessions_as_it_keeps_ends_within_two_seconds_and_counts_those_without_a_line(
     lab: Lab, watch: Start
 ):
-    dnstrail = watch("--timeout", "120")
+    dnstrail = watch("--timeout", "120", "--log-rate", "1000000")
     with drop_queries(lab):
         leave_open(lab, dnstrail, MAX_SESSIONS)
         assert stop(dnstrail.process) < EXIT_SECONDS
@@ -234,7 +234,7 @@ def test_sigterm_with_as_many_open_sessions_as_it_keeps_ends_within_two_seconds_
 
 
 def test_sigterm_while_thousands_of_sessions_time_out_at_once_ends_within_two_seconds(lab: Lab, watch: Start):
-    dnstrail = watch("--timeout", "12")
+    dnstrail = watch("--timeout", "12", "--log-rate", "1000000")
     with drop_queries(lab):
         leave_open(lab, dnstrail, MAX_SESSIONS)
         has_lines(dnstrail, 3000)
