@@ -29,7 +29,7 @@ from tests.kernel.conftest import DNSTRAIL, Line, Watch, end_all
 pytestmark = pytest.mark.kernel
 
 NAME = "redis-master.default.svc.cluster.local"
-EXIT_SECONDS = 2.0
+EXIT_SECONDS = 2.0 * PATIENCE
 RUN = [*DNSTRAIL, "run", "--metrics-address=none"]
 READY_SECONDS = 20.0 * PATIENCE
 LINE_SECONDS = 15.0 * PATIENCE
@@ -175,14 +175,15 @@ def held_by(process: subprocess.Popen[bytes]) -> set[KernelObject]:
 
 
 class Load:
-    """Healthy lookups at a steady rate, in the background."""
+    """Healthy lookups at a steady rate, in the background: on a slow machine as many, over a longer time."""
 
     def __init__(self, lab: Lab, rate: int, seconds: float) -> None:
+        self.rate, seconds = round(rate / PATIENCE), seconds * PATIENCE
         names = Path(lab.clients[1].directory, "names")
         names.write_text("".join(f"n{number}.default.svc.cluster.local A\n" for number in range(50_000)))
-        argv = ["dnsperf", "-s", VIP, "-d", str(names), "-Q", str(rate), "-l", f"{seconds:g}", "-c", "8", "-t", "2"]
+        argv = ["dnsperf", "-s", VIP, "-d", str(names), "-Q", str(self.rate), "-l", f"{seconds:g}", "-c", "8", "-t", "2"]
         self._process = lab.clients[1].popen(argv, stdout=subprocess.PIPE)
-        self._wait = seconds + 20
+        self._wait = seconds + 20 * PATIENCE
 
     def completed(self) -> int:
         """How many lookups were answered, once it has ended; all of them, or this machine is no measure."""
@@ -193,13 +194,13 @@ class Load:
 
 
 def test_sigterm_under_load_ends_within_two_seconds_and_marks_what_was_open(lab: Lab, watch: Start):
-    unanswered = 997
+    unanswered = round(997 / PATIENCE)  # as many as have a line in time
     dnstrail = watch("--log-rate", "1000000")
     objects = held_by(dnstrail.process)
     with drop_queries(lab):
         ask_in_vain(lab, unanswered)
     load = Load(lab, rate=1000, seconds=4)
-    has_lines(dnstrail, 1009)
+    has_lines(dnstrail, unanswered + 11)
     assert stop(dnstrail.process) < EXIT_SECONDS
     load.completed()
     told = sums(dnstrail.diagnostics())
@@ -234,7 +235,7 @@ def test_sigterm_with_as_many_open_sessions_as_it_keeps_ends_within_two_seconds_
 
 
 def test_sigterm_while_thousands_of_sessions_time_out_at_once_ends_within_two_seconds(lab: Lab, watch: Start):
-    dnstrail = watch("--timeout", "12", "--log-rate", "1000000")
+    dnstrail = watch("--timeout", f"{12 * PATIENCE:g}", "--log-rate", "1000000")
     with drop_queries(lab):
         leave_open(lab, dnstrail, MAX_SESSIONS)
         has_lines(dnstrail, 3000)
@@ -280,8 +281,13 @@ def test_ended_while_it_loads_it_leaves_no_process_and_nothing_in_the_kernel(
     wait_until(has_loaded, "the loader to load a program", seconds=READY_SECONDS)
     process.send_signal(how)
     process.wait(READY_SECONDS)
-    wait_until(lambda: not Path(f"/proc/{loader}").exists(), "the loader to end", seconds=READY_SECONDS)
+    wait_until(lambda: not is_running(loader), "the loader to end", seconds=READY_SECONDS)
     wait_until(lambda: all_gone(objects), "the kernel to detach everything")
+
+
+def is_running(pid: int) -> bool:
+    """Neither gone nor a zombie that nobody waits for, which has no arguments any more."""
+    return text_of(Path(f"/proc/{pid}/cmdline")) != ""
 
 
 def loader_of(pid: int) -> int | None:
@@ -294,9 +300,8 @@ def loader_of(pid: int) -> int | None:
 
 
 def test_a_restart_under_load_misses_only_the_time_between_and_accuses_nobody(lab: Lab, watch: Start):
-    rate = 500
     first = watch("--log-rate", "1000000")
-    load = Load(lab, rate, seconds=8)
+    load = Load(lab, rate=500, seconds=8)
     has_lines(first, 503)
     stopped = time.monotonic()
     stop(first.process)
@@ -310,7 +315,7 @@ def test_a_restart_under_load_misses_only_the_time_between_and_accuses_nobody(la
     assert {line["Status"] for line in lines} <= {"Succeeded", "SampleLoss"}
     assert all(line["Cause"] is None or line["Cause"]["Code"] == "CaptureLoss" for line in lines)
     missed = completed - sum(line["Status"] == "Succeeded" for line in lines)
-    assert 0 <= missed <= rate * gap + rate / 10
+    assert 0 <= missed <= load.rate * gap + load.rate / 10
 
 
 def test_a_reader_who_stops_reading_stops_neither_capture_nor_the_end(
