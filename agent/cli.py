@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ SIZE_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 MIN_RING_BYTES = 4096
 MIN_FILE_BYTES = 256 << 10
 MAX_PORTS = 16
+REDACTION_KEY_BYTES = 16
 
 
 def ports(text: str) -> tuple[int, ...]:
@@ -93,19 +95,31 @@ def metrics_address(text: str) -> Address | None:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def variable_of(option: str) -> str:
+    """The variable that means the same as `--option`."""
+    return ENVIRONMENT_PREFIX + option.upper().replace("-", "_")
+
+
 class EnvironmentParser(argparse.ArgumentParser):
     """Every option can also be given as DNSTRAIL_OPTION, with the same checks; the command line wins."""
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401  argparse's own
         super().__init__(**settings)
         self._variables: dict[str, tuple[str, ...]] = {}
+        self._flags: dict[str, str] = {}
 
     def add_option(self, name: str, **settings: Any) -> None:  # noqa: ANN401  argparse's own
         """Add `--name`, and its variable to the help."""
-        variable = ENVIRONMENT_PREFIX + name.upper().replace("-", "_")
+        variable = variable_of(name)
         spellings = ("-o", "--output") if name == "output" else (f"--{name}",)
         self._variables[variable] = spellings
         self.add_argument(*spellings, **(settings | {"help": f"{settings['help']} [{variable}]"}))
+
+    def add_flag(self, name: str, help: str) -> None:  # noqa: A002  argparse's own
+        """Add `--name`, which takes no value; its variable is true or false."""
+        variable = variable_of(name)
+        self._flags[variable] = f"--{name}"
+        self.add_argument(f"--{name}", action="store_true", help=f"{help} [{variable}=true]")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
         """Put the variables before the command line, unless that has the option too."""
@@ -116,7 +130,13 @@ class EnvironmentParser(argparse.ArgumentParser):
             for variable, spellings in self._variables.items()
             if variable in os.environ and not names.intersection(spellings)
         ]
-        return super().parse_known_args(defaults + given, namespace)
+        return super().parse_known_args(defaults + self._flags_of_variables() + given, namespace)
+
+    def _flags_of_variables(self) -> list[str]:
+        for variable in self._flags:
+            if os.environ.get(variable, "true").lower() not in ("true", "false"):
+                self.error(f"{variable} is true or false, not {os.environ[variable]!r}")
+        return [flag for variable, flag in self._flags.items() if os.environ.get(variable, "").lower() == "true"]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -197,6 +217,7 @@ def add_sessions(parser: EnvironmentParser) -> None:
     """Options of everything that joins sessions and prints them."""
     parser.add_option("output", choices=("json", "table"), default="json", help="format of the lines")
     parser.add_option("log", choices=("all", "problems", "none"), default="all", help="which sessions get a line")
+    parser.add_flag("redact", help="replace names by words that mean nothing, and leave out what was answered")
     parser.add_option("timeout", type=positive, default="10", help="seconds until a query counts as unanswered")
     parser.add_option("max-sessions", type=count, default=65536, help="open sessions at once (default 65536)")
     parser.add_option("name", action="append", default=[], help="only names like this shell pattern (repeatable)")
@@ -225,7 +246,8 @@ def line_options(arguments: argparse.Namespace) -> LineOptions:
         namespaces=tuple(getattr(arguments, "namespace", ())),
         pods=tuple(getattr(arguments, "pod", ())),
     )
-    return LineOptions(arguments.output, arguments.log, arguments.log_rate, arguments.node, wanted)
+    key = secrets.token_bytes(REDACTION_KEY_BYTES) if arguments.redact else None
+    return LineOptions(arguments.output, arguments.log, arguments.log_rate, arguments.node, wanted, key)
 
 
 def settings(arguments: argparse.Namespace) -> Settings:

@@ -38,7 +38,7 @@ def doc(text: str) -> msgspec.Meta:
 class Question(msgspec.Struct, rename="pascal"):
     """What was asked."""
 
-    name: Annotated[str, doc("Name asked for, lower case, with the trailing dot.")]
+    name: Annotated[str, doc("Name asked for, lower case, with the trailing dot; with --redact a word for it.")]
     type: Annotated[str, doc("Type as in the IANA registry; unknown ones as TYPE123 (RFC 3597).")]
     class_: Annotated[str, doc("Class as in the IANA registry.")] = msgspec.field(name="Class")
 

@@ -10,6 +10,7 @@ import msgspec
 
 from agent.export import line, table
 from agent.export.filters import Filter, is_problem
+from agent.export.redaction import Redaction
 from agent.session.who import NOBODY
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class LineOptions(NamedTuple):
     """Lines a second for succeeded sessions; others are never held back. None: no limit."""
     node: str = ""
     filter: Filter = Filter()
+    redaction_key: bytes | None = None
+    """Names are replaced by words made with it; None: they are shown."""
 
 
 @dataclass(slots=True)
@@ -72,6 +75,7 @@ class Printer:
         self._options = options
         self._out = out
         self._limit = RateLimit(options.log_rate)
+        self._redaction = Redaction(options.redaction_key) if options.redaction_key else None
         self._encoder = msgspec.json.Encoder()
         self.suppressed = 0
         self.written = 0
@@ -100,6 +104,8 @@ class Printer:
     def write(self, outcome: Outcome, verdict: Verdict, who: Who) -> None:
         """Print the session."""
         built = line.build(outcome, verdict, self.context, who)
+        if self._redaction:
+            self._redaction.apply(built)
         text = table.row(built) if self._options.output == "table" else self._encoder.encode(built).decode()
         self._out.write(f"{text}\n")
         self.written += 1

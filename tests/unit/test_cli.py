@@ -122,6 +122,19 @@ def test_the_command_line_wins_over_the_variable(name, value, result, monkeypatc
     assert parsed(f"--{name}", value)[name.replace("-", "_")] == result
 
 
+@pytest.mark.parametrize(("value", "redact"), [("true", True), ("True", True), ("false", False)])
+def test_the_variable_of_a_flag_is_true_or_false(value, redact, monkeypatch):
+    monkeypatch.setenv("DNSTRAIL_REDACT", value)
+    assert parsed()["redact"] is redact
+    assert parsed("--redact")["redact"] is True
+
+
+@pytest.mark.parametrize("value", ["", "1", "names"])
+def test_another_value_for_a_flag_is_refused(value, monkeypatch, capsys):
+    monkeypatch.setenv("DNSTRAIL_REDACT", value)
+    assert "DNSTRAIL_REDACT is true or false" in refusal(["run"], capsys).splitlines()[-1]
+
+
 def test_a_wrong_variable_of_run_does_not_hinder_other_commands(monkeypatch):
     monkeypatch.setenv("DNSTRAIL_LOG", "some")
     assert build_parser().parse_args(["check"]).command == "check"
