@@ -8,6 +8,7 @@ import os
 import select
 import sys
 from contextlib import suppress
+from functools import cache
 from typing import NoReturn
 
 MAX_CHARACTERS = 1000
@@ -43,7 +44,20 @@ def end_unless_told_again(seconds: float) -> None:
 
     For loops that must go on: whoever started the process starts it again.
     """
-    faulthandler.dump_traceback_later(seconds, exit=True)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=_stderr_that_never_waits())
+
+
+@cache
+def _stderr_that_never_waits() -> int:
+    """The end must come although nobody reads.
+
+    It is opened anew, for O_NONBLOCK belongs to what others write to as well. A socket cannot be opened by its name:
+    there the words wait for their reader.
+    """
+    try:
+        return os.open("/proc/self/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+    except OSError:
+        return 2
 
 
 def leave() -> NoReturn:

@@ -181,21 +181,8 @@ class Load:
         self.rate, seconds = round(rate / PATIENCE), seconds * PATIENCE
         names = Path(lab.clients[1].directory, "names")
         names.write_text("".join(f"n{number}.default.svc.cluster.local A\n" for number in range(50_000)))
-        argv = [
-            "dnsperf",
-            "-s",
-            VIP,
-            "-d",
-            str(names),
-            "-Q",
-            str(self.rate),
-            "-l",
-            f"{seconds:g}",
-            "-c",
-            "8",
-            "-t",
-            "2",
-        ]
+        pace = ["-Q", str(self.rate), "-l", f"{seconds:g}"]
+        argv = ["dnsperf", "-s", VIP, "-d", str(names), *pace, "-c", "8", "-t", "2"]
         self._process = lab.clients[1].popen(argv, stdout=subprocess.PIPE)
         self._wait = seconds + 20 * PATIENCE
 

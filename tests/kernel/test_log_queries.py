@@ -92,7 +92,7 @@ DIAGNOSES = {
     "ConntrackDropping": rf"{name_of('full')}\.\tThe connection-tracking table of .* is full",
     "DNSReceiveBufferOverflow": r"\d 10\.244\.2\.53\t",
     "DNSStaleBackend": r"StaleConntrackEntry\t10\.244\.1\.10\t\d+\tAn old connection-tracking entry",
-    "DnstrailCaptureLoss": rf"1 of \d\d lookups\n.*\t{UNFINISHED}\.",
+    "DnstrailCaptureLoss": rf"1 of \d+ lookups\n.*\t{UNFINISHED}\.",
 }
 """What the command of each alert's runbook must find."""
 

@@ -30,9 +30,8 @@ def test_what_is_said_is_one_line_each_and_bounded():
     assert len(second) < 1100
 
 
-def test_nobody_who_reads_is_waited_for():
-    reader, writer = os.pipe()
-    usual = run(subprocess.DEVNULL)
+def fill(writer: int) -> int:
+    """Write until a pipe takes no more; how much that was."""
     os.set_blocking(writer, False)
     written = 0
     try:
@@ -40,6 +39,13 @@ def test_nobody_who_reads_is_waited_for():
             written += os.write(writer, bytes(4096))
     except BlockingIOError:
         os.set_blocking(writer, True)
+    return written
+
+
+def test_nobody_who_reads_is_waited_for():
+    reader, writer = os.pipe()
+    usual = run(subprocess.DEVNULL)
+    written = fill(writer)
     assert run(writer) < usual + 5
     assert len(os.read(reader, 2 * written)) == written, "nothing was added"
     os.close(reader)
@@ -53,11 +59,21 @@ def test_a_reader_who_left_is_no_error():
     os.close(writer)
 
 
+STALL = "import time; from agent.process import end_unless_told_again as end\nend(1)\ntime.sleep(20)"
+
+
 def test_a_loop_that_stands_still_ends_the_process_and_says_where_it_stood():
-    loop = "import time; from agent.process import end_unless_told_again as end\nend(1)\ntime.sleep(20)"
-    done = subprocess.run([sys.executable, "-c", loop], capture_output=True, text=True, check=False, timeout=15)
+    done = subprocess.run([sys.executable, "-c", STALL], capture_output=True, text=True, check=False, timeout=15)
     assert done.returncode == 1
     assert "line 3 in <module>" in done.stderr
+
+
+def test_a_loop_that_stands_still_ends_the_process_although_nobody_reads():
+    reader, writer = os.pipe()
+    fill(writer)
+    assert subprocess.run([sys.executable, "-c", STALL], stderr=writer, check=False, timeout=15).returncode == 1
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_loop_that_goes_on_is_left_alone():
