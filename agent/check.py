@@ -394,8 +394,8 @@ def rows(results: Iterable[Result], *, colour: bool) -> Iterator[str]:
 
 
 def sentence(result: Result) -> str:
-    """The finding; of what is not in order, also what it is needed for."""
-    purpose = "" if result.status == "ok" else result.feature.purpose
+    """The finding, and what it is needed for."""
+    purpose = result.feature.purpose
     return f"{result.text} (needed to {purpose})" if purpose else result.text
 
 

@@ -28,9 +28,9 @@ def raising(error: Exception) -> Callable[[], Finding]:
     return probe
 
 
-def test_what_is_there_is_ok_with_what_was_found():
+def test_what_is_there_is_ok_with_what_was_found_and_what_it_is_for():
     text, code = report([feature(good)], colour=False)
-    assert "ok       gills                       two\n" in text
+    assert "ok       gills                       two (needed to breathe)\n" in text
     assert "with all features" in text
     assert code == 0
 
