@@ -264,8 +264,9 @@ def probe_capture() -> Finding:
     """Do it: the one probe that cannot be wrong."""
     begun = time.monotonic()
     try:
-        with Capture([53], RING_BYTES):
-            return Finding(True, f"loaded and attached in {time.monotonic() - begun:.2f} s, and detached again")
+        with Capture([53], RING_BYTES) as capture:
+            took = f"loaded and attached in {time.monotonic() - begun:.2f} s, and detached again"
+            return Finding(True, "; limited: ".join((took, *capture.limits)))
     except Exception as error:  # noqa: BLE001  an attempt that failed is a finding, whatever failed
         return Finding(False, str(error) or type(error).__name__)
 

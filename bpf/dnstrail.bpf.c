@@ -166,9 +166,18 @@ static __always_inline struct counters *my_counters(void)
 			__sync_fetch_and_add(&c->field, 1);                    \
 	} while (0)
 
+/*
+ * Called by its number: BCC looks for bpf_probe_read_kernel() among the kernel's
+ * symbols, and where it may not see their addresses (user other than root, no
+ * CAP_SYSLOG, kptr_restrict=2) takes bpf_probe_read(), which the verifier denies
+ * to cgroup programs.
+ */
+static long (*const probe_read_kernel)(void *to, u32 size, const void *from) =
+	(void *)BPF_FUNC_probe_read_kernel;
+
 static __always_inline int read_kernel(void *to, u32 size, u64 from)
 {
-	return bpf_probe_read_kernel(to, size, (void *)from);
+	return probe_read_kernel(to, size, (void *)from);
 }
 
 static __always_inline u64 read_pointer(u64 from)

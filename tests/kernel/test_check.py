@@ -10,6 +10,7 @@ from tests.kernel.commands import CHECK, RUN, found, refused, start
 pytestmark = pytest.mark.kernel
 
 WITHOUT_BPF = ["setpriv", "--bounding-set=-bpf,-perfmon,-sys_admin"]
+WITHOUT_SYMBOLS = ["setpriv", "--bounding-set=-syslog,-sys_admin"]
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 CAPABILITIES = "this process lacks CAP_BPF and CAP_PERFMON"
 FAKES = {"foreign": "x = 1\n", "unimportable": "raise ImportError('x')\n", "library": "raise OSError('libbcc.so.0')\n"}
@@ -47,6 +48,15 @@ def test_check_without_capabilities_names_them_once():
     assert "run as root, or grant them" in rows["privileges"]
     assert rows["load and attach"].endswith("see privileges")
     assert "Capture is impossible here" in done.stdout
+
+
+def test_where_the_addresses_of_kernel_symbols_are_hidden_everything_is_attached_all_the_same():
+    """As without CAP_SYSLOG, so with kptr_restrict=2."""
+    rows = found(start([*WITHOUT_SYMBOLS, *CHECK]), 0)
+    assert rows["kernel symbols"].startswith("limited")
+    assert rows["sockets of the node"].startswith("ok ")
+    limits = rows["load and attach"].split("; limited: ")[1:]
+    assert all(limit.startswith("no kprobes") for limit in limits), limits
 
 
 def test_run_without_capabilities_names_them():
