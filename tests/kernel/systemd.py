@@ -78,6 +78,19 @@ class Systemd:
         """Start the service."""
         wait_until(self._is_up, "systemd to be up", seconds=START_SECONDS)
         self.systemctl("start", "dnstrail")
+        wait_until(self._says_how_it_went, "the service to be ready or to fail", seconds=START_SECONDS)
+        assert self.is_ready(), f"{self.show('Result', 'ExecMainStatus')}: {self.words()}"
+
+    def words(self) -> str:
+        """What the service has said of itself."""
+        return self.diagnostics.read_text() if self.diagnostics.exists() else ""
+
+    def is_ready(self) -> bool:
+        """Whether it watches."""
+        return "ready in" in self.words()
+
+    def _says_how_it_went(self) -> bool:
+        return self.is_ready() or self.show("NRestarts") != {"NRestarts": "0"}
 
     @staticmethod
     def _write_units(folder: Path, options: Mapping[str, str]) -> None:

@@ -21,6 +21,8 @@ from tests.kernel.systemd import PROGRAM, START_SECONDS, Systemd, status
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(not PROGRAM.exists(), reason="systemd is not installed"),
+    # As in `make test-vm`: the service's user finds a part of the modules only. Why has not been found out.
+    pytest.mark.skipif(" 9p " in Path("/proc/mounts").read_text(), reason="files shared by 9p"),
 ]
 
 NAME = "redis-master.default.svc.cluster.local"
@@ -40,14 +42,9 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
     systemd = Systemd(tmp_path, OPTIONS)
     try:
         systemd.start()
-        wait_until(lambda: "ready in" in diagnostics(systemd), "it to be ready", seconds=START_SECONDS)
         yield systemd
     finally:
         systemd.close()
-
-
-def diagnostics(systemd: Systemd) -> str:
-    return systemd.diagnostics.read_text() if systemd.diagnostics.exists() else ""
 
 
 def lines(systemd: Systemd, client: str) -> list[Line]:
@@ -73,7 +70,7 @@ def test_it_is_limited_in_nothing_that_root_would_not_be(systemd: Systemd, watch
         return {line for line in text.splitlines() if "limited: " in line}
 
     as_root: Watch = watch()
-    assert limits(diagnostics(systemd)) == limits(as_root.diagnostics())
+    assert limits(systemd.words()) == limits(as_root.diagnostics())
 
 
 def test_it_has_the_capabilities_that_the_code_names_and_no_other_privilege(systemd: Systemd):
@@ -106,6 +103,6 @@ def test_killed_it_is_started_again(systemd: Systemd):
     first = systemd.main_pid()
     assert first is not None
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: diagnostics(systemd).count("ready in") == 2, "the next one to be ready", seconds=START_SECONDS)
+    wait_until(lambda: systemd.words().count("ready in") == 2, "the next one to be ready", seconds=START_SECONDS)
     assert systemd.show("ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "1"}
     assert systemd.main_pid() not in (None, first)
