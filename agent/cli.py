@@ -14,7 +14,7 @@ from agent.capture.errors import CaptureError
 from agent.enrich.kube.errors import NotConfiguredError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from agent.export.printer import LineOptions
     from agent.serve import Address
@@ -130,13 +130,15 @@ class EnvironmentParser(argparse.ArgumentParser):
             for variable, spellings in self._variables.items()
             if variable in os.environ and not names.intersection(spellings)
         ]
-        return super().parse_known_args(defaults + self._flags_of_variables() + given, namespace)
+        return super().parse_known_args([*defaults, *self._flags_of_variables(), *given], namespace)
 
-    def _flags_of_variables(self) -> list[str]:
-        for variable in self._flags:
-            if os.environ.get(variable, "true").lower() not in ("true", "false"):
-                self.error(f"{variable} is true or false, not {os.environ[variable]!r}")
-        return [flag for variable, flag in self._flags.items() if os.environ.get(variable, "").lower() == "true"]
+    def _flags_of_variables(self) -> Iterator[str]:
+        for variable, flag in self._flags.items():
+            value = os.environ.get(variable, "false").lower()
+            if value not in ("true", "false"):
+                self.error(f"{variable} is true or false, not {value!r}")
+            if value == "true":
+                yield flag
 
 
 def build_parser() -> argparse.ArgumentParser:
