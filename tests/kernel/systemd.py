@@ -28,7 +28,8 @@ StandardOutput=append:{FOLDER}/lines
 StandardError=append:{FOLDER}/diagnostics
 BindPaths=/run/proc:/proc
 """
-# The cgroup where systemd starts is its root. /run and /tmp are new; the clone is where the unit says.
+# The cgroup where systemd starts is its root. /run and /tmp are new; the clone is where the unit says, and so says its
+# Python environment.
 BOOT = f"""\
 set -e
 for cgroup in $CGROUPS; do echo 0 >"$cgroup/cgroup.procs"; done
@@ -43,6 +44,8 @@ mount --no-mtab --move "$FOLDER/mounts" /run
 mount -t tmpfs tmpfs /opt
 mkdir /opt/dnstrail
 mount --no-mtab --move /run/opt /opt/dnstrail
+echo /opt/dnstrail >/run/where
+mount --bind /run/where /opt/dnstrail/.venv/lib/python3*/site-packages/_editable_impl_dnstrail.pth
 mount -t tmpfs tmpfs /etc/default
 cp {FOLDER}/options /etc/default/dnstrail
 mount -t tmpfs -o mode=1777 tmpfs /tmp

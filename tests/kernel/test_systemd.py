@@ -21,8 +21,6 @@ from tests.kernel.systemd import PROGRAM, START_SECONDS, Systemd, status
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.skipif(not PROGRAM.exists(), reason="systemd is not installed"),
-    # As in `make test-vm`: the service's user finds a part of the modules only. Why has not been found out.
-    pytest.mark.skipif(" 9p " in Path("/proc/mounts").read_text(), reason="files shared by 9p"),
 ]
 
 NAME = "redis-master.default.svc.cluster.local"
