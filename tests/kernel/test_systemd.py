@@ -63,9 +63,11 @@ def test_the_service_tells_whole_lookups_and_serves_the_metrics_of_its_options(s
         assert "dnstrail_build_info" in page.read().decode()
 
 
-def test_it_is_limited_in_nothing_that_root_would_not_be(systemd: Systemd, watch):
+def test_it_is_limited_in_nothing_but_kprobes_that_root_would_not_be(systemd: Systemd, watch):
+    """Debian's 6.1 refuses the kprobe to this user: docs/install.md."""
+
     def limits(text: str) -> set[str]:
-        return {line for line in text.splitlines() if "limited: " in line}
+        return {line for line in text.splitlines() if "limited: " in line and "no kprobes" not in line}
 
     as_root: Watch = watch()
     assert limits(systemd.words()) == limits(as_root.diagnostics())
