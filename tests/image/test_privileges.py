@@ -14,6 +14,7 @@ from agent.lab.namespaces import path_of
 from tests.image import container, oci
 from tests.image.conftest import Run, Start
 from tests.image.container import Container
+from tests.kernel.commands import rows
 from tests.kernel.conftest import Line
 from tests.kernel.test_lifecycle import BURSTS, MAX_SESSIONS, all_gone, ask_in_vain, is_idle, kernel_objects
 
@@ -60,14 +61,9 @@ def wait_for(lab: Lab, started: Container, count: int) -> list[Line]:
 def check(run: Run, **more: object) -> dict[str, str]:
     """`dnstrail check` in a container: each feature's status and words."""
     done = run("check", **more)
-    rows: list[list[str]] = []
-    for line in done.out.partition("\n\n")[0].splitlines()[1:]:
-        if line.startswith(" "):
-            rows[-1].append(line.strip())
-        else:
-            rows.append([line])
-    assert rows, done.err
-    return {row[0][9:37].strip(): " ".join(row) for row in rows}
+    found = rows(done.out)
+    assert found, done.err
+    return found
 
 
 def not_ok(rows: dict[str, str]) -> set[str]:

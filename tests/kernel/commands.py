@@ -30,15 +30,20 @@ def refused(done: CompletedProcess[str]) -> str:
 
 
 def found(done: CompletedProcess[str], code: int) -> dict[str, str]:
-    """The rows of a `check`, each as its status, its feature and its sentence on one line, by feature."""
+    """The rows of a `check` that ended so."""
     assert done.stderr == ""
     assert done.returncode == code
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert "\033" not in done.stdout
-    rows: list[list[str]] = []
-    for line in done.stdout.partition("\n\n")[0].splitlines()[1:]:
+    return rows(done.stdout)
+
+
+def rows(table: str) -> dict[str, str]:
+    """The rows of a `check`, each as its status, its feature and its sentence on one line, by feature."""
+    found: list[list[str]] = []
+    for line in table.partition("\n\n")[0].splitlines()[1:]:
         if line.startswith(" "):
-            rows[-1].append(line.strip())
+            found[-1].append(line.strip())
         else:
-            rows.append([line])
-    return {row[0][9:37].strip(): " ".join(row) for row in rows}
+            found.append([line])
+    return {row[0][9:37].strip(): " ".join(row) for row in found}

@@ -21,6 +21,11 @@ READY_SECONDS = 20.0 * PATIENCE
 LINE_SECONDS = 15.0 * PATIENCE
 
 
+def whole_lines(text: str) -> list[Line]:
+    """The session lines of an output, without one that is not complete yet."""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
 class Watch:
     """`dnstrail run` in the background, by itself or within another command; its lines, only those of one lab."""
 
@@ -39,8 +44,7 @@ class Watch:
 
     def lines(self, lab: Lab | None = None) -> list[Line]:
         """All complete session lines so far; with a lab, those that passed through its namespaces."""
-        text = self.out.read_text()
-        lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        lines = whole_lines(self.out.read_text())
         if lab is None:
             return lines
         ids = {pod.netns_id for pod in (lab.node, *lab.clients, *lab.servers, lab.upstream)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -15,7 +14,7 @@ import pytest
 from agent.capture import privileges
 from agent.lab import Lab, drop_queries, wait_until
 from agent.lab.processes import PATIENCE
-from tests.kernel.conftest import Line, Watch
+from tests.kernel.conftest import Line, Watch, whole_lines
 from tests.kernel.systemd import PROGRAM, START_SECONDS, Systemd, status
 
 pytestmark = [
@@ -48,8 +47,7 @@ def systemd(tmp_path: Path) -> Iterator[Systemd]:
 def lines(systemd: Systemd, client: str) -> list[Line]:
     """Those of one client."""
     text = systemd.lines.read_text() if systemd.lines.exists() else ""
-    found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    return [line for line in found if line["Client"]["Address"] == client]
+    return [line for line in whole_lines(text) if line["Client"]["Address"] == client]
 
 
 def test_the_service_tells_whole_lookups_and_serves_the_metrics_of_its_options(systemd: Systemd, lab: Lab):
