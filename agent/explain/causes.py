@@ -14,8 +14,8 @@ class CauseText(NamedTuple):
 
 CAUSES: dict[str, CauseText] = {
     "CaptureLoss": CauseText(
-        "The agent itself lost records while this lookup was open, so its end is not known.",
-        "Enlarge --ring-size, or lower the load on this node; the lookup may have been fine.",
+        "The end of this lookup is not known: {gap}.",
+        "To know the end of such lookups, {advice}. This one may have been fine.",
     ),
     "IPVSStaleBackend": CauseText(
         "IPVS still sends this client's queries to {backend}, which the Service has no more.",
@@ -122,3 +122,28 @@ CAUSES: dict[str, CauseText] = {
         "The path shows the last hop; look at what comes behind it.",
     ),
 }
+
+
+class Gap(NamedTuple):
+    """Why a record of a lookup is missing, and what keeps that from happening again."""
+
+    words: str
+    advice: str
+
+
+RECORDS_LOST = Gap(
+    "the agent lost records of its own while this lookup was open",
+    "enlarge --ring-size, or lower the load on this node",
+)
+TOO_MANY_OPEN = Gap(
+    "too many lookups were open at once, and the agent closed the oldest of them early",
+    "enlarge --max-sessions, or find the client that opens so many lookups",
+)
+TOO_MANY_PACKETS = Gap(
+    "it had more packets than the agent keeps for one lookup",
+    "look at what its client and server repeat (the path shows the first packets)",
+)
+CAPTURE_ENDED = Gap(
+    "the capture ended {seconds:.3f} s after its last packet",
+    "capture until a lookup has had the time to end: 10 s after its last query",
+)

@@ -187,7 +187,15 @@ def _addressed(outcome: Outcome) -> Endpoint:
     return Endpoint(detail.daddr, detail.dport)
 
 
+def _query_not_seen(view: View) -> Finding | None:
+    """Only the reply shows: a one-sided or mirrored capture, a data plane that hides the query, or nobody asked."""
+    if view.outcome.session.queries.transmissions:
+        return None
+    return Finding("QueryNotSeen", "only the reply was seen here: this vantage hides the query, or there was none")
+
+
 LOOKS: tuple[Callable[[View], Finding | None], ...] = (
+    _query_not_seen,
     _name_not_found,
     _wrong_answer,
     _headless_too_large,
@@ -196,6 +204,7 @@ LOOKS: tuple[Callable[[View], Finding | None], ...] = (
 )
 NAMES = (
     *PLAIN,
+    "QueryNotSeen",
     "SearchPathNXDOMAIN",
     "NameNotFound",
     "StatefulSetName",

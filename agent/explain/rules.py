@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain import netfilter
+from agent.explain.causes import CAPTURE_ENDED, RECORDS_LOST, TOO_MANY_OPEN, TOO_MANY_PACKETS
 from agent.explain.evidence import (
     came_too_late,
     death_words,
@@ -38,6 +39,7 @@ from agent.wire.render import rcode_to_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from agent.explain.causes import Gap
     from agent.session.cluster import Cluster
     from agent.session.model import Leg, Transmission
     from agent.session.outcome import Death
@@ -114,18 +116,34 @@ def _circumstances(outcome: Outcome) -> Iterator[str]:
 
 
 def capture_loss(case: Case) -> Cause | None:
-    """The status says so already."""
+    """The status says so already: this only tells what kept the missing records out."""
     outcome = case.outcome
     if outcome.status is not Status.SAMPLE_LOSS:
         return None
-    evidence = [f"BitMap {int(outcome.bitmap)}"]
-    if outcome.lossy:
-        evidence.append("records were lost while the session was open")
-    if outcome.session.interrupted:
-        evidence.append("the agent ended while the session was open")
-    if outcome.session.overflowed:
-        evidence.append("a bound of the session table closed it early or kept hops out")
-    return say("CaptureLoss", "high" if outcome.lossy else "medium", evidence)
+    session = outcome.session
+    seconds = (session.interrupted_ns - session.last_ns) / SECOND_NS
+    gap = next(gap for holds, gap in GAPS if holds(outcome))
+    evidence = [words for holds, words in GAP_EVIDENCE if holds(outcome)]
+    confidence = "high" if outcome.lossy else "medium"
+    return say("CaptureLoss", confidence, evidence, gap=gap.words.format(seconds=seconds), advice=gap.advice)
+
+
+GAPS: tuple[tuple[Callable[[Outcome], bool], Gap], ...] = (
+    (lambda outcome: outcome.lossy, RECORDS_LOST),
+    (lambda outcome: outcome.session.evicted, TOO_MANY_OPEN),
+    (lambda outcome: outcome.session.overflowed, TOO_MANY_PACKETS),
+    (lambda _outcome: True, CAPTURE_ENDED),
+)
+"""The first that holds is the sentence."""
+GAP_EVIDENCE: tuple[tuple[Callable[[Outcome], bool], str], ...] = (
+    (lambda outcome: outcome.lossy, "the agent's counters show records lost while the lookup was open"),
+    (lambda outcome: outcome.session.evicted, "it was the oldest of the open lookups when their bound was reached"),
+    (
+        lambda outcome: outcome.session.overflowed and not outcome.session.evicted,
+        "a bound of the session table kept packets of it out",
+    ),
+    (lambda outcome: bool(outcome.session.interrupted), "the capture ended while the lookup was open"),
+)
 
 
 def ipvs_stale_backend(case: Case) -> Cause | None:
@@ -498,6 +516,9 @@ def left_node(case: Case) -> Cause | None:
     if not outcome.left_node or not _unanswered(outcome):
         return None
     hop = _unanswered_query(outcome).hops[-1]
+    if outcome.knowledge.lives_here(hop.detail.daddr):
+        # Macvlan and the like: the other end shows no arrival, so nobody knows whether it got there.
+        return None
     evidence = [f"last sighting of the query: {where(hop)}"]
     if outcome.bits & CR:
         evidence.append(_attempts_evidence(outcome))

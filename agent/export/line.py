@@ -11,7 +11,7 @@ import msgspec
 
 from agent.export.clock import SECOND_NS, rfc3339
 from agent.export.messages import family, messages, protocol
-from agent.session.outcome import CQ, SR
+from agent.session.outcome import CQ, SR, Bit
 from agent.session.sighting import Event, Flag, address_to_text, endpoint_to_text, name_text
 from agent.session.surroundings import NothingKnown
 from agent.session.translation import translate
@@ -150,6 +150,7 @@ class Line(msgspec.Struct, rename="pascal"):
     bit_map: Annotated[int, doc("CQ=1, CR=2, FQ=4, FR=8, as on the wire.")]
     dnstap_bit_map: Annotated[int, doc("BitMap as CoreDNS's dnstap plugin would show it.")]
     path_bit_map: Annotated[int, doc("BitMap + SQ=16 + SR=32 + query dropped=64 + reply dropped=128.")]
+    inferred: Annotated[list[str], doc("Bits of PathBitMap that no hop showed, but that must have happened.")]
     question: Annotated[Question | None, doc("What was asked; null for a TCP connection that failed before it was.")]
     protocol: Annotated[str, doc("UDP or TCP.")]
     family: Annotated[str, doc("INET or INET6.")]
@@ -192,6 +193,7 @@ def build(outcome: Outcome, verdict: Verdict, context: Context, who: Who = NOBOD
         bit_map=int(outcome.bitmap),
         dnstap_bit_map=int(outcome.dnstap_bitmap),
         path_bit_map=int(outcome.path),
+        inferred=[bit.name or "" for bit in Bit(outcome.inferred)],
         question=None if session.connecting else _question(key),
         protocol=protocol(first),
         family=family(first),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agent.session.sighting import Detail
 
 MAX_KNOWN_NETNS = 65536
+MAX_WAYS = 65536
 MAX_SERVERS = 64
 MAX_SERVICES = 64
 MAX_BACKENDS = 1024
@@ -80,6 +81,10 @@ class Shape(NamedTuple):
     client_netns: int
     server_netns: int
     path: int
+    inferred: int
+    """Those of its bits that no hop showed."""
+    ways_known: int
+    """How much was known of the ways of replies when this was concluded: see `Knowledge.continues`."""
     backend: Backend | None
 
 
@@ -98,6 +103,9 @@ class Knowledge:
     """Namespaces from which replies were sent, so that a DNS server lives there."""
     linked: set[tuple[int, int]] = field(default_factory=set)
     """Devices (namespace, index) whose other end is on this node: what left there came in elsewhere."""
+    continues: set[tuple[int, int, int, int]] = field(default_factory=set)
+    """Places (the client's namespace; namespace, device, event) at which delivered replies were seen, and then were
+    seen again further on: a reply that is not seen any more behind such a place was lost without a word."""
     backends: dict[tuple[int, Endpoint], dict[Endpoint, Backend]] = field(default_factory=dict)
     """Servers that have answered, by the namespace that translates and the virtual address that was asked."""
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...], bytes], Shape] = field(default_factory=dict)
@@ -144,6 +152,7 @@ class Knowledge:
             self.forwarding.clear()
             self.serving.clear()
             self.linked.clear()
+            self.continues.clear()
         for one in (*session.queries.transmissions, *session.replies.transmissions):
             self._learn_path(one)
 
@@ -159,6 +168,24 @@ class Knowledge:
                 self.forwarding.add(hop.netns)
             left = hop if hop.event == TX else None
         self.receiving |= came_in
+
+    def learn_way_back(self, session: Session, home: int | None) -> None:
+        """Take note of the places from which delivered replies to this client went on, visibly."""
+        if home is None:
+            return
+        if len(self.continues) > MAX_WAYS:
+            self.continues.clear()
+        for one in session.replies.transmissions:
+            self.continues.update((home, hop.netns, hop.ifindex, hop.event) for hop in one.hops[:-1])
+
+    def goes_on(self, reply: Transmission, home: int) -> bool:
+        """Whether replies to this client that came as far as this one were seen to go on from there."""
+        last = reply.hops[-1]
+        return (home, last.netns, last.ifindex, last.event) in self.continues
+
+    def lives_here(self, address: bytes) -> bool:
+        """Whether a server of this node has answered from the address."""
+        return any(address in servers.addresses for servers in self.serving.values())
 
     def learn_answer(self, virtual: tuple[int, Endpoint], backend: Endpoint, answered_ns: int) -> Backend:
         """Take note that a server behind a virtual address has answered."""

@@ -221,8 +221,12 @@ class Session:
     """Which client's lookup an upstream exchange belongs to was a guess among several."""
     overflowed: bool = False
     """A bound kept something out, or closed it early."""
+    evicted: bool = False
+    """It was closed early because too many were open."""
     interrupted: bool = False
-    """Closed because the agent ends."""
+    """Closed because the agent, or the capture, ends."""
+    interrupted_ns: int = 0
+    """When that was."""
 
     def __post_init__(self) -> None:
         self.last_ns = self.first_ns

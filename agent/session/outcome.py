@@ -46,8 +46,9 @@ class Bit(IntFlag):
 CQ, CR, FQ, FR, SQ, SR, QUERY_DROPPED, REPLY_DROPPED = (int(bit) for bit in Bit)
 BITMAP = CQ | CR | FQ | FR
 COMPLETE = SQ | CQ | CR | SR
-ONLY_BY_LOSS = frozenset({2, 6, 8, 9, 10, 11, 14})
-"""BitMaps that no healthy or sick server can produce: a message is missing in the record."""
+MUST_HAVE_HAPPENED = ((FR, FQ), (FQ, CQ), (CR, CQ))
+"""What each bit proves, in the order in which one proof makes the next: an upstream that replied was asked, and a
+server that asked or replied had the query."""
 
 
 class Status(StrEnum):
@@ -95,6 +96,8 @@ class Outcome:
     """The agent lost records while the session was open."""
     knowledge: Knowledge
     """Of the node."""
+    inferred: int = 0
+    """Those of `bits` that no hop showed: what was seen proves that they happened."""
     backend: Backend | None = None
     """The server behind a virtual address that answered."""
     pair: Session | None = None
@@ -188,14 +191,19 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         _put_in_order(one)
         session.first_ns = min(session.first_ns, one.hops[0].ts_ns)
     home, there = client_netns(session), server_netns(session, knowledge)
+    lossy = lost_until_ns is not None
+    delivered = is_delivered(session, knowledge, home, lossy=lossy)
     knowledge.learn(session)
+    if delivered:
+        knowledge.learn_way_back(session, home)
     reply = final_reply(session, knowledge, home)
     query_drop = last_death("query", session.queries.transmissions, knowledge, there)
     reply_drop = last_death("reply", session.replies.transmissions, knowledge, home)
     set_refreshes_apart(session, reply)
-    bits = query_bits(session, knowledge, home, there) | reply_bits(session, home)
-    bits |= upstream_bits(session, knowledge, there)
-    bits |= (QUERY_DROPPED if query_drop else 0) | (REPLY_DROPPED if reply_drop else 0)
+    seen = query_bits(session, knowledge, home, there) | reply_bits(session, home)
+    seen |= upstream_bits(session, knowledge, there)
+    seen |= (QUERY_DROPPED if query_drop else 0) | (REPLY_DROPPED if reply_drop else 0)
+    bits = with_proven(seen, session, home, delivered=delivered)
     outcome = Outcome(
         session=session,
         status=Status.FAILED,
@@ -208,10 +216,11 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         query_drop=query_drop,
         reply_drop=reply_drop,
         upstream_drop=upstream_death(session, knowledge, there),
-        delivered=is_delivered(session, knowledge, home),
+        delivered=delivered,
         left_node=there is None and any(knowledge.leaves_node(one.hops[-1]) for one in session.queries.transmissions),
-        lossy=lost_until_ns is not None,
+        lossy=lossy,
         knowledge=knowledge,
+        inferred=bits & ~seen,
         pair=session.pair,
     )
     outcome.status = status(outcome, lost_until_ns)
@@ -252,7 +261,11 @@ def _shape_key(session: Session) -> tuple[tuple[int, ...], tuple[int, ...], byte
 
 def _known_shape(session: Session, knowledge: Knowledge) -> Shape | None:
     key = _shape_key(session)
-    return None if key is None else knowledge.shapes.get(key)
+    shape = None if key is None else knowledge.shapes.get(key)
+    if shape is not None and shape.inferred and shape.ways_known != len(knowledge.continues):
+        # What was learned since may have shown that its reply is seen coming in after all.
+        return None
+    return shape
 
 
 def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, lossy: bool) -> Outcome:
@@ -276,18 +289,22 @@ def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, 
         left_node=False,
         lossy=lossy,
         knowledge=knowledge,
+        inferred=shape.inferred,
         backend=shape.backend,
     )
 
 
 def _remember_shape(outcome: Outcome, knowledge: Knowledge) -> None:
-    """Only what does not depend on anything but the places: both ends seen, nothing dropped, nothing out of order."""
+    """Only what does not depend on anything but the places: both ends known, nothing dropped, nothing out of order."""
     key = _shape_key(outcome.session)
-    if key is None or outcome.bits != COMPLETE or len(knowledge.shapes) >= MAX_SHAPES:
+    if key is None or outcome.bits != COMPLETE or not outcome.delivered:
         return
-    if outcome.client_netns is None or outcome.server_netns is None:
+    if len(knowledge.shapes) >= MAX_SHAPES and key not in knowledge.shapes:
         return
-    knowledge.shapes[key] = Shape(outcome.client_netns, outcome.server_netns, outcome.bits, outcome.backend)
+    if outcome.client_netns is None or outcome.server_netns is None or (outcome.inferred and outcome.lossy):
+        return
+    ends = outcome.client_netns, outcome.server_netns
+    knowledge.shapes[key] = Shape(*ends, outcome.bits, outcome.inferred, len(knowledge.continues), outcome.backend)
 
 
 def _put_in_order(one: Transmission) -> None:
@@ -351,10 +368,22 @@ def query_bits(session: Session, knowledge: Knowledge, home: int | None, there: 
     """SQ and CQ."""
     queries = session.queries.transmissions
     bits = SQ if home is not None and any(hop.netns == home for one in queries for hop in one.hops) else 0
-    answered = bool(session.replies.transmissions)
-    if any(reached(one, knowledge, there) for one in queries) or (answered and _must_have_reached(session)):
+    return bits | CQ if any(reached(one, knowledge, there) for one in queries) else bits
+
+
+def with_proven(seen: int, session: Session, home: int | None, *, delivered: bool) -> int:
+    """The bits that hops showed, and those that must have happened for these to be.
+
+    A data plane may hide any hop: bpf_redirect_peer() hands a packet to a pod without an arrival there, a macvlan
+    device shows none. A connection that was accepted or refused shows that the request for it got there.
+    """
+    bits = seen
+    for proof, proven in MUST_HAVE_HAPPENED:
+        if bits & proof:
+            bits |= proven
+    if session.connecting and session.replies.transmissions and session.queries.transmissions:
         bits |= CQ
-    return bits
+    return bits | SR if bits & CR and home is not None and delivered else bits
 
 
 def reached(query: Transmission, knowledge: Knowledge, there: int | None) -> bool:
@@ -364,11 +393,6 @@ def reached(query: Transmission, knowledge: Knowledge, there: int | None) -> boo
         return knowledge.leaves_node(last)
     drop = knowledge.died(query, there)
     return bool(query.arrivals(there)) and (drop is None or drop.at_socket)
-
-
-def _must_have_reached(session: Session) -> bool:
-    """The server replied and a query was last seen leaving: some CNIs hand it over without a sighting."""
-    return any(one.hops[-1].event == TX for one in session.queries.transmissions)
 
 
 def reply_bits(session: Session, home: int | None) -> int:
@@ -416,12 +440,27 @@ def final_reply(session: Session, knowledge: Knowledge, home: int | None) -> Tra
     return next(iter(arrived or alive or replies[-1:]), None)
 
 
-def is_delivered(session: Session, knowledge: Knowledge, home: int | None) -> bool:
-    """Whether some reply reached the client as far as this node can see."""
+def is_delivered(session: Session, knowledge: Knowledge, home: int | None, *, lossy: bool) -> bool:
+    """Whether some reply reached the client as far as this node can see.
+
+    Where no hop shows the arrival, the reply counts as taken unless something speaks against it: its death, a client
+    that asked again, a place from which earlier replies to this client were seen to go on, or records that the agent
+    lost.
+    """
     alive = [one for one in session.replies.transmissions if knowledge.died(one, home) is None]
-    if home is None or home not in knowledge.receiving:
+    if home is None:
         return bool(alive)
-    return any(one.arrivals(home) for one in alive)
+    if any(one.arrivals(home) for one in alive):
+        return True
+    if home not in knowledge.receiving:
+        return any(_is_last_word(one, session) for one in alive)
+    return not lossy and any(_is_last_word(one, session) and not knowledge.goes_on(one, home) for one in alive)
+
+
+def _is_last_word(reply: Transmission, session: Session) -> bool:
+    """Whether the client asked no more behind this reply."""
+    last_ns = reply.hops[-1].ts_ns
+    return all(one.hops[0].ts_ns <= last_ns for one in session.sent)
 
 
 def last_death(message: str, transmissions: list[Transmission], knowledge: Knowledge, end: int | None) -> Death | None:
@@ -456,12 +495,14 @@ def answer_source(wire: Wire) -> str | None:
 
 
 def status(outcome: Outcome, lost_until_ns: int | None) -> Status:
-    """Succeeded, Failed, or SampleLoss when the record itself has a gap that could explain it."""
-    if outcome.bits & BITMAP in ONLY_BY_LOSS or outcome.session.overflowed:
-        return Status.SAMPLE_LOSS
+    """Succeeded, Failed, or SampleLoss where records that are known to be missing could explain the gap."""
+    session = outcome.session
     if outcome.delivered and outcome.rcode in (NOERROR, NXDOMAIN):
         return Status.SUCCEEDED
-    if outcome.session.interrupted or lost_until_ns is not None:
+    if session.overflowed:
+        # A bound keeps the newest out, so what it kept out came last.
+        lost_until_ns = max(lost_until_ns or 0, session.last_ns)
+    if session.interrupted or lost_until_ns is not None:
         return Status.FAILED if _is_proven(outcome, lost_until_ns or 0) else Status.SAMPLE_LOSS
     return Status.FAILED
 

@@ -149,7 +149,7 @@ class SessionTable:
         yield from self.expire(now_ns)
         while self._open:
             session = next(iter(self._open))
-            session.interrupted = True
+            session.interrupted, session.interrupted_ns = True, now_ns
             self._close(session, self._judge(session, now_ns))
             yield from self._take_ready()
 
@@ -420,7 +420,7 @@ class SessionTable:
     def _new(self, key: Key, sighting: Sighting) -> Session:
         if len(self._open) >= self.settings.max_sessions:
             oldest = next(iter(self._open))
-            oldest.overflowed = True
+            oldest.overflowed = oldest.evicted = True
             self.counts.evicted += 1
             self._close(oldest, self._judge(oldest, sighting.ts_ns))
         session = Session(key, sighting.ts_ns, sighting.ts_ns + self.settings.timeout_ns)

@@ -224,7 +224,7 @@ def answered(line: Line) -> bool:
 
 def ended_while_open(line: Line) -> bool:
     evidence = line["Cause"]["Evidence"]
-    return line["Status"] == "SampleLoss" and "the agent ended while the session was open" in evidence
+    return line["Status"] == "SampleLoss" and "the capture ended while the lookup was open" in evidence
 
 
 def test_sigterm_with_as_many_open_sessions_as_it_keeps_ends_within_two_seconds_and_counts_those_without_a_line(

@@ -438,6 +438,7 @@ def test_every_finding_is_of_the_specification():
         "StatefulSetName",
         "HeadlessTooLarge",
         "ParallelNameservers",
+        "QueryNotSeen",
         "NodeLocalBypassed",
         "TransactionIdCollision",
         "WrongAnswer",

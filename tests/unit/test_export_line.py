@@ -38,7 +38,7 @@ LINE = {
     "Path",
     "Messages",
 }
-ADDED = {"Remarks", "Connection", "Upstream", "UpstreamOf"}
+ADDED = {"Inferred", "Remarks", "Connection", "Upstream", "UpstreamOf"}
 """Fields beyond those of the specification."""
 CLIENT = {"Address", "Port", "Netns", "Namespace", "Pod", "Workload", "Container", "Process", "Pid"}
 SERVER = {"Address", "Port", "Service", "Backend", "BackendNetns", "Namespace", "Pod", "TranslatedBy"}

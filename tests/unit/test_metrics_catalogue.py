@@ -10,7 +10,7 @@ from agent.export.metrics import catalogue
 from agent.export.metrics.__main__ import document
 from agent.export.metrics.catalogue import BITMAPS, LEGS, METRICS, NO_LOSS, RCODES, Kind
 from agent.export.metrics.losses import LEG_OF_MESSAGE
-from agent.session.outcome import ONLY_BY_LOSS, Status
+from agent.session.outcome import MUST_HAVE_HAPPENED, Status
 from agent.wire.render import rcode_to_text
 
 ROOT = Path(__file__).parents[2]
@@ -65,10 +65,13 @@ def test_the_rcodes_are_all_those_that_have_a_name():
     assert list(RCODES) == named
 
 
-def test_bitmaps_that_only_loss_can_produce_are_sample_loss_alone():
+def test_no_bitmap_lacks_a_message_that_must_have_been_there():
     assert set(BITMAPS) == set(catalogue.STATUSES) == {status.value for status in Status}
-    assert not ONLY_BY_LOSS.intersection(BITMAPS["Succeeded"], BITMAPS["Failed"])
-    assert set(BITMAPS["SampleLoss"]) == set(range(16))
+    possible = {
+        mask for mask in range(16) if all(mask & proven or not mask & proof for proof, proven in MUST_HAVE_HAPPENED)
+    }
+    assert set(BITMAPS["SampleLoss"]) == set(BITMAPS["Failed"]) == possible
+    assert set(BITMAPS["Succeeded"]) < possible
 
 
 def test_latencies_can_be_laid_over_those_of_coredns():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from agent.explain.rules import explain
 from agent.export.line import Context, build
-from agent.session.outcome import Status
+from agent.session.outcome import Bit, Status
 from agent.session.sighting import address_to_text
 
 CONTEXT = Context("node-a", 0)
@@ -264,9 +264,11 @@ def test_a_reply_to_a_query_from_before_the_start_is_counted_and_no_session(worl
     assert world.table.counts.sessions == 0
 
 
-def test_a_reply_that_nobody_asked_for_long_after_the_start_is_a_gap_in_the_record(worlds):
+def test_a_reply_whose_query_was_not_seen_is_no_loss_of_the_agents_and_says_which_side_is_missing(worlds):
     one = worlds(started_ns=worlds.START - 60 * worlds.SECOND).outcome(worlds.Lookup().reply())
-    assert (one.status, int(one.bitmap)) == (Status.SAMPLE_LOSS, 2)
+    assert (one.status, int(one.bitmap), Bit(one.inferred)) == (Status.SUCCEEDED, 3, Bit.CQ)
+    assert explain(one).findings == ["QueryNotSeen"]
+    assert explain(one).cause is None
 
 
 def test_a_retry_of_a_remote_client_whose_first_reply_was_lost_beyond_the_node_is_seen(world):

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from agent.explain.rules import explain
-from agent.session.outcome import Status
+from agent.session.outcome import Bit, Status
 
 SERVFAIL = {"rcode": 2, "aa": False}
 INNOCENT = [
@@ -262,11 +262,64 @@ def test_losses_at_another_time_excuse_nothing(world, interval):
     assert world.outcome(world.Lookup().query()).status is Status.FAILED
 
 
+@pytest.mark.parametrize("lossy", [False, True])
 @pytest.mark.parametrize("seen", [slice(4, 8), slice(5, 8), slice(6, 8)])
-def test_replies_without_their_query_can_only_come_from_loss(worlds, seen):
+def test_a_reply_without_its_query_proves_that_the_server_had_it(worlds, seen, lossy):
     world = worlds(started_ns=-(10**13))
+    if lossy:
+        world.table.record_loss(world.START, world.START + world.SECOND)
     one = world.outcome(world.Lookup().both()[seen])
-    assert (one.status, int(one.bitmap), cause(one)) == (Status.SAMPLE_LOSS, 2, "CaptureLoss")
+    assert (one.status, int(one.bitmap), Bit(one.inferred), cause(one)) == (Status.SUCCEEDED, 3, Bit.CQ, None)
+
+
+# What a data plane does not show
+
+
+def hidden(hops, *places):
+    """Without the hops that such a data plane hides: by number in the plain path."""
+    return [hop for index, hop in enumerate(hops) if index not in places]
+
+
+def redirected(world, start, port=44525, **reply):
+    """A lookup whose packets bpf_redirect_peer() hands to the pods: no hop shows that."""
+    lookup = world.Lookup(port=port)
+    return hidden(lookup.query(start), 2, 3), hidden(lookup.reply(start + world.MS, **reply), 2, 3)
+
+
+@pytest.mark.parametrize("knows_addresses", [False, True])
+def test_lookups_through_ebpf_host_routing_are_whole_and_say_what_was_inferred(worlds, knows_addresses):
+    world = worlds(knows_addresses=knows_addresses)
+    for number in range(4):
+        one = world.outcome(*redirected(world, world.now + world.SECOND, port=2000 + number))
+        assert masks(one) == ("Succeeded", 3, 51)
+        assert (Bit(one.inferred), cause(one), explain(one).findings) == (Bit.CQ | Bit.SR, None, [])
+
+
+def test_what_is_hidden_on_one_way_does_not_excuse_a_reply_that_vanished_on_another(world):
+    world.outcome(world.Lookup(port=2000).both())
+    world.outcome(*redirected(world, world.now + world.SECOND, port=2001))
+    lookup, start = world.Lookup(), world.now + world.SECOND
+    one = world.outcome(lookup.query(start), lookup.reply(start + world.MS)[:2])
+    assert (one.status, cause(one)) == (Status.FAILED, "Unknown")
+
+
+def test_a_client_that_asks_again_did_not_take_a_reply_whose_arrival_is_hidden(world):
+    again = world.Lookup().query(world.START + 50 * world.MS)
+    one = world.outcome(*redirected(world, world.START), again)
+    assert (one.status, one.delivered, one.attempts) == (Status.FAILED, False, 2)
+
+
+def test_an_error_that_was_delivered_unseen_is_still_the_error(world):
+    one = world.outcome(*redirected(world, world.START, **SERVFAIL))
+    assert (masks(one), cause(one)) == (("Failed", 3, 51), "ServerError")
+
+
+def test_a_reply_that_vanished_while_records_were_lost_is_neither_taken_nor_lost(world):
+    world.outcome(world.Lookup(port=2000).both())
+    start = world.now + world.SECOND
+    world.table.record_loss(start, start + world.SECOND)
+    one = world.outcome(*redirected(world, start))
+    assert (one.status, cause(one)) == (Status.SAMPLE_LOSS, "CaptureLoss")
 
 
 @pytest.mark.parametrize("leg", ["query", "reply"])

@@ -121,8 +121,8 @@ LEGS: dict[str, tuple[str, ...]] = {
 NO_LOSS = ("CaptureLoss", "UpstreamError", "ServerError")
 BITMAPS: dict[str, tuple[int, ...]] = {
     "Succeeded": (3, 7, 15),
-    "Failed": (0, 1, 3, 4, 5, 7, 12, 13, 15),
-    "SampleLoss": tuple(range(16)),
+    "Failed": (0, 1, 3, 5, 7, 13, 15),
+    "SampleLoss": (0, 1, 3, 5, 7, 13, 15),
 }
 """BitMaps that each status can have, see docs/semantics.md."""
 
