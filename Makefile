@@ -31,7 +31,7 @@ GO_BUILD = go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
 WITH_GO = $(if $(shell command -v go),$(1))
 
 .PHONY: help setup setup-lab setup-dev oracles coredns cluster prometheus image run demo test test-cluster test-prometheus
-.PHONY: test-image verdicts healthy vm test-vm check bench dashboard lock clean
+.PHONY: test-image verdicts healthy vm test-vm check bench bench-compare dashboard lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -159,6 +159,9 @@ check: setup-dev ## lint, types, layers
 
 bench: setup-lab ## the budget's figures as ratios in one run
 	@exec $(BIN)/python bench/budget.py $(ARGS)
+
+bench-compare: setup-lab ## what a change costs, beside another checkout: ARGS=../before
+	@exec $(BIN)/python bench/compare.py $(ARGS)
 
 dashboard: setup-dev prometheus $(VENV)/.installed-plot ## docs/dashboard.png: a node that breaks, drawn from a Prometheus
 	$(BIN)/python -m bench.dashboard docs/dashboard.png

@@ -29,7 +29,7 @@ from figures import (
     throughput_figures,
 )
 from load import answer_bench_names, dnsperf, require_tools, tcpdump, write_names
-from process import bpf_statistics, running
+from process import OWN_COMMAND, bpf_statistics, running
 
 from agent.lab import Lab, LabError
 
@@ -61,9 +61,9 @@ class Bench:
         """One round of lookups."""
         return dnsperf(self._lab, self._names, seconds or self._seconds, rate)
 
-    def loaded(self, rate: int | None = None) -> Loaded:
+    def loaded(self, rate: int | None = None, command: Path = OWN_COMMAND) -> Loaded:
         """One round of lookups with the agent."""
-        with running(self._lab, self._directory) as agent:
+        with running(self._lab, self._directory, command) as agent:
             time.sleep(IDLE_SECONDS)
             idle, before = agent.memory(), agent.cpu_seconds()
             load = self.load(rate)
@@ -89,10 +89,14 @@ class Bench:
         alone, agent = [], []
         for _ in range(self._rounds):
             alone.append(self.flood())
-            with running(self._lab, self._directory):
-                time.sleep(IDLE_SECONDS)
-                agent.append(self.flood())
+            agent.append(self.flooded())
         return alone, agent
+
+    def flooded(self, command: Path = OWN_COMMAND) -> float:
+        """The same packets a second while the agent runs."""
+        with running(self._lab, self._directory, command):
+            time.sleep(IDLE_SECONDS)
+            return self.flood()
 
     def flood(self) -> float:
         """Packets a second that come through the node to a program in the server pod."""

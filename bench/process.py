@@ -29,6 +29,7 @@ QUIET_SECONDS = 0.25
 SETTLE_SECONDS = 15.0
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 BPF_ENABLE_STATS = 32
+OWN_COMMAND = Path(sys.executable).with_name("dnstrail")
 
 
 class Sums(NamedTuple):
@@ -56,10 +57,9 @@ class Memory(NamedTuple):
 class AgentProcess:
     """`dnstrail run` on this machine; it sees the lab's namespaces as it sees all others."""
 
-    def __init__(self, lab: Lab, directory: Path) -> None:
+    def __init__(self, lab: Lab, directory: Path, command: Path = OWN_COMMAND) -> None:
         self._out = directory / "agent.out"
         self._said = directory / "agent.err"
-        command = Path(sys.executable).with_name("dnstrail")
         begun = time.monotonic()
         with self._out.open("w") as out, self._said.open("w") as err:
             self._process = lab.processes.popen(
@@ -142,9 +142,15 @@ class AgentProcess:
 
 
 @contextmanager
-def running(lab: Lab, directory: Path) -> Iterator[AgentProcess]:
-    """Let the agent run meanwhile; whoever wants its sums stops it before the end."""
-    agent = AgentProcess(lab, directory)
+def running(lab: Lab, directory: Path, command: Path = OWN_COMMAND) -> Iterator[AgentProcess]:
+    """Let the agent run meanwhile; whoever wants its sums stops it before the end.
+
+    Args:
+        lab: where DNS happens.
+        directory: for what the agent prints.
+        command: `dnstrail` of this checkout, or of another one.
+    """
+    agent = AgentProcess(lab, directory, command)
     try:
         yield agent
     finally:
