@@ -250,14 +250,14 @@ def addresses_of(server: Pod) -> tuple[str, str]:
 def _translate(lab: Lab, servers: Sequence[tuple[str, str]]) -> None:
     v4, v6 = [server[0] for server in servers], [server[1] for server in servers]
     if lab.translator == "nftables":
-        tables = translation.nftables_rules("ip", v4) + translation.nftables_rules("ip6", v6)
+        tables = translation.nftables_rules("ip", v4, lab.port) + translation.nftables_rules("ip6", v6, lab.port)
         lab.node.run(["nft", "-f", "-"], stdin=f"delete table ip kube-proxy\ndelete table ip6 kube-proxy\n{tables}")
         return
     if lab.translator == "ipvs":
         raise UnsupportedFaultError("a Service made by IPVS is changed by ipvsadm: see ipvs_faults")
     variant = lab.translator.removeprefix("iptables-")
-    lab.node.run([f"iptables-{variant}-restore"], stdin=translation.iptables_rules(VIP, v4))
-    lab.node.run([f"ip6tables-{variant}-restore"], stdin=translation.iptables_rules(VIP6, v6))
+    lab.node.run([f"iptables-{variant}-restore"], stdin=translation.iptables_rules(VIP, v4, lab.port))
+    lab.node.run([f"ip6tables-{variant}-restore"], stdin=translation.iptables_rules(VIP6, v6, lab.port))
 
 
 @contextmanager

@@ -25,6 +25,7 @@ class Lab:
         servers: The DNS server pods behind the Service.
         upstream: The DNS server they ask for names under upstream.test.
         translator: What holds the Service's rules: iptables-legacy, iptables-nft or nftables.
+        port: Where the server pods listen.
     """
 
     node: Pod
@@ -40,6 +41,7 @@ class Lab:
         servers: int = 1,
         *,
         cache: bool = False,
+        port: int = translation.DNS_PORT,
     ) -> None:
         """Describe a lab; entering it builds it.
 
@@ -48,6 +50,7 @@ class Lab:
             clients: Number of client pods.
             servers: Number of DNS server pods; the node picks one at random per lookup.
             cache: Whether the server pods remember the upstream's answers.
+            port: Where the server pods listen; the Service's port is 53 all the same.
         """
         if not (1 <= clients <= wiring.MAX_PODS and 1 <= servers <= wiring.MAX_PODS):
             raise LabError(f"a lab has 1 to {wiring.MAX_PODS} clients and servers")
@@ -55,6 +58,7 @@ class Lab:
         self.processes = Processes()
         self._translation = translation
         self._cache = cache
+        self.port = port
         self._client_plugs = [wiring.client(self.id, number) for number in range(1, clients + 1)]
         self._server_plugs = [wiring.server(self.id, number) for number in range(1, servers + 1)]
         self._upstream_plug = wiring.upstream(self.id)
@@ -96,14 +100,14 @@ class Lab:
 
     def _install_rules(self, node: str) -> Translator:
         servers = [(plug.address, plug.address6) for plug in self._server_plugs]
-        return translation.install(self._translation, str(namespaces.path_of(node)), servers)
+        return translation.install(self._translation, str(namespaces.path_of(node)), servers, self.port)
 
     def _populate(self, node: str) -> None:
         self.node = self._pod(wiring.node(node))
         self.clients = [self._pod(plug) for plug in self._client_plugs]
-        arguments = zones.server_arguments(self._upstream_plug.address, cache=self._cache)
-        self.servers = [self._server(plug, arguments) for plug in self._server_plugs]
-        self.upstream = self._server(self._upstream_plug, zones.upstream_arguments())
+        arguments = zones.server_arguments(self._upstream_plug.address, cache=self._cache, port=self.port)
+        self.servers = [self._server(plug, arguments, self.port) for plug in self._server_plugs]
+        self.upstream = self._server(self._upstream_plug, zones.upstream_arguments(), translation.DNS_PORT)
         for pod in (self.node, *self.clients, *self.servers, self.upstream):
             # As every pod has its pause container: what is read of a namespace is read of a process in it.
             pod.popen(["sleep", "infinity"])
@@ -120,8 +124,8 @@ class Lab:
             processes=self.processes,
         )
 
-    def _server(self, plug: Plug, arguments: Sequence[str]) -> DnsServer:
-        return DnsServer(**vars(self._pod(plug)), arguments=arguments)
+    def _server(self, plug: Plug, arguments: Sequence[str], port: int) -> DnsServer:
+        return DnsServer(**vars(self._pod(plug)), arguments=arguments, port=port)
 
     def _start_servers(self) -> None:
         servers = [*self.servers, self.upstream]
@@ -146,6 +150,6 @@ def _configure(netns: str, batch: str) -> None:
 
 def _wait_for_path(client: Pod, server: DnsServer) -> None:
     def replied() -> bool:
-        return all(client.gets_reply_from(address) for address in (server.address, server.address6))
+        return all(client.gets_reply_from(address, server.port) for address in (server.address, server.address6))
 
     wait_until(replied, f"a reply from {server.name} to reach {client.name}")

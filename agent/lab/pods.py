@@ -14,7 +14,7 @@ import dns.message
 
 from agent.lab import namespaces
 from agent.lab.processes import LabError, Processes, end, run, wait_until
-from agent.lab.translation import VIP
+from agent.lab.translation import DNS_PORT, VIP
 
 DATABASES = {socket.AF_UNSPEC: "ahosts", socket.AF_INET: "ahostsv4", socket.AF_INET6: "ahostsv6"}
 """What `getent` calls a getaddrinfo() of each family."""
@@ -123,6 +123,7 @@ class Pod:
         *,
         seconds: float = 0.3,
         port: int = 0,
+        server_port: int = DNS_PORT,
         sock: socket.socket | None = None,
     ) -> dns.message.Message | None:
         """Send one query over UDP, once, and wait for the reply.
@@ -133,6 +134,7 @@ class Pod:
             server: Address to ask.
             seconds: How long the socket stays open for the reply.
             port: The source port; 0 for any.
+            server_port: The port to ask.
             sock: A socket of `udp_socket` to use, and to leave open; else one is opened for this query.
 
         Returns:
@@ -141,26 +143,26 @@ class Pod:
         query = dns.message.make_query(name, rdtype)
         with contextlib.ExitStack() as stack:
             if sock is None:
-                sock = stack.enter_context(self.udp_socket(server, port))
+                sock = stack.enter_context(self.udp_socket(server, port, server_port))
             sock.settimeout(seconds)
             with contextlib.suppress(OSError):
                 sock.send(query.to_wire())
                 return dns.message.from_wire(sock.recv(65535))
         return None
 
-    def udp_socket(self, server: str = VIP, port: int = 0) -> socket.socket:
+    def udp_socket(self, server: str = VIP, port: int = 0, server_port: int = DNS_PORT) -> socket.socket:
         """Return a UDP socket of this pod that is connected to a DNS server's port."""
         sock = namespaces.udp_socket(self.name, socket.AF_INET6 if ":" in server else socket.AF_INET)
         sock.bind(("", port))
-        sock.connect((server, 53))
+        sock.connect((server, server_port))
         return sock
 
-    def gets_reply_from(self, server: str) -> bool:
+    def gets_reply_from(self, server: str, port: int = DNS_PORT) -> bool:
         """Tell whether a DNS server answers a query sent from here; waits a tenth of a second at most."""
         family = socket.AF_INET6 if ":" in server else socket.AF_INET
         with namespaces.udp_socket(self.name, family) as sock, contextlib.suppress(OSError):
             sock.settimeout(REPLY_SECONDS)
-            sock.connect((server, 53))
+            sock.connect((server, port))
             sock.send(READY_QUERY)
             return bool(sock.recv(512))
         return False
@@ -181,6 +183,7 @@ class DnsServer(Pod):
     """A pod that runs dnsmasq."""
 
     arguments: Sequence[str] = field(repr=False)
+    port: int = DNS_PORT
     process: Popen[str] | None = field(default=None, repr=False)
 
     def start(self) -> None:
@@ -214,7 +217,7 @@ class DnsServer(Pod):
     def _ready(self) -> bool:
         if self._running().poll() is not None:
             raise LabError(f"dnsmasq in {self.name} ended: {self._log.read_text().strip()}")
-        return all(self.gets_reply_from(address) for address in (self.address, self.address6))
+        return all(self.gets_reply_from(address, self.port) for address in (self.address, self.address6))
 
     def _running(self) -> Popen[str]:
         if self.process is None:

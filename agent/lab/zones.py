@@ -42,10 +42,11 @@ _BASE = (
 )
 
 
-def server_arguments(upstream: str, *, cache: bool) -> list[str]:
-    """Return dnsmasq's options for a server pod that forwards to this upstream."""
+def server_arguments(upstream: str, *, cache: bool, port: int) -> list[str]:
+    """Return dnsmasq's options for a server pod that listens on this port, and forwards to this upstream."""
     return [
         *_BASE,
+        f"--port={port}",
         f"--cache-size={_CACHE_ENTRIES if cache else 0}",
         "--local=/cluster.local/",
         f"--server=/upstream.test/{upstream}",
