@@ -3,8 +3,8 @@
     with host_routing(lab):
         lab.clients[0].ask("redis-master.default.svc.cluster.local")
 
-A child process (`python -m agent.lab.bpf_planes ORDER`) compiles, loads and attaches a program of `bpf/lab` by BPF links,
-and holds them: with it they are gone.
+A child process (`python -m agent.lab.bpf_planes ORDER`) compiles, loads and attaches a program of `bpf/lab` by BPF
+links, and holds them: with it they are gone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import signal
 import socket
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from agent.lab.wiring import NODE_MAC
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from agent.lab.node import Lab
     from agent.lab.pods import Pod

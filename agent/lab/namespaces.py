@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from agent.capture.cgroup import cgroup2_root
 from agent.lab.processes import EXIT_SECONDS, LabError, run
 
 NAMES = Path("/run/netns")
@@ -51,10 +52,14 @@ def create(lab_id: str, names: Iterable[str]) -> Path:
 
 
 def remove(lab_id: str) -> None:
-    """Remove all a lab consists of: processes, namespaces, directory. What is missing already is no error."""
+    """Remove all a lab consists of: processes, namespaces, cgroups, directory. What is missing already is no error."""
     names = [path.name for path in _namespaces() if _lab_of(path) == lab_id]
     _kill_inside(names)
     run(["ip", "-force", "-batch", "-"], stdin="".join(f"netns del {name}\n" for name in names), check=False)
+    for path in _cgroups():
+        if _lab_of(path) == lab_id:
+            with contextlib.suppress(OSError):
+                path.rmdir()
     shutil.rmtree(DIRECTORIES / lab_id, ignore_errors=True)
     if left := [name for name in names if path_of(name).exists()]:
         raise LabError(f"cannot delete the network namespaces {', '.join(left)}")
@@ -62,7 +67,7 @@ def remove(lab_id: str) -> None:
 
 def sweep() -> list[str]:
     """Remove the labs whose owner is dead, and return their ids."""
-    places = [*_namespaces(), *_entries(DIRECTORIES)]
+    places = [*_namespaces(), *_cgroups(), *_entries(DIRECTORIES)]
     dead = sorted({lab for path in places if (lab := _lab_of(path)) and not _owner_alive(lab)})
     for lab in dead:
         remove(lab)
@@ -93,7 +98,7 @@ def call_inside(name: str, function: Callable[[], Result]) -> Result:
     """
 
     def joined() -> Result:
-        _join(name)
+        join(name)
         return function()
 
     with ThreadPoolExecutor(max_workers=1) as pool:
@@ -105,7 +110,8 @@ def udp_socket(name: str, family: int) -> socket.socket:
     return call_inside(name, lambda: socket.socket(family, socket.SOCK_DGRAM))
 
 
-def _join(name: str) -> None:
+def join(name: str) -> None:
+    """Let this thread join the namespace, for good."""
     libc = ctypes.CDLL(None, use_errno=True)
     with path_of(name).open("rb") as namespace:
         if libc.setns(namespace.fileno(), CLONE_NEWNET) != 0:
@@ -118,6 +124,11 @@ def _entries(directory: Path) -> list[Path]:
 
 def _namespaces() -> list[Path]:
     return [path for path in _entries(NAMES) if _lab_of(path)]
+
+
+def _cgroups() -> list[Path]:
+    root = cgroup2_root()
+    return sorted(root.glob("dnstrail-*")) if root else []
 
 
 def _lab_of(path: Path) -> str | None:

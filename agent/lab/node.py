@@ -13,7 +13,7 @@ from agent.lab import namespaces, translation, wiring, zones
 from agent.lab.pods import DnsServer, Pod
 from agent.lab.processes import LabError, Processes, require_root_and_tools, run, wait_until
 from agent.lab.translation import Translation, Translator
-from agent.lab.wiring import Plug
+from agent.lab.wiring import Link, Plug
 
 
 class Lab:
@@ -42,6 +42,7 @@ class Lab:
         *,
         cache: bool = False,
         port: int = translation.DNS_PORT,
+        link: Link = "veth",
     ) -> None:
         """Describe a lab; entering it builds it.
 
@@ -51,6 +52,7 @@ class Lab:
             servers: Number of DNS server pods; the node picks one at random per lookup.
             cache: Whether the server pods remember the upstream's answers.
             port: Where the server pods listen; the Service's port is 53 all the same.
+            link: By what pods are connected. Those on the uplink reach the servers' own addresses, not the Service.
         """
         if not (1 <= clients <= wiring.MAX_PODS and 1 <= servers <= wiring.MAX_PODS):
             raise LabError(f"a lab has 1 to {wiring.MAX_PODS} clients and servers")
@@ -59,6 +61,7 @@ class Lab:
         self._translation = translation
         self._cache = cache
         self.port = port
+        self._link = link
         self._client_plugs = [wiring.client(self.id, number) for number in range(1, clients + 1)]
         self._server_plugs = [wiring.server(self.id, number) for number in range(1, servers + 1)]
         self._upstream_plug = wiring.upstream(self.id)
@@ -94,9 +97,25 @@ class Lab:
         namespaces.set_sysctls(node, wiring.NODE_SYSCTLS)
         for plug in self._plugs:
             namespaces.set_sysctls(plug.netns, wiring.POD_SYSCTLS)
-        _configure(node, wiring.node_links(self._plugs, self._upstream_plug))
+        self._connect(node, wiring.node_links(self._plugs, self._upstream_plug, self._link))
+        if self._link in wiring.ON_UPLINK:
+            pods = [plug for plug in self._plugs if plug is not self._upstream_plug]
+            self._connect(node, wiring.uplink_links(pods, self._upstream_plug, self._link))
         for plug in self._plugs:
             _configure(plug.netns, wiring.pod_links(plug))
+        if self._link in wiring.ON_UPLINK:
+            for plug in self._plugs:
+                _configure(plug.netns, wiring.neighbour_links([other for other in self._plugs if other is not plug]))
+
+    def _connect(self, node: str, batch: str) -> None:
+        """Make the devices.
+
+        Raises:
+            UnsupportedLinkError: There are none of this kind here.
+        """
+        done = run(["ip", "-netns", node, "-batch", "-"], stdin=batch, check=False)
+        if done.returncode != 0:
+            raise wiring.UnsupportedLinkError(f"no {self._link} here: {done.stderr.strip()}")
 
     def _install_rules(self, node: str) -> Translator:
         servers = [(plug.address, plug.address6) for plug in self._server_plugs]

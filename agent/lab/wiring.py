@@ -1,12 +1,16 @@
 """Addresses, links and routes of the lab, as sysctls and `ip -batch` lines.
 
 Pods hang on the node by routed veth pairs, as Calico builds them: a pod has /32 and /128 addresses, and its default
-gateway is a link-local address at the node's end of the pair. All neighbour entries are permanent and duplicate address
-detection is off, so no ARP or neighbour discovery delays the first packet of a test.
+gateway is a link-local address at the node's end of the pair. By macvlan or ipvlan they hang on the uplink instead,
+reach each other and the upstream there, and do not reach the node. All neighbour entries are permanent and duplicate
+address detection is off, so no ARP or neighbour discovery delays the first packet of a test.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from agent.lab.processes import LabError
 
 GATEWAY = "169.254.1.1"
 GATEWAY6 = "fe80::1"
@@ -30,6 +34,14 @@ NODE_SYSCTLS: Mapping[str, str] = {
     "net/ipv4/conf/default/send_redirects": "0",
     "net/ipv4/conf/all/send_redirects": "0",
 }
+
+Link = Literal["veth", "netkit", "macvlan", "ipvlan"]
+"""What connects a pod: a pair of devices with its other end on the node, or a device on the uplink."""
+ON_UPLINK: Mapping[Link, str] = {"macvlan": "macvlan mode bridge", "ipvlan": "ipvlan mode l2"}
+
+
+class UnsupportedLinkError(LabError):
+    """This kernel, or its program `ip`, has no such devices."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +101,16 @@ def upstream(lab_id: str) -> Plug:
     )
 
 
-def node_links(plugs: list[Plug], default: Plug) -> str:
-    """Return the node's batch: a veth pair per pod, and the default route to the outer world."""
+def node_links(plugs: Sequence[Plug], default: Plug, link: Link = "veth") -> str:
+    """Return the node's batch: a pair of devices per pod, and the default route to the outer world."""
+    pairs = [] if link in ON_UPLINK else [plug for plug in plugs if plug is not default]
     return "\n".join(
         [
             "link set lo up",
             f"addr add {NODE_ADDRESS}/32 dev lo",
             f"addr add {NODE_ADDRESS6}/128 dev lo nodad",
-            *(line for plug in plugs for line in _node_end(plug)),
+            *(line for plug in pairs for line in _node_end(plug, link)),
+            *_node_end(default, "veth"),
             f"route add default via {default.address} dev {default.node_interface} onlink src {NODE_ADDRESS}",
             f"route add ::/0 via {default.address6} dev {default.node_interface} onlink src {NODE_ADDRESS6}",
             "",
@@ -123,10 +137,33 @@ def pod_links(plug: Plug) -> str:
     )
 
 
-def _node_end(plug: Plug) -> list[str]:
+def uplink_links(plugs: Sequence[Plug], default: Plug, link: Link) -> str:
+    """Return the node's second batch, where pods hang on the uplink: a device for each."""
+    device = f"link add link {default.node_interface} name eth0"
+    return "\n".join(
+        [*(f"{device} {_address(plug, link)} netns {plug.netns} type {ON_UPLINK[link]}" for plug in plugs), ""]
+    )
+
+
+def neighbour_links(others: Sequence[Plug]) -> str:
+    """Return a pod's second batch, where pods hang on the uplink: it reaches the others there."""
+    lines = []
+    for other in others:
+        addresses = (other.address, other.address6)
+        lines += [f"neigh add {address} lladdr {other.mac} nud permanent dev eth0" for address in addresses]
+        lines += [f"route add {other.address}/32 dev eth0", f"route add {other.address6}/128 dev eth0"]
+    return "\n".join([*lines, ""])
+
+
+def _address(plug: Plug, link: Link) -> str:
+    """What the device of a pod is called on the wire; ipvlan's have the uplink's address, all of them."""
+    return "" if link == "ipvlan" else f"address {plug.mac}"
+
+
+def _node_end(plug: Plug, link: Link) -> list[str]:
     device = plug.node_interface
     return [
-        f"link add {device} address {NODE_MAC} type veth peer name eth0 address {plug.mac} netns {plug.netns}",
+        f"link add {device} address {NODE_MAC} type {link} peer name eth0 address {plug.mac} netns {plug.netns}",
         f"link set {device} addrgenmode none",
         f"link set {device} up",
         f"addr add {GATEWAY6}/64 dev {device} nodad",
