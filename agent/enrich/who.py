@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.model import Endpoint
 from agent.session.outcome import CQ
-from agent.session.sighting import PROCESS
+from agent.session.sighting import CONNTRACK, PROCESS
 from agent.session.translation import translate
 from agent.session.who import Who
 
@@ -55,7 +54,7 @@ class WhoIsWho:
         """Both ends of a closed session, the Service, and what translated it."""
         client, server = self._client(outcome), self._server(outcome)
         found = translate(outcome, self._around, self._cluster, client=client.pod, entry=self._entry(outcome))
-        asked = found.virtual if found is not None else _asked(outcome)
+        asked = found.virtual if found is not None else outcome.server
         backend = found.backend if found is not None else asked
         return Who(
             client=client.pod,
@@ -92,11 +91,10 @@ class WhoIsWho:
         """What the connection table says of a query that got nowhere, if no packet showed it."""
         if self._table is None or outcome.delivered or outcome.bits & CQ or not outcome.session.queries.transmissions:
             return None
-        first = outcome.session.queries.transmissions[0].hops[0].detail
-        if first.ct_original_dport:
+        if outcome.session.queries.transmissions[0].hops[0].flags & CONNTRACK:
             return None
         key = outcome.session.key
-        return self._table.find(key.protocol, key.client, Endpoint(first.daddr, first.dport))
+        return self._table.find(key.protocol, key.client, outcome.server)
 
     def _wall(self, ts_ns: int) -> int:
         return ts_ns + self.wall_offset_ns
@@ -104,18 +102,6 @@ class WhoIsWho:
 
 def _origin(transmissions: list[Transmission]) -> Sighting | None:
     return next((one.origin for one in transmissions if one.origin is not None), None)
-
-
-def _asked(outcome: Outcome) -> Endpoint:
-    """The server as the client spelled it."""
-    queries = outcome.session.queries.transmissions
-    if not queries:
-        detail = outcome.session.replies.transmissions[0].hops[-1].detail
-        return Endpoint(detail.saddr, detail.sport)
-    detail = queries[0].hops[0].detail
-    if detail.ct_original_dport:
-        return Endpoint(detail.ct_original_daddr, detail.ct_original_dport)
-    return Endpoint(detail.daddr, detail.dport)
 
 
 def _container_name(end: _End) -> str | None:

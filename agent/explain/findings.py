@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.explain.disagreement import of_servers, of_types
 from agent.explain.names import addresses, contradiction, service_name, why_not_found
-from agent.session.model import Endpoint
+from agent.session.addressed import times_asked
 from agent.session.outcome import FR, NOERROR, NXDOMAIN
 from agent.session.sighting import V4_MAPPED, address_to_text
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.session.cluster import Cluster
+    from agent.session.model import Endpoint
     from agent.session.outcome import Outcome
     from agent.session.who import Who
 
@@ -52,7 +54,7 @@ def findings(view: View) -> list[Finding]:
 def _upstream_retried(outcome: Outcome) -> bool:
     """Whether the server asked on after silence; that it asks again over TCP after a truncated reply is no retry."""
     unanswered = [one for one in outcome.exchanges if not one.replies.transmissions]
-    repeated = any(len(one.sent) > 1 for one in outcome.exchanges)
+    repeated = any(max(times_asked(one).values()) > 1 for one in outcome.exchanges if len(one.sent) > 1)
     return repeated or (bool(unanswered) and len(outcome.exchanges) > 1)
 
 
@@ -92,7 +94,7 @@ def _waited_ns(outcome: Outcome) -> int:
 
 PLAIN: dict[str, Callable[[Outcome], bool]] = {
     "Retransmitted": lambda outcome: outcome.repeats > 1,
-    "ParallelNameservers": lambda outcome: len(outcome.session.sent) > 1 and len(outcome.session.asked) > 1,
+    "ParallelNameservers": lambda outcome: len(outcome.session.sent) > 1 and len(times_asked(outcome.session)) > 1,
     "SlowServer": _slow_server,
     "SlowUpstream": _slow_upstream,
     "UpstreamRetried": _upstream_retried,
@@ -149,7 +151,7 @@ def _node_local_bypassed(view: View) -> Finding | None:
     who = view.who()
     if who.client is None or who.client.uid == cache.pod.uid or who.service is None:
         return None
-    if _addressed(outcome).address in cache.addresses:
+    if outcome.server.address in cache.addresses:
         return None
     return Finding(
         "NodeLocalBypassed",
@@ -163,7 +165,7 @@ def _server_imbalance(view: View) -> Finding | None:
     if backend is None or backend.answers * 2 < ENOUGH_ANSWERS:
         return None
     answers, servers = backend.all_answers, len(backend.siblings)
-    asked = _addressed(view.outcome)
+    asked = view.outcome.server
     listed = view.cluster.backends(asked, view.outcome.session.key.protocol)
     if listed is not None and listed.ready:
         # A server of a dual-stack Service is listed once in each family.
@@ -179,19 +181,21 @@ def _is_v4(endpoint: Endpoint) -> bool:
     return endpoint.address.startswith(V4_MAPPED)
 
 
-def _addressed(outcome: Outcome) -> Endpoint:
-    """The server as the client spelled it."""
-    detail = outcome.session.queries.transmissions[0].hops[0].detail
-    if detail.ct_original_dport:
-        return Endpoint(detail.ct_original_daddr, detail.ct_original_dport)
-    return Endpoint(detail.daddr, detail.dport)
-
-
 def _query_not_seen(view: View) -> Finding | None:
     """Only the reply shows: a one-sided or mirrored capture, a data plane that hides the query, or nobody asked."""
     if view.outcome.session.queries.transmissions:
         return None
     return Finding("QueryNotSeen", "only the reply was seen here: this vantage hides the query, or there was none")
+
+
+def _servers_disagree(view: View) -> Finding | None:
+    words = of_servers(view.outcome)
+    return Finding("ServersDisagree", words) if words else None
+
+
+def _contradictory_answers(view: View) -> Finding | None:
+    words = of_types(view.outcome)
+    return Finding("ContradictoryAnswers", words) if words else None
 
 
 LOOKS: tuple[Callable[[View], Finding | None], ...] = (
@@ -201,6 +205,8 @@ LOOKS: tuple[Callable[[View], Finding | None], ...] = (
     _headless_too_large,
     _node_local_bypassed,
     _server_imbalance,
+    _servers_disagree,
+    _contradictory_answers,
 )
 NAMES = (
     *PLAIN,
@@ -212,5 +218,7 @@ NAMES = (
     "NodeLocalBypassed",
     "WrongAnswer",
     "ServerImbalance",
+    "ServersDisagree",
+    "ContradictoryAnswers",
 )
 """Every finding there is."""

@@ -11,9 +11,11 @@ import msgspec
 
 from agent.export.clock import SECOND_NS, rfc3339
 from agent.export.messages import family, messages, protocol
+from agent.session.addressed import servers_asked
 from agent.session.outcome import CQ, SR, Bit
 from agent.session.sighting import Event, Flag, address_to_text, endpoint_to_text, name_text
 from agent.session.surroundings import NothingKnown
+from agent.session.taken import is_good
 from agent.session.translation import translate
 from agent.session.who import NOBODY
 from agent.wire.message import extended_rcode, name_to_text
@@ -21,13 +23,13 @@ from agent.wire.render import rcode_to_text, rdclass_to_text, rdtype_to_text
 
 if TYPE_CHECKING:
     from agent.explain.verdict import Verdict
+    from agent.session.addressed import Asked
     from agent.session.model import Key, Session, Transmission
     from agent.session.outcome import Outcome
-    from agent.session.sighting import Detail, Sighting
+    from agent.session.sighting import Sighting
     from agent.session.who import Who
 
 NOTHING_KNOWN = NothingKnown()
-REPLY_CT_INFO = 3
 
 
 def doc(text: str) -> msgspec.Meta:
@@ -206,7 +208,7 @@ def build(outcome: Outcome, verdict: Verdict, context: Context, who: Who = NOBOD
         attempts=outcome.attempts,
         cause=CauseLine(*verdict.cause, verdict.cause.doc) if verdict.cause else None,
         connection=_connection(outcome),
-        upstream=[_exchange(one, outcome) for one in outcome.exchanges],
+        upstream=[_exchange(one, asked, outcome) for one in outcome.exchanges for asked in servers_asked(one)],
         upstream_of=_parent(outcome.session.upstream_of),
         findings=verdict.findings,
         remarks=verdict.remarks,
@@ -252,8 +254,8 @@ def _process(transmissions: list[Transmission]) -> tuple[str | None, int | None]
 
 def _server(outcome: Outcome, who: Who) -> Server:
     found = who.translation or translate(outcome, NOTHING_KNOWN)
-    address, port = found.virtual if found else _addressed(outcome)
-    name, pid = _process(outcome.session.replies.transmissions)
+    address, port = found.virtual if found else outcome.server
+    name, pid = _process([outcome.reply] if outcome.reply else [])
     pod, service = who.server, who.service
     return Server(
         address_to_text(address),
@@ -269,23 +271,6 @@ def _server(outcome: Outcome, who: Who) -> Server:
     )
 
 
-def _addressed(outcome: Outcome) -> tuple[bytes, int]:
-    """The server as the client spelled it: from the first query hop, or un-translated from the last reply hop."""
-    queries = outcome.session.queries.transmissions
-    hop = queries[0].hops[0] if queries else outcome.session.replies.transmissions[0].hops[-1]
-    detail = hop.detail
-    if not queries:
-        return detail.saddr, detail.sport
-    if _in_direction(hop, detail, response=False):
-        # A client in the node's own namespace is first seen behind the translation.
-        return detail.ct_original_daddr, detail.ct_original_dport
-    return detail.daddr, detail.dport
-
-
-def _in_direction(hop: Sighting, detail: Detail, *, response: bool) -> bool:
-    return bool(hop.flags & Flag.CONNTRACK) and (detail.ct_info >= REPLY_CT_INFO) == response
-
-
 def _connection(outcome: Outcome) -> Connection | None:
     if outcome.session.connection is None:
         return None
@@ -294,10 +279,10 @@ def _connection(outcome: Outcome) -> Connection | None:
     return Connection(facts.syn_retransmissions, refused, facts.reset_by, facts.fin_by)
 
 
-def _exchange(exchange: Session, outcome: Outcome) -> Exchange:
-    sent = exchange.queries.transmissions[0].hops[0]
+def _exchange(exchange: Session, asked: Asked, outcome: Outcome) -> Exchange:
+    sent = asked.queries[0].hops[0]
     detail = sent.detail
-    reply = next(iter(exchange.replies.transmissions), None)
+    reply = next(filter(is_good, asked.replies), next(iter(asked.replies), None))
     duration_ns = _arrived_ns(reply, outcome) - sent.ts_ns if reply else None
     return Exchange(
         address=address_to_text(detail.daddr),

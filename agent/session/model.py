@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
@@ -240,12 +239,6 @@ class Session:
     def sent(self) -> list[Transmission]:
         """Queries as the client sent them. TCP repeats segments by itself: over a connection there is one."""
         return self.queries.transmissions[:1] if self.key.protocol == TCP and self.key.name else self.queries.sent
-
-    @property
-    def asked(self) -> Counter[tuple[bytes, int]]:
-        """Servers as the client addressed them, and how often it asked each."""
-        first = (one.hops[0].detail for one in self.sent)
-        return Counter((detail.daddr, detail.dport) for detail in first)
 
     @property
     def refused(self) -> bool:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from enum import IntFlag, StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.session.addressed import asked_of, server_of, times_asked
 from agent.session.identity import REPLY_CT_INFO
 from agent.session.knowledge import Shape
 from agent.session.model import Background, Endpoint, place
 from agent.session.sighting import CONNTRACK, DADDR, DROP, RX, SOCKET_RX, SOCKET_TX, TX, Sighting
+from agent.session.taken import choose
 from agent.wire.message import EXTENDED_ERROR, extended_rcode, options
 
 if TYPE_CHECKING:
@@ -155,7 +157,21 @@ class Outcome:
     @property
     def repeats(self) -> int:
         """How often it sent it to the server that it asked most often."""
-        return self.attempts if self.attempts <= 1 else max(self.session.asked.values())
+        return self.attempts if self.attempts <= 1 else max(times_asked(self.session).values())
+
+    @property
+    def server(self) -> Endpoint:
+        """The server of the reply that counts, as the client addressed it; the first one asked, if none replied."""
+        return server_of(self.session, self.reply)
+
+    @property
+    def queries(self) -> list[Transmission]:
+        """The copies of the query that were sent to that server."""
+        queries = self.session.queries.transmissions
+        if len(queries) < 2:  # noqa: PLR2004  there is nothing to choose
+            return queries
+        server = self.server
+        return [one for one in queries if asked_of(one) == server]
 
     @property
     def server_namespaces(self) -> set[int]:
@@ -190,18 +206,19 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
     for one in (*session.queries.transmissions, *session.replies.transmissions):
         _put_in_order(one)
         session.first_ns = min(session.first_ns, one.hops[0].ts_ns)
-    home, there = client_netns(session), server_netns(session, knowledge)
+    home = client_netns(session)
     lossy = lost_until_ns is not None
     delivered = is_delivered(session, knowledge, home, lossy=lossy)
+    reply = final_reply(session, knowledge, home)
+    there = server_netns(session, knowledge, reply)
     knowledge.learn(session)
     if delivered:
         knowledge.learn_way_back(session, home)
-    reply = final_reply(session, knowledge, home)
     query_drop = last_death("query", session.queries.transmissions, knowledge, there)
     reply_drop = last_death("reply", session.replies.transmissions, knowledge, home)
     set_refreshes_apart(session, reply)
     seen = query_bits(session, knowledge, home, there) | reply_bits(session, home)
-    seen |= upstream_bits(session, knowledge, there)
+    seen |= upstream_bits(session, knowledge, there, reply)
     seen |= (QUERY_DROPPED if query_drop else 0) | (REPLY_DROPPED if reply_drop else 0)
     bits = with_proven(seen, session, home, delivered=delivered)
     outcome = Outcome(
@@ -215,7 +232,7 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         answer_source=None if reply is None or session.connecting else answer_source(reply.wire),
         query_drop=query_drop,
         reply_drop=reply_drop,
-        upstream_drop=upstream_death(session, knowledge, there),
+        upstream_drop=upstream_death(session, knowledge, there, reply),
         delivered=delivered,
         left_node=there is None and any(knowledge.leaves_node(one.hops[-1]) for one in session.queries.transmissions),
         lossy=lossy,
@@ -329,10 +346,20 @@ def client_netns(session: Session) -> int | None:
     return next((hop.netns for hop in _origins(session.queries.transmissions)), None)
 
 
-def server_netns(session: Session, knowledge: Knowledge) -> int | None:
-    """Where the server is: where a reply left its socket, else where a query ended that went no further."""
-    replied = next((hop.netns for hop in _origins(session.replies.transmissions)), None)
-    if replied is not None or session.replies.transmissions:
+def server_netns(session: Session, knowledge: Knowledge, reply: Transmission | None) -> int | None:
+    """Where the server is: where the reply that counts left its socket, else where a query ended that went no further.
+
+    Args:
+        session: in order.
+        knowledge: of the node.
+        reply: the one that counts.
+    """
+    replies = session.replies.transmissions
+    if reply is not None and (reply.origin is not None or len(times_asked(session)) > 1):
+        # Of several servers that were asked, some may be elsewhere.
+        replies = [reply]
+    replied = next((hop.netns for hop in _origins(replies)), None)
+    if replied is not None or replies:
         return replied
     ends = (one.hops[-1] for one in session.queries.transmissions)
     end = next((hop.netns for hop in ends if _is_end(hop, session, knowledge)), None)
@@ -403,21 +430,23 @@ def reply_bits(session: Session, home: int | None) -> int:
     return CR | SR if home is not None and any(one.arrivals(home) for one in replies) else CR
 
 
-def upstream_bits(session: Session, knowledge: Knowledge, there: int | None) -> int:
+def upstream_bits(session: Session, knowledge: Knowledge, there: int | None, reply: Transmission | None) -> int:
     """FQ and FR: what the server asked, and what came back to it while it was of use."""
     exchanges = [one for one in session.exchanges if not one.connecting]
     bits = FQ if any(one.queries.transmissions for one in exchanges) else 0
-    return bits | FR if any(useful_replies(one, session, knowledge, there) for one in exchanges) else bits
+    return bits | FR if any(useful_replies(one, reply, knowledge, there) for one in exchanges) else bits
 
 
-def useful_replies(exchange: Session, session: Session, knowledge: Knowledge, there: int | None) -> list[Transmission]:
-    """The upstream's replies that got to the server before it replied itself."""
-    return [one for one in _in_time(exchange, session) if knowledge.died(one, there) is None]
+def useful_replies(
+    exchange: Session, reply: Transmission | None, knowledge: Knowledge, there: int | None
+) -> list[Transmission]:
+    """The upstream's replies that got to the server before it sent this reply itself."""
+    return [one for one in _in_time(exchange, reply) if knowledge.died(one, there) is None]
 
 
-def _in_time(exchange: Session, session: Session) -> list[Transmission]:
-    """The upstream's replies that were sent before the server replied itself."""
-    replied_ns = min((one.hops[0].ts_ns for one in session.replies.transmissions), default=None)
+def _in_time(exchange: Session, reply: Transmission | None) -> list[Transmission]:
+    """The upstream's replies that were sent before the server sent this reply itself; all, if it never did."""
+    replied_ns = None if reply is None else reply.hops[0].ts_ns
     return [one for one in exchange.replies.transmissions if replied_ns is None or one.hops[0].ts_ns <= replied_ns]
 
 
@@ -433,11 +462,11 @@ def set_refreshes_apart(session: Session, reply: Transmission | None) -> None:
 
 
 def final_reply(session: Session, knowledge: Knowledge, home: int | None) -> Transmission | None:
-    """The first reply that was delivered: the client takes that one. Else the last that was sent."""
+    """The delivered reply that the client takes. Else the last that was sent."""
     replies = session.replies.transmissions
     alive = [one for one in replies if knowledge.died(one, home) is None]
     arrived = [one for one in alive if home is not None and one.arrivals(home)]
-    return next(iter(arrived or alive or replies[-1:]), None)
+    return choose(session, arrived or alive or replies[-1:])
 
 
 def is_delivered(session: Session, knowledge: Knowledge, home: int | None, *, lossy: bool) -> bool:
@@ -472,10 +501,12 @@ def last_death(message: str, transmissions: list[Transmission], knowledge: Knowl
     return None
 
 
-def upstream_death(session: Session, knowledge: Knowledge, there: int | None) -> Death | None:
+def upstream_death(
+    session: Session, knowledge: Knowledge, there: int | None, reply: Transmission | None
+) -> Death | None:
     """The newest loss between the server and its upstreams."""
     for exchange in reversed(session.exchanges):
-        death = last_death("reply of the upstream", _in_time(exchange, session), knowledge, there)
+        death = last_death("reply of the upstream", _in_time(exchange, reply), knowledge, there)
         death = death or last_death("server's own query", exchange.queries.transmissions, knowledge, None)
         if death is not None:
             return death

@@ -12,6 +12,7 @@ from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from agent.session import upstream
+from agent.session.addressed import times_asked
 from agent.session.drops import UNKNOWN_KERNEL, Kernel
 from agent.session.identity import clients, connecting_key, is_loopback
 from agent.session.knowledge import Knowledge, Losses, Servers
@@ -19,6 +20,7 @@ from agent.session.model import MAX_MESSAGES, Background, Endpoint, Key, Session
 from agent.session.outcome import REFRESH_NS, Outcome, judge
 from agent.session.relatives import LastLookups
 from agent.session.sighting import DROP, FRAGMENT, ICMP, ORIGIN, TCP, Detail, Sighting
+from agent.session.taken import is_good
 from agent.session.tcp import TcpStage
 from agent.wire.errors import WireError
 from agent.wire.message import Summary, summarize
@@ -279,19 +281,34 @@ class SessionTable:
             session.last_ns = sighting.ts_ns
         if response:
             self._wait_until(session, self._answered_until(session, sighting.ts_ns))
-        elif sighting.flags & ORIGIN and not session.replies.transmissions:
+        elif session.replies.transmissions:
+            self._wait_for_better(session, sighting)
+        elif sighting.flags & ORIGIN:
             self._wait_until(session, max(session.deadline_ns, sighting.ts_ns + self.settings.timeout_ns))
         if session.upstream_of is not None:
             self._keep_parent_open(session, sighting.ts_ns)
         return session
 
     def _answered_until(self, session: Session, ts_ns: int) -> int:
-        """A client that asked again will be answered again while the server still asks upstream for it."""
+        """A client that asked again will be answered again while the server still asks upstream for it.
+
+        One that asked several servers at once waits for the others when the first reply is an error.
+        """
         until = ts_ns + self.settings.linger_ns
-        asks = session.upstream and not session.upstream[-1].replies.transmissions
-        if asks and len(session.sent) > len(session.replies.transmissions):
+        if len(session.queries.transmissions) < 2 or len(session.sent) <= len(session.replies.transmissions):  # noqa: PLR2004
+            return until
+        if session.upstream and not session.upstream[-1].replies.transmissions:
             return max(until, session.upstream[-1].last_ns + self.settings.upstream_timeout_ns)
+        if len(times_asked(session)) > 1 and not any(map(is_good, session.replies.transmissions)):
+            return max(until, session.sent[-1].hops[0].ts_ns + self.settings.timeout_ns)
         return until
+
+    def _wait_for_better(self, session: Session, sighting: Sighting) -> None:
+        """A client that sends its query again after an error goes on: the answer to that may be a good one."""
+        newest = session.queries.transmissions[-1].hops[0]
+        reply = session.replies.transmissions[-1]
+        if newest.ts_ns > reply.hops[0].ts_ns and not is_good(reply):
+            self._wait_until(session, max(session.deadline_ns, sighting.ts_ns + self.settings.timeout_ns))
 
     def _wait_until(self, session: Session, deadline_ns: int) -> None:
         deadline_ns = min(deadline_ns, session.first_ns + self.settings.lifetime_ns)

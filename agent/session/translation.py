@@ -148,7 +148,7 @@ def translate(
 
 def by_own_entry(case: _Case) -> Translation | None:
     """The entry that hung on the packet."""
-    found = translation(case.outcome.session.queries.transmissions)
+    found = translation(case.outcome.queries)
     if found is None:
         return None
     virtual, backend, hop = found
@@ -188,7 +188,7 @@ def by_other_address(case: _Case) -> Translation | None:
 
 
 def _rewritten(outcome: Outcome) -> Iterator[tuple[Sighting, Sighting]]:
-    for one in outcome.session.queries.transmissions:
+    for one in outcome.queries:
         for before, after in pairwise(one.hops):
             if _destination(before) != _destination(after):
                 yield before, after
@@ -245,7 +245,7 @@ def not_at_all(case: _Case) -> Translation | None:
     queries = case.outcome.session.queries.transmissions
     if not queries or case.outcome.server_netns is None or not case.outcome.bits & CQ:
         return None
-    asked = _destination(queries[0].hops[0])
+    asked = case.outcome.server
     if not asked.address.startswith(LINK_LOCAL) and not _is_virtual(asked.address, case.cluster):
         return None
     return Translation(asked, asked, Mechanism.NONE)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.export.metrics.catalogue import EVERYWHERE, FEW_RCODES, NOBODY, OTHER, REST, STATUSES
 from agent.export.metrics.losses import lost_messages
+from agent.session.addressed import times_asked
 from agent.session.outcome import Status
 from agent.wire.render import rcode_to_text
 
@@ -99,7 +100,7 @@ class Clients:
         attempts = 1 if session.connecting or len(session.queries.transmissions) == 1 else outcome.attempts
         numbers.queries += attempts
         if attempts > 1:
-            numbers.retransmissions += attempts - len(session.asked)
+            numbers.retransmissions += attempts - len(times_asked(session))
         # Told apart by identity: an enum's hash is a function of Python.
         numbers.sessions[SUCCEEDED if outcome.status is Status.SUCCEEDED else outcome.status.value] += 1
         if outcome.rcode is not None:

@@ -13,10 +13,11 @@ from agent.export.metrics.catalogue import LATENCY_BUCKETS, NOTHING_ASKED, OTHER
 from agent.export.metrics.histogram import Histogram
 from agent.export.metrics.latency import spans
 from agent.export.metrics.losses import lost_half, lost_messages
+from agent.session.addressed import servers_asked, times_asked
 from agent.session.outcome import BITMAP, COMPLETE
 from agent.session.sighting import ORIGIN, TCP, UDP
+from agent.session.taken import rcode_of
 from agent.session.who import NOBODY
-from agent.wire.message import extended_rcode
 from agent.wire.render import rcode_to_text, rdtype_from_text
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class Tally:
         )
         self._add(catalogue.QUERIES, vantage, _proto(session.key.protocol), qtype, number=attempts)
         if not session.connecting:
-            self._add(catalogue.RETRANSMISSIONS, vantage, number=attempts - len(session.asked))
+            self._add(catalogue.RETRANSMISSIONS, vantage, number=attempts - len(times_asked(session)))
         if outcome.rcode is not None:
             self._add(catalogue.RESPONSES, vantage, _rcode(outcome.rcode))
         if TRUNCATED in verdict.findings:
@@ -180,9 +181,9 @@ class Tally:
             if exchange.connecting:
                 continue
             self._add(catalogue.UPSTREAM_QUERIES, _proto(exchange.key.protocol), number=len(exchange.sent))
-            for reply in exchange.replies.transmissions[:1]:
-                rcode = extended_rcode(reply.wire.payload, reply.wire.summary)
-                self._add(catalogue.UPSTREAM_RESPONSES, _rcode(rcode))
+            for asked in servers_asked(exchange):
+                for reply in asked.replies[:1]:
+                    self._add(catalogue.UPSTREAM_RESPONSES, _rcode(rcode_of(reply)))
 
     def _time(self, outcome: Outcome) -> None:
         if outcome.session.connecting:
