@@ -110,11 +110,11 @@ CAUSES: dict[str, CauseText] = {
         "Look beyond the node: security groups, ACLs, the underlay, a provider's query limit, the server's node.",
     ),
     "UpstreamError": CauseText(
-        "The DNS server relayed {rcode} from its upstream{address}.",
+        "The DNS server {deed}.",
         "Ask whoever runs the upstream, with the name, the time and this node.",
     ),
     "ServerError": CauseText(
-        "The DNS server itself answered {rcode}.",
+        "The DNS server {deed}.",
         "Look at the server's configuration: no zone or upstream for this name, or its concurrency limit.",
     ),
     "Unknown": CauseText(

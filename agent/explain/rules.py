@@ -25,16 +25,24 @@ from agent.explain.evidence import (
     where,
 )
 from agent.explain.findings import View, findings
+from agent.explain.replies import (
+    attempts_upstream,
+    is_error_delivered,
+    server_error,
+    spoken_error,
+    upstream_error,
+    upstream_timeout,
+)
 from agent.explain.signatures import PROGRAMS, QUEUE_LOCATIONS, WORDS, XDP_LOCATIONS, confidence_in, link_is_down
 from agent.explain.verdict import Cause, Verdict, say
+from agent.session.addressed import asked_of
 from agent.session.cluster import NobodyKnown
 from agent.session.model import SECOND_NS, Endpoint
-from agent.session.outcome import CQ, CR, FQ, FR, Outcome, Status, translation
+from agent.session.outcome import CQ, CR, Outcome, Status, translation
 from agent.session.sighting import RX, address_to_text, endpoint_to_text
 from agent.session.surroundings import NothingKnown
 from agent.session.translation import DESTINATION_NAT
 from agent.session.who import NOBODY
-from agent.wire.render import rcode_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,8 +55,6 @@ if TYPE_CHECKING:
     from agent.session.surroundings import Ipvs, Surroundings
     from agent.session.who import Who
 
-HEADER_RCODE = 0xF
-"""The lower bits of an extended rcode, which are in the header (RFC 6891 6.1.3)."""
 ORIGINAL_ESTABLISHED = 0
 """enum ip_conntrack_info: a query over an entry that has seen a reply before."""
 PAIR_TYPES = {1: "A", 28: "AAAA"}
@@ -97,7 +103,12 @@ def explain(
 
 def _cause(case: Case) -> Cause | None:
     outcome = case.outcome
-    if outcome.status is Status.SUCCEEDED and not case.deaths and not lost_attempt(outcome):
+    if (
+        outcome.status is Status.SUCCEEDED
+        and not case.deaths
+        and not lost_attempt(outcome)
+        and spoken_error(outcome) is None
+    ):
         return None
     cause = next((cause for rule in RULES if (cause := rule(case)) is not None), None)
     if cause is not None:
@@ -168,10 +179,7 @@ def _stale_in(ipvs: Ipvs | None, outcome: Outcome, query: Transmission) -> tuple
     """The client, and the server it is bound to, if that is stale."""
     if ipvs is None:
         return None
-    client, detail = outcome.session.key.client, query.hops[0].detail
-    asked = Endpoint(detail.daddr, detail.dport)
-    if detail.ct_original_dport:
-        asked = Endpoint(detail.ct_original_daddr, detail.ct_original_dport)
+    client, asked = outcome.session.key.client, asked_of(query)
     protocol = outcome.session.key.protocol
     server = ipvs.stale_server(protocol, client, asked) or _translated_to_stale(ipvs, protocol, asked, query)
     return None if server is None else (client, server)
@@ -526,6 +534,9 @@ def left_node(case: Case) -> Cause | None:
 
 
 def _unanswered(outcome: Outcome) -> bool:
+    """Whether a query got no reply at all. A lookup that failed by what it was told is none of these."""
+    if is_error_delivered(outcome):
+        return False
     return not outcome.bits & CR or (outcome.delivered and lost_attempt(outcome))
 
 
@@ -549,23 +560,19 @@ def upstream_tcp_refused(case: Case) -> Cause | None:
 def upstream_tcp_unavailable(case: Case) -> Cause | None:
     """The server could not even ask: zones served over UDP only, behind a cache that asks over TCP."""
     outcome = case.outcome
+    error = spoken_error(outcome)
     failed = [one for one in outcome.exchanges if one.connecting]
-    if not failed or outcome.bits & FR or outcome.healthy:
+    if not failed or (outcome.healthy and error is None):
+        return None
+    attempts = attempts_upstream(outcome, error)
+    if any(one.reply is not None and one.last_ns > failed[-1].first_ns for one in attempts):
+        # It asked on without a connection, and was answered.
         return None
     how = "refused" if failed[-1].refused else "no answer to the request for a connection"
     asked = [hop.detail for one in failed for hop in _first_hops(one.queries)]
-    return say("UpstreamTCPUnavailable", "high", [f"{_upstreams(asked)}: {how}"], address=_upstreams(asked))
-
-
-def upstream_timeout(case: Case) -> Cause | None:
-    """The server asked upstream, nothing came back, and so it had nothing to say or said SERVFAIL."""
-    outcome = case.outcome
-    if not outcome.bits & FQ or outcome.bits & FR or outcome.healthy:
-        return None
-    asked = [hop.detail for one in outcome.exchanges for hop in _first_hops(one.queries)]
-    evidence = [f"{len(asked)} queries to {_upstreams(asked)}, no reply"]
-    confidence = "medium" if outcome.session.ambiguous else "high"
-    return say("UpstreamTimeout", confidence, evidence, address=_upstreams(asked))
+    said = [one.words for one in attempts if one.reply is not None]
+    evidence = [f"{_upstreams(asked)}: {how}", *said]
+    return say("UpstreamTCPUnavailable", "high", evidence, address=_upstreams(asked))
 
 
 def _first_hops(leg: Leg) -> list[Sighting]:
@@ -576,51 +583,17 @@ def _upstreams(asked: list[Detail]) -> str:
     return ", ".join(dict.fromkeys(endpoint_to_text(detail.daddr, detail.dport) for detail in asked))
 
 
-def server_error(case: Case) -> Cause | None:
-    """An error that nobody upstream was seen to give."""
-    outcome = case.outcome
-    if outcome.rcode is None or outcome.healthy or not outcome.delivered:
-        return None
-    evidence = [f"{rcode_to_text(outcome.rcode)} with {_flags(outcome)}"]
-    bare = outcome.answer_source == "server-error"
-    return say("ServerError", "medium" if bare else "low", evidence, rcode=rcode_to_text(outcome.rcode))
-
-
-def _flags(outcome: Outcome) -> str:
-    if outcome.answer_source == "server-error":
-        return "AA=0, RA=0 and no records"
-    assert outcome.reply is not None  # noqa: S101  there is no rcode without a reply
-    summary = outcome.reply.wire.summary
-    return f"AA={summary.aa:d}, RA={summary.ra:d}"
-
-
-def upstream_error(case: Case) -> Cause | None:
-    """An error that an upstream was seen to give, or that carries the flags of a forwarded answer."""
-    outcome = case.outcome
-    if outcome.rcode is None or outcome.healthy or not outcome.delivered:
-        return None
-    rcode = rcode_to_text(outcome.rcode)
-    relayed = [
-        one.hops[0].detail
-        for exchange in outcome.exchanges
-        for one in exchange.replies.transmissions
-        if one.wire.summary.rcode == outcome.rcode & HEADER_RCODE
-    ]
-    if relayed:
-        address = endpoint_to_text(relayed[-1].saddr, relayed[-1].sport)
-        confidence = "medium" if outcome.session.ambiguous else "high"
-        return say("UpstreamError", confidence, [f"{address} answered {rcode}"], rcode=rcode, address=f" {address}")
-    if outcome.answer_source != "forward":
-        return None
-    return say("UpstreamError", "low", [f"{rcode} with {_flags(outcome)}"], rcode=rcode, address="")
-
-
 def unknown(case: Case) -> Cause | None:
     """The last hop is all there is."""
     legs = (("reply", case.outcome.session.replies), ("query", case.outcome.session.queries))
     message, leg = next((name, leg) for name, leg in legs if leg.transmissions)
     hop = leg.transmissions[-1].hops[-1]
     return say("Unknown", "low", [f"last sighting: {where(hop)}"], message=message, place=where(hop))
+
+
+def of_outcome(speak: Callable[[Outcome], Cause | None]) -> Callable[[Case], Cause | None]:
+    """A rule that needs nothing but the session."""
+    return lambda case: speak(case.outcome)
 
 
 RULES: tuple[Callable[[Case], Cause | None], ...] = (
@@ -652,10 +625,10 @@ RULES: tuple[Callable[[Case], Cause | None], ...] = (
     told_by_icmp,
     # At the server or beyond.
     upstream_tcp_unavailable,
-    upstream_timeout,
+    of_outcome(upstream_timeout),
     server_no_reply,
     left_node,
-    upstream_error,
-    server_error,
+    of_outcome(upstream_error),
+    of_outcome(server_error),
     unknown,
 )

@@ -90,6 +90,17 @@ def silent_upstream(world):
     return world.outcome(lookup.query(), asked.query(world.START + world.MS), failed)
 
 
+def relayed_error(world):
+    lookup = world.Lookup()
+    asked = lookup.onward(port=41000)
+    relayed = [
+        *asked.query(world.START + world.MS),
+        *asked.reply(world.START + 2 * world.MS, rcode=2, aa=False),
+        *lookup.reply(world.START + 3 * world.MS, rcode=2, aa=False, ra=True),
+    ]
+    return world.outcome(lookup.query(), relayed)
+
+
 def upstream_without_tcp(world):
     world.outcome(world.Lookup(port=2000).both())
     lookup, start = world.Lookup(), world.now + world.MS
@@ -139,7 +150,7 @@ CASES = {
     "ServerNoReply": (lambda world: world.outcome(world.Lookup().query()), "high"),
     "LeftNode": (lambda world: world.outcome(world.Lookup(shape="client").query()), "medium"),
     "ServerError": (lambda world: world.outcome(world.Lookup().both(rcode=2, aa=False)), "medium"),
-    "UpstreamError": (lambda world: world.outcome(world.Lookup().both(rcode=2, aa=False, ra=True)), "low"),
+    "UpstreamError": (relayed_error, "high"),
     "Unknown": (vanished_reply, "low"),
     "ConntrackTableFull": (lambda world: refused(world, PREROUTING, (0, 0, 5), (0, 0, 6)), "high"),
     "ConntrackRace": (
@@ -443,6 +454,8 @@ def test_every_finding_is_of_the_specification():
         "TransactionIdCollision",
         "WrongAnswer",
         "ServerImbalance",
+        "ServersDisagree",
+        "ContradictoryAnswers",
     }
 
 

@@ -115,10 +115,15 @@ LEGS: dict[str, tuple[str, ...]] = {
     "LeftNode": ("query",),
     "UpstreamTCPUnavailable": ("upstream",),
     "UpstreamTimeout": ("upstream",),
+    "UpstreamError": ("query",),
+    "ServerError": ("query",),
     "Unknown": ("query", "reply"),
 }
-"""Which messages each cause is the loss of. An error that was delivered lost none; CaptureLoss lost records of ours."""
-NO_LOSS = ("CaptureLoss", "UpstreamError", "ServerError")
+"""Which messages each cause is the loss of. An error that ended the lookup lost none, one after which the client asked
+again is a lost query; CaptureLoss lost records of ours."""
+NO_LOSS = ("CaptureLoss",)
+ANSWERS = ("UpstreamError", "ServerError")
+"""Causes that are an answer: where the lookup failed by it, no message was lost."""
 BITMAPS: dict[str, tuple[int, ...]] = {
     "Succeeded": (3, 7, 15),
     "Failed": (0, 1, 3, 5, 7, 13, 15),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain.evidence import death_words, deaths
-from agent.export.metrics.catalogue import EVERYWHERE, LEGS, NO_LOSS
+from agent.export.metrics.catalogue import ANSWERS, EVERYWHERE, LEGS, NO_LOSS
 from agent.session.relatives import AAAA, A
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Lost(NamedTuple):
 
 def lost_messages(outcome: Outcome, cause: Cause) -> Lost | None:
     """What this cause cost; None where it is no loss of a message: an error that was delivered, or a gap of our own."""
-    if cause.code in NO_LOSS:
+    if cause.code in NO_LOSS or (cause.code in ANSWERS and not outcome.healthy):
         return None
     leg = _leg(outcome, cause)
     return Lost(leg, max(1, COUNTS[leg](outcome)))

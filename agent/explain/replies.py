@@ -1,0 +1,287 @@
+"""Why a server answered with an error: its own word, its upstream's, or what cannot be known from here.
+
+An error is told as relayed only where an upstream was seen to give it. Where the server's side of the node is in view,
+that it asked nobody, or that its upstreams said otherwise, makes the error its own. Everywhere else nobody can know,
+and the evidence says so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.explain.remedies import BETWEEN_NEIGHBOURS, OF_CLIENTS, REJECTED, UNKNOWABLE, remedy
+from agent.explain.verdict import say
+from agent.session.addressed import servers_asked
+from agent.session.model import SECOND_NS
+from agent.session.outcome import FQ, answer_source
+from agent.session.sighting import endpoint_to_text
+from agent.session.taken import is_good, rcode_of, refused_attempts
+from agent.wire.extended_errors import extended_errors
+from agent.wire.render import rcode_to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.explain.verdict import Cause
+    from agent.session.model import Endpoint, Session, Transmission
+    from agent.session.outcome import Outcome
+    from agent.wire.extended_errors import ExtendedError
+
+AT_ONCE_NS = 10_000_000
+"""Upstreams asked within so long were asked together."""
+PATIENCE_NS = 100_000_000
+"""A server that replies sooner after a question to an upstream did not wait for the answer."""
+QUICK_NS = 2_000_000
+"""A server that replies within so long hardly had the time to ask anybody."""
+
+NEVER_NS = 1 << 62
+
+
+class Attempt(NamedTuple):
+    """What a server asked one upstream, until it replied itself."""
+
+    server: Endpoint
+    queries: int
+    first_ns: int
+    last_ns: int
+    """When it asked first and last."""
+    reply: Transmission | None
+    """What came back in time."""
+    unusable: int
+    """Replies that it could not use."""
+
+    @property
+    def address(self) -> str:
+        """For a sentence."""
+        return endpoint_to_text(*self.server)
+
+    @property
+    def words(self) -> str:
+        """For evidence."""
+        if self.reply is not None:
+            truncated = ", truncated" if self.reply.wire.summary.tc else ""
+            said = f"{self.address} answered {rcode_to_text(rcode_of(self.reply))}{truncated}"
+            return ", ".join((said, *(one.words for one in _errors(self.reply))))
+        useless = f", {self.unusable} that the server could not use" if self.unusable else ""
+        return f"{self.address} did not reply{useless}"
+
+
+def spoken_error(outcome: Outcome) -> Transmission | None:
+    """The error that needs a cause: the delivered reply, or the one to an attempt that the client then repeated."""
+    reply = outcome.reply
+    if reply is None or outcome.session.connecting:
+        return None
+    if not outcome.healthy:
+        return reply if outcome.delivered else None
+    return next(reversed(refused_attempts(outcome.session, reply)), None)
+
+
+def is_error_delivered(outcome: Outcome) -> bool:
+    """Whether the lookup failed because of what it was told: then nobody may say that nothing came back."""
+    return not outcome.healthy and spoken_error(outcome) is not None
+
+
+def attempts_upstream(outcome: Outcome, until: Transmission | None) -> list[Attempt]:
+    """What the server asked before it sent this reply, in the order in which it asked last."""
+    found = [
+        attempt
+        for exchange in outcome.exchanges
+        if not exchange.connecting
+        for attempt in _attempts(exchange, outcome, _sent_ns(until))
+    ]
+    return sorted(found, key=lambda one: one.last_ns)
+
+
+def _attempts(exchange: Session, outcome: Outcome, until_ns: int) -> Iterator[Attempt]:
+    for asked in servers_asked(exchange):
+        times = [sent for one in asked.queries if (sent := one.hops[0].ts_ns) <= until_ns]
+        if not times:
+            continue
+        replies = [
+            one
+            for one in asked.replies
+            if one.hops[0].ts_ns <= until_ns and outcome.knowledge.died(one, outcome.server_netns) is None
+        ]
+        reply = next(filter(is_good, replies), next(iter(replies), None))
+        yield Attempt(asked.server, len(times), times[0], times[-1], reply, 0)
+
+
+def last_round(attempts: list[Attempt], until_ns: int) -> list[Attempt]:
+    """The attempts that decided: the last upstream asked, and those that were still waited for then.
+
+    Args:
+        attempts: at least one, see `attempts_upstream`.
+        until_ns: when the server replied; `NEVER_NS` if it did not.
+    """
+    last = attempts[-1]
+    together = [
+        one
+        for one in attempts
+        if last.last_ns - one.last_ns <= AT_ONCE_NS
+        and (one.reply is None or one is last or one.reply.hops[0].ts_ns >= last.first_ns)
+    ]
+    answered = [one for one in attempts if one.reply is not None]
+    if answered and until_ns - last.last_ns < PATIENCE_NS:
+        # It did not wait for the silent ones.
+        return [one for one in together if one.reply is not None] or answered[-1:]
+    return together
+
+
+def upstream_timeout(outcome: Outcome) -> Cause | None:
+    """The server asked upstream, the last that it asked stayed silent, and so it said nothing or gave an error."""
+    error = spoken_error(outcome)
+    if not outcome.bits & FQ or (error is None and outcome.healthy):
+        return None
+    attempts = attempts_upstream(outcome, error)
+    if not attempts or any(one.reply for one in last_round(attempts, _sent_ns(error))):
+        return None
+    answered = {one.server for one in attempts if one.reply is not None}
+    silent = [one for one in attempts if one.reply is None and one.server not in answered] or attempts[-1:]
+    address = ", ".join(dict.fromkeys(one.address for one in silent))
+    unusable = sum(one.unusable for one in silent)
+    useless = f" that the server could use ({unusable} came)" if unusable else ""
+    evidence = [f"{sum(one.queries for one in silent)} queries to {address}, no reply{useless}"]
+    evidence += dict.fromkeys(one.words for one in attempts if one.server in answered)
+    evidence += [one.words for one in _errors(error)]
+    return say("UpstreamTimeout", "medium" if outcome.session.ambiguous else "high", evidence, address=address)
+
+
+def upstream_error(outcome: Outcome) -> Cause | None:
+    """An error that an upstream was seen to give, or one of which nobody can know who gave it."""
+    error = spoken_error(outcome)
+    if error is None:
+        return None
+    rcode = rcode_of(error)
+    attempts = attempts_upstream(outcome, error)
+    decisive = last_round(attempts, _sent_ns(error)) if attempts else []
+    wrong = [one for one in decisive if one.reply is not None and not is_good(one.reply)]
+    same = [one for one in wrong if one.reply is not None and rcode_of(one.reply) == rcode]
+    if same or wrong:
+        return _told_upstream((same or wrong)[-1], error, outcome, same=bool(same))
+    if attempts or rcode in BETWEEN_NEIGHBOURS or _is_in_view(outcome) or _source(error) != "forward":
+        return None
+    deed = f"answered {_name(error)}; whether the error is its own or its upstream's cannot be seen from here"
+    evidence = [*_facts(outcome, error), _view_words(outcome)]
+    return _say("UpstreamError", "low", evidence, deed, error, otherwise=UNKNOWABLE)
+
+
+def _told_upstream(attempt: Attempt, error: Transmission, outcome: Outcome, *, same: bool) -> Cause:
+    rcode = _name(error)
+    sure = "high" if same else "medium"
+    if same:
+        deed = f"relayed {rcode} from its upstream {attempt.address}"
+    else:
+        assert attempt.reply is not None  # noqa: S101  an attempt without a reply told nothing
+        deed = f"answered {rcode} after its upstream {attempt.address} had answered {_name(attempt.reply)}"
+    said = [one.words for one in _errors(error)]
+    confidence = "medium" if outcome.session.ambiguous else sure
+    return _say("UpstreamError", confidence, [attempt.words, *said], deed, error, attempt.reply)
+
+
+def server_error(outcome: Outcome) -> Cause | None:
+    """An error that the server gave itself: nobody upstream was asked, or they said otherwise."""
+    error = spoken_error(outcome)
+    if error is None:
+        return None
+    rcode, name = rcode_of(error), _name(error)
+    attempts = attempts_upstream(outcome, error)
+    if attempts:
+        others = dict.fromkeys(one.words for one in attempts)
+        good = next((one for one in reversed(attempts) if one.reply is not None), attempts[-1])
+        deed = f"itself answered {name} although its upstream {good.words}" if good.reply else f"itself answered {name}"
+        sure = "low" if outcome.session.ambiguous else "high" if any(_errors(error)) else "medium"
+        return _say("ServerError", sure, [*_facts(outcome, error), *others], deed, error, otherwise=REJECTED)
+    if rcode in BETWEEN_NEIGHBOURS:
+        evidence = [*_facts(outcome, error), f"{name} exists between a server and its direct client alone"]
+        return _say("ServerError", "high", evidence, f"itself answered {name}", error)
+    sure, deed = _own_error(outcome, error)
+    evidence = [*_facts(outcome, error), _view_words(outcome)]
+    return _say("ServerError", sure, evidence, deed, error, otherwise=OF_CLIENTS.get(rcode))
+
+
+def _own_error(outcome: Outcome, error: Transmission) -> tuple[str, str]:
+    """Confidence and words for the error of a server that was not seen to ask anybody."""
+    name, took_ns = _name(error), _took_ns(outcome, error)
+    bare = _source(error) == "server-error"
+    if _is_in_view(outcome) and took_ns is not None and took_ns <= QUICK_NS:
+        return "medium", f"itself answered {name} after {_time(took_ns)}, and was not seen to ask anybody"
+    if bare:
+        return "medium", f"itself answered {name}"
+    return "low", f"answered {name}, and no upstream was seen to say so"
+
+
+def _facts(outcome: Outcome, error: Transmission) -> list[str]:
+    """The reply in figures, and in its server's own words."""
+    took_ns = _took_ns(outcome, error)
+    after = f" {_time(took_ns)} after the query" if took_ns is not None else ""
+    return [f"{_name(error)}{after}, with {_flags(error)}", *(one.words for one in _errors(error))]
+
+
+def _view_words(outcome: Outcome) -> str:
+    """Whether what the server asks would have been seen."""
+    if outcome.server_netns is None:
+        return "the server is beyond this node: what it asks cannot be seen here"
+    if not _is_in_view(outcome):
+        return "records were lost meanwhile: what the server asked may be among them"
+    return "the server was not seen to ask anybody on a DNS port"
+
+
+def _is_in_view(outcome: Outcome) -> bool:
+    return outcome.server_netns is not None and not outcome.lossy and not outcome.session.overflowed
+
+
+def _took_ns(outcome: Outcome, error: Transmission) -> int | None:
+    """From the query that it answers to the reply: servers answer repeated queries one by one."""
+    queries = outcome.session.queries.transmissions
+    if not queries:
+        return None
+    answered = outcome.session.replies.transmissions.index(error)
+    query = queries[min(answered, len(queries) - 1)]
+    if query.hops[0].ts_ns > error.hops[0].ts_ns:
+        query = queries[0]
+    return max(0, error.hops[0].ts_ns - query.hops[-1].ts_ns)
+
+
+def _source(error: Transmission) -> str | None:
+    """`AnswerSource` of a reply."""
+    return answer_source(error.wire)
+
+
+def _flags(error: Transmission) -> str:
+    summary = error.wire.summary
+    if _source(error) == "server-error":
+        return "AA=0, RA=0 and no records"
+    return f"AA={summary.aa:d}, RA={summary.ra:d}"
+
+
+def _name(reply: Transmission) -> str:
+    """The response code, and what its server adds to it."""
+    added = next((one.name for one in _errors(reply) if one.name and one.code), "")
+    rcode = rcode_to_text(rcode_of(reply))
+    return f"{rcode} ({added})" if added else rcode
+
+
+def _errors(reply: Transmission | None) -> list[ExtendedError]:
+    return [] if reply is None else list(extended_errors(reply.wire.payload, reply.wire.summary))
+
+
+def _sent_ns(error: Transmission | None) -> int:
+    return NEVER_NS if error is None else error.hops[0].ts_ns
+
+
+def _time(ns: int) -> str:
+    return f"{ns / SECOND_NS:.3f} s" if ns >= SECOND_NS else f"{ns / 1_000_000:.1f} ms"
+
+
+def _say(  # noqa: PLR0917  the parts of a cause in their order
+    code: str,
+    confidence: str,
+    evidence: list[str],
+    deed: str,
+    error: Transmission,
+    upstream: Transmission | None = None,
+    otherwise: str | None = None,
+) -> Cause:
+    cause = say(code, confidence, evidence, deed=deed)
+    better = remedy([*_errors(error), *_errors(upstream)], rcode_of(error), otherwise)
+    return cause if better is None else cause._replace(remedy=better)

@@ -1,0 +1,423 @@
+"""Which reply counts, which server it names, and what is said of replies that no client can use."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.cli import main
+from agent.explain.rules import explain
+from agent.export import line
+from agent.export.metrics.losses import lost_messages
+from agent.session.addressed import addressed, server_of
+from agent.session.sighting import address_to_text
+from tests.unit.conftest import BACKEND, POD, VIP, packed
+
+CASES = Path(__file__).parents[1] / "fixtures/cases"
+SECOND, SECOND6 = ("10.96.0.11", 53), ("fd00:96::b", 53)
+SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, NOTAUTH = 2, 3, 4, 5, 6, 9
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch):
+    monkeypatch.delenv("DNSTRAIL_PORTS", raising=False)
+    # The command freezes and disables the collector of its process, which here is the tests'.
+    monkeypatch.setattr("agent.replay.spare_the_collector", lambda: None)
+
+
+@pytest.fixture
+def replayed(capsys):
+    """The lines of one of the small captures."""
+
+    def run(name: str) -> list[dict[str, Any]]:
+        (path,) = CASES.glob(f"{name}*.pcap")
+        assert main(["replay", str(path)]) == 0
+        return [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def lines_of(outcomes):
+    context = line.Context("node-a", 0)
+    return [line.build(one, explain(one), context) for one in outcomes]
+
+
+def asked(outcome):
+    return address_to_text(outcome.server.address), outcome.server.port
+
+
+def elsewhere(world, lookup, server=SECOND):
+    """The same query, to another server on another node."""
+    return world.Lookup(
+        identifier=lookup.identifier, shape="client", vip=server, dnat=False, client=lookup.client, v6=lookup.v6
+    )
+
+
+def upstreams(one):
+    return [(found["Address"], found["Rcode"]) for found in one["Upstream"]]
+
+
+# Which reply the client takes
+
+
+def test_a_capture_in_which_servfail_is_followed_by_an_answer_is_a_success_with_a_lost_attempt(replayed):
+    (one,) = replayed("09")
+    assert (one["Status"], one["Rcode"], one["Attempts"]) == ("Succeeded", "NOERROR", 2)
+    assert one["Cause"]["Code"] in {"ServerError", "UpstreamError"}
+    assert "SERVFAIL" in one["Cause"]["Message"]
+    assert one["Findings"] == ["Retransmitted"]
+
+
+@pytest.mark.parametrize("rcode", [SERVFAIL, REFUSED, NOTIMP, 1, YXDOMAIN, NOTAUTH])
+@pytest.mark.parametrize("v6", [False, True])
+def test_a_good_reply_to_a_repeated_query_wins_over_an_earlier_error(world, rcode, v6):
+    lookup = world.Lookup(v6=v6)
+    repeated = world.START + 2 * world.MS
+    outcome = world.outcome(
+        lookup.both(rcode=rcode, aa=False),
+        lookup.query(repeated),
+        lookup.reply(repeated + 3 * world.SECOND, rcode=NXDOMAIN),
+    )
+    assert (outcome.status, outcome.rcode, outcome.attempts) == ("Succeeded", NXDOMAIN, 2)
+    cause = explain(outcome).cause
+    assert (cause.code, cause.confidence) == ("ServerError", "medium")
+
+
+def test_a_client_that_asked_once_took_the_first_reply_whatever_came_then(world):
+    lookup = world.Lookup()
+    outcome = world.outcome(lookup.both(rcode=SERVFAIL, aa=False), lookup.reply(world.START + 2 * world.MS, rcode=0))
+    assert (outcome.status, outcome.rcode) == ("Failed", SERVFAIL)
+
+
+def test_an_error_after_a_good_reply_changes_nothing(world):
+    lookup = world.Lookup()
+    again = world.START + world.MS // 10
+    outcome = world.outcome(
+        lookup.both(), lookup.query(again), lookup.reply(again + world.MS, rcode=SERVFAIL, aa=False)
+    )
+    assert (outcome.status, outcome.rcode) == ("Succeeded", 0)
+    assert explain(outcome).cause is None
+
+
+def test_errors_alone_are_a_failure_by_the_last_of_them(world):
+    lookup = world.Lookup()
+    repeated = world.START + 2 * world.MS
+    outcome = world.outcome(
+        lookup.both(rcode=SERVFAIL, aa=False), lookup.query(repeated), lookup.reply(repeated + world.MS, rcode=REFUSED)
+    )
+    assert (outcome.status, outcome.rcode) == ("Failed", REFUSED)
+
+
+# Which server the line names
+
+
+def test_a_capture_in_which_the_second_server_was_faster_names_that_server(replayed):
+    (one,) = replayed("10")
+    assert (one["Status"], one["Rcode"], one["Attempts"]) == ("Succeeded", "NXDOMAIN", 2)
+    assert one["Server"]["Address"] == "192.0.2.54"
+    assert "ServersDisagree" in one["Findings"]
+    assert any("192.0.2.53:53 answered NOERROR" in remark for remark in one["Remarks"])
+    assert one["Cause"] is None
+
+
+@pytest.mark.parametrize(("v6", "second"), [(False, SECOND), (True, SECOND6)])
+@pytest.mark.parametrize("delay_ms", [1, 900])
+def test_of_servers_asked_at_once_the_one_with_a_good_reply_counts(world, v6, second, delay_ms):
+    lookup = world.Lookup(v6=v6)
+    other = elsewhere(world, lookup, second)
+    outcome = world.outcome(
+        lookup.query(),
+        other.query(world.START + world.MS // 100),
+        lookup.reply(rcode=SERVFAIL, aa=False),
+        other.reply(world.START + delay_ms * world.MS),
+    )
+    assert (outcome.status, outcome.rcode) == ("Succeeded", 0)
+    assert asked(outcome) == second
+    assert outcome.server_netns is None
+    assert lines_of([outcome])[0].server.address == second[0]
+    assert explain(outcome).cause is None
+    assert "ServersDisagree" in explain(outcome).findings
+
+
+def test_the_server_is_the_one_that_was_asked_first_while_none_replies(world):
+    lookup = world.Lookup()
+    outcome = world.outcome(lookup.query(), elsewhere(world, lookup).query(world.START + world.MS // 100))
+    assert asked(outcome) == VIP
+
+
+def test_a_reply_tells_the_server_by_its_conntrack_entry_before_it_is_translated_back(world):
+    lookup = world.Lookup()
+    before = replace(lookup.reply()[1], conntrack=lookup.tracked(response=True))
+    sighting = world.recorder.pack(before)
+    assert address_to_text(addressed(sighting, response=True).address) == VIP[0]
+
+
+def test_an_entry_that_the_servers_packet_opened_does_not_make_the_client_its_own_server(world):
+    """In the reply direction of an entry the original destination is the client."""
+    lookup = world.Lookup(dnat=False, vip=BACKEND)
+    entry = (BACKEND, POD, POD, BACKEND, 3)
+    hops = [replace(hop, conntrack=entry) for hop in lookup.query()]
+    outcome = world.outcome(hops, lookup.reply())
+    assert asked(outcome) == BACKEND
+    assert lines_of([outcome])[0].server.address == BACKEND[0]
+
+
+def test_a_reply_without_its_query_names_the_server_as_the_client_knows_it(world):
+    world.table.record_loss(world.START - world.SECOND, world.START + world.SECOND)
+    outcome = world.outcome(world.Lookup().reply()[:3])
+    assert server_of(outcome.session, outcome.reply).address == packed(VIP[0])
+
+
+# One id, one port, several upstreams
+
+
+def test_a_capture_with_two_upstreams_under_one_id_shows_both(replayed):
+    own, exchange = replayed("11")
+    assert (own["Status"], own["BitMap"], own["Cause"]) == ("Succeeded", 15, None)
+    assert upstreams(own) == [("198.51.100.53", "REFUSED"), ("198.51.100.54", "NOERROR")]
+    assert [round(found["DurationSeconds"], 4) for found in own["Upstream"]] == [0.009, 0.01]
+    assert own["Findings"] == []
+    assert (exchange["Status"], exchange["Rcode"], exchange["Server"]["Address"]) == (
+        "Succeeded",
+        "NOERROR",
+        "198.51.100.54",
+    )
+    assert exchange["Cause"] is None
+
+
+# Whose error it is
+
+
+def test_a_capture_in_which_the_upstream_said_otherwise_has_the_servers_own_error_with_its_extended_error(replayed):
+    own, _ = replayed("06")
+    cause = own["Cause"]
+    assert (cause["Code"], cause["Confidence"]) == ("ServerError", "high")
+    assert "SERVFAIL (DNSSEC Bogus)" in cause["Message"]
+    assert "198.51.100.53:53 answered NOERROR" in cause["Message"]
+    assert 'extended error 6 DNSSEC Bogus: "signature expired"' in cause["Evidence"]
+    assert "DNSSEC of the zone" in cause["Remedy"]
+
+
+def test_a_capture_whose_last_upstream_was_silent_names_that_one(replayed):
+    own = next(one for one in replayed("07") if one["TransactionId"] == 13)
+    assert (own["Status"], own["Rcode"]) == ("Failed", "SERVFAIL")
+    cause = own["Cause"]
+    assert (cause["Code"], cause["Confidence"]) == ("UpstreamTimeout", "high")
+    assert cause["Message"] == "The DNS server asked its upstream 198.51.100.3:53 and got no answer."
+    assert cause["Evidence"][0] == "3 queries to 198.51.100.3:53, no reply"
+
+
+def test_a_capture_with_an_error_after_a_repeated_attempt_is_told_by_the_error(replayed):
+    (one,) = replayed("08")
+    assert (one["Status"], one["Rcode"], one["Attempts"]) == ("Failed", "SERVFAIL", 2)
+    cause = one["Cause"]
+    assert (cause["Code"], cause["Confidence"]) == ("UpstreamError", "low")
+    assert cause["Evidence"] == [
+        "SERVFAIL 6.000 s after the query, with AA=0, RA=1",
+        "the server is beyond this node: what it asks cannot be seen here",
+    ]
+    assert "cannot be seen from here" in cause["Message"]
+
+
+def test_a_capture_with_badcookie_is_the_servers_own_word(replayed):
+    (one,) = replayed("23")
+    assert (one["Cause"]["Code"], one["Cause"]["Confidence"]) == ("ServerError", "high")
+    assert "itself answered BADCOOKIE" in one["Cause"]["Message"]
+    assert "ask again with the cookie" in one["Cause"]["Remedy"]
+
+
+def test_a_capture_with_dnsmasqs_own_refusal_says_how_fast_it_came_and_that_nobody_was_asked(replayed):
+    (one,) = replayed("28")
+    assert (one["Cause"]["Code"], one["Cause"]["Confidence"]) == ("ServerError", "medium")
+    assert "REFUSED after 0.1 ms" in one["Cause"]["Message"]
+    assert "the server was not seen to ask anybody on a DNS port" in one["Cause"]["Evidence"]
+    assert "concurrency limit" in one["Cause"]["Remedy"]
+
+
+@pytest.mark.parametrize("v6", [False, True])
+@pytest.mark.parametrize(("rcode", "name"), [(1, "FORMERR"), (2, "SERVFAIL"), (4, "NOTIMP"), (5, "REFUSED")])
+def test_an_error_of_a_server_here_that_asked_nobody_is_its_own_although_it_offers_recursion(world, rcode, name, v6):
+    cause = explain(world.outcome(world.Lookup(v6=v6).both(rcode=rcode, aa=False, ra=True))).cause
+    assert (cause.code, cause.confidence) == ("ServerError", "medium")
+    assert name in cause.message
+
+
+@pytest.mark.parametrize("v6", [False, True])
+def test_a_slow_error_of_a_server_that_was_not_seen_to_ask_is_told_with_doubt(world, v6):
+    lookup = world.Lookup(v6=v6)
+    outcome = world.outcome(
+        lookup.query(), lookup.reply(world.START + 6 * world.SECOND, rcode=SERVFAIL, aa=False, ra=True)
+    )
+    cause = explain(outcome).cause
+    assert (cause.code, cause.confidence) == ("ServerError", "low")
+    assert "itself" not in cause.message
+
+
+@pytest.mark.parametrize("shape", ["client", "pod"])
+@pytest.mark.parametrize("attempts", [2, 3])
+def test_a_delivered_error_is_never_told_as_nothing_came_back(world, shape, attempts):
+    lookup = world.Lookup(shape=shape)
+    asked_again = [lookup.query(world.START + count * 2 * world.SECOND) for count in range(attempts)]
+    outcome = world.outcome(
+        *asked_again, lookup.reply(world.START + 6 * world.SECOND, rcode=SERVFAIL, aa=False, ra=True)
+    )
+    assert (outcome.status, outcome.attempts) == ("Failed", attempts)
+    assert explain(outcome).cause.code in {"ServerError", "UpstreamError"}
+    assert "nothing came back" not in explain(outcome).cause.message
+
+
+def exchange(ask, start, took=None, **reply):
+    asked_, said = ask.query(start), [] if took is None else ask.reply(start + took, **reply)
+    return [*asked_, *said]
+
+
+def warm(world):
+    """A server that is known to be one."""
+    world.feed(world.Lookup(port=2000, identifier=1).both()).later(world.SECOND)
+    return world.now + world.SECOND
+
+
+def test_an_error_after_another_error_of_the_upstream_is_the_upstreams_with_both_named(world):
+    start = warm(world)
+    lookup = world.Lookup()
+    ask = lookup.onward(port=33001)
+    outcomes = world.outcomes(
+        lookup.query(start),
+        exchange(ask, start + world.MS, 2 * world.MS, rcode=REFUSED, aa=False),
+        lookup.reply(start + 5 * world.MS, rcode=SERVFAIL, aa=False, ra=True),
+    )
+    cause = explain(outcomes[0]).cause
+    assert (cause.code, cause.confidence) == ("UpstreamError", "medium")
+    assert "answered SERVFAIL after its upstream 100.100.2.136:53 had answered REFUSED" in cause.message
+
+
+def test_of_upstreams_the_one_that_was_waited_for_last_decides(world):
+    start = warm(world)
+    lookup = world.Lookup()
+    first = lookup.onward(port=33001)
+    second = lookup.onward(port=33002, identifier=7, vip=("100.100.2.138", 53))
+    outcomes = world.outcomes(
+        lookup.query(start),
+        exchange(first, start + world.MS, 2 * world.MS, rcode=SERVFAIL, aa=False),
+        exchange(second, start + 5 * world.MS),
+        lookup.reply(start + 2 * world.SECOND, rcode=SERVFAIL, aa=False, ra=True),
+    )
+    cause = explain(outcomes[0]).cause
+    assert (cause.code, cause.confidence) == ("UpstreamTimeout", "high")
+    assert "100.100.2.138:53 and got no answer" in cause.message
+    assert "100.100.2.136:53 answered SERVFAIL" in cause.evidence
+
+
+def test_an_upstream_that_was_not_waited_for_is_not_blamed(world):
+    start = warm(world)
+    lookup = world.Lookup()
+    first = lookup.onward(port=33001)
+    second = lookup.onward(port=33002, identifier=7, vip=("100.100.2.138", 53))
+    outcomes = world.outcomes(
+        lookup.query(start),
+        exchange(first, start + world.MS, 2 * world.MS, rcode=REFUSED, aa=False),
+        exchange(second, start + 2 * world.MS),
+        lookup.reply(start + 4 * world.MS, rcode=REFUSED, aa=False, ra=True),
+    )
+    cause = explain(outcomes[0]).cause
+    assert (cause.code, cause.confidence) == ("UpstreamError", "high")
+    assert "relayed REFUSED from its upstream 100.100.2.136:53" in cause.message
+
+
+def test_an_upstream_that_answers_too_much_for_udp_and_refuses_tcp_is_told_so(world):
+    start = warm(world)
+    lookup = world.Lookup()
+    outcomes = world.outcomes(
+        lookup.query(start),
+        exchange(lookup.onward(port=33001), start + world.MS, 2 * world.MS, tc=True, aa=False),
+        world.Tcp(lookup.onward(port=33003)).refuse(start + 4 * world.MS),
+        lookup.reply(start + 6 * world.MS, rcode=SERVFAIL, aa=False, ra=True),
+    )
+    cause = explain(outcomes[0]).cause
+    assert cause.code == "UpstreamTCPUnavailable"
+    assert "100.100.2.136:53 answered NOERROR, truncated" in cause.evidence
+
+
+def with_options(octets, *options, rcode=0):
+    """The message with an OPT record (RFC 6891 6.1.2) of these (code, data); `rcode` is the upper bits."""
+    data = b"".join(struct.pack("!HH", code, len(value)) + value for code, value in options)
+    counts = octets[:10] + struct.pack("!H", 1)
+    return counts + octets[12:] + b"\0" + struct.pack("!HHIH", 41, 1232, rcode << 24, len(data)) + data
+
+
+def explained(world, lookup, code, text=b"", *, rcode=SERVFAIL):
+    error = with_options(lookup.answer(rcode=rcode, aa=False, ra=True), (15, struct.pack("!H", code) + text))
+    return explain(world.outcome(lookup.query(), lookup.reply(octets=error))).cause
+
+
+@pytest.mark.parametrize("shape", ["pod", "client"])
+@pytest.mark.parametrize(
+    ("code", "name", "remedy"),
+    [
+        (6, "DNSSEC Bogus", "DNSSEC of the zone"),
+        (7, "Signature Expired", "sign it again"),
+        (8, "Signature Not Yet Valid", "clock"),
+        (9, "DNSKEY Missing", "DNSSEC of the zone"),
+        (13, "Cached Error", "cache"),
+        (14, "Not Ready", "not loaded its data"),
+        (15, "Blocked", "list or rule"),
+        (16, "Censored", "list or rule"),
+        (17, "Filtered", "list or rule"),
+        (18, "Prohibited", "list or rule"),
+        (20, "Not Authoritative", "does not serve this zone"),
+        (21, "Not Supported", "opcode"),
+        (22, "No Reachable Authority", "network from the DNS server"),
+        (23, "Network Error", "network from the DNS server"),
+    ],
+)
+def test_an_extended_error_is_quoted_and_chooses_the_remedy(world, shape, code, name, remedy):
+    cause = explained(world, world.Lookup(shape=shape), code, b"said so")
+    assert f"({name})" in cause.message
+    assert f'extended error {code} {name}: "said so"' in cause.evidence
+    assert remedy in cause.remedy
+
+
+def test_an_extended_error_that_nobody_knows_is_quoted_by_its_number(world):
+    cause = explained(world, world.Lookup(), 4242, b"")
+    assert "extended error 4242" in cause.evidence
+    assert cause.remedy.startswith("Look at the server's configuration")
+
+
+@pytest.mark.parametrize("text", [b"\x1b[2Jgone\n", b"\xff\xfe", b'say "this"', "\u202eback".encode(), b"x" * 4000])
+def test_what_a_server_writes_into_an_extended_error_cannot_disturb_a_terminal(world, text):
+    cause = explained(world, world.Lookup(), 6, text)
+    (quoted,) = (one for one in cause.evidence if one.startswith("extended error"))
+    assert quoted.isprintable()
+    assert quoted.count('"') == 2
+    assert len(quoted) < 200
+
+
+@pytest.mark.parametrize(("upper", "header", "name"), [(1, 0, "BADVERS"), (1, 7, "BADCOOKIE")])
+@pytest.mark.parametrize("shape", ["pod", "client"])
+def test_codes_between_neighbours_are_never_told_as_relayed(world, upper, header, name, shape):
+    lookup = world.Lookup(shape=shape)
+    error = with_options(lookup.answer(rcode=header, aa=False, ra=True), rcode=upper)
+    outcome = world.outcome(lookup.query(), lookup.reply(octets=error))
+    assert outcome.status == "Failed"
+    cause = explain(outcome).cause
+    assert (cause.code, cause.confidence) == ("ServerError", "high")
+    assert f"itself answered {name}" in cause.message
+
+
+def test_an_error_before_a_success_counts_as_a_lost_query(world):
+    lookup = world.Lookup()
+    repeated = world.START + 2 * world.MS
+    outcome = world.outcome(
+        lookup.both(rcode=SERVFAIL, aa=False), lookup.query(repeated), lookup.reply(repeated + world.MS)
+    )
+    assert lost_messages(outcome, explain(outcome).cause) == ("query", 1)
+
+
+def test_an_error_that_ended_the_lookup_lost_no_message(world):
+    outcome = world.outcome(world.Lookup().both(rcode=SERVFAIL, aa=False))
+    assert lost_messages(outcome, explain(outcome).cause) is None
