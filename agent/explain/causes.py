@@ -93,6 +93,20 @@ CAUSES: dict[str, CauseText] = {
         "The kernel dropped the {message} in {place}: {reason}.",
         "The reason and the kernel function name what refused it; look there first.",
     ),
+    "UnexpectedSource": CauseText(
+        "The reply came from {source}, but the client had asked {asked}: resolvers discard such a reply.",
+        "Look at what translates the address on the way to the server and not on the way back (NAT rules, bridges), "
+        "or at a server with several addresses that replies from another one than it was asked at.",
+    ),
+    "MalformedReply": CauseText(
+        "A reply came from {address} {delay} after the query, but clients cannot read it: {difference}.",
+        "Look at the DNS server, and at what may change packets on the way from it: a middlebox, or checksum offload.",
+    ),
+    "MismatchedReply": CauseText(
+        "A reply came from {address} {delay} after the query, but clients ignore it: {difference}.",
+        "Look at the DNS server and at forwarders before it: one of them mixes up queries. If many come that nobody "
+        "asked for, somebody may be trying to forge answers.",
+    ),
     "UpstreamTCPUnavailable": CauseText(
         "The DNS server asked its upstream {address} over TCP and got no connection.",
         "Let the server prefer UDP upstream (CoreDNS: prefer_udp; NodeLocal: no force_tcp), or open TCP port 53 there.",

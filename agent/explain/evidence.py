@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.session.model import SECOND_NS
 from agent.session.sighting import CONNTRACK, COUNTERS, DROP, Event, Sighting, address_to_text, name_text
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ CARRIER_LOST = 1 << 2
 STARTED = 1 << 0
 """enum netdev_state_t, __LINK_STATE_START: the device is up."""
 U32 = 1 << 32
+MILLISECOND_NS = 1_000_000
 
 
 class Rise(NamedTuple):
@@ -109,6 +111,11 @@ RECEIVE = frozenset({"__udp4_lib_rcv", "__udp6_lib_rcv", "tcp_v4_rcv", "tcp_v6_r
 def no_socket(drop: Drop) -> bool:
     """Whether nothing listened."""
     return drop.reason == "NO_SOCKET" or (drop.reason in UNSAID and drop.location in RECEIVE)
+
+
+def duration_words(ns: int) -> str:
+    """A time for a sentence."""
+    return f"{ns / SECOND_NS:.3f} s" if ns >= SECOND_NS else f"{ns / MILLISECOND_NS:.1f} ms"
 
 
 def interface(hop: Sighting) -> str:

@@ -25,7 +25,7 @@ from agent.explain.evidence import (
     where,
 )
 from agent.explain.findings import View, findings
-from agent.explain.replies import (
+from agent.explain.rcodes import (
     attempts_upstream,
     is_error_delivered,
     server_error,
@@ -34,6 +34,7 @@ from agent.explain.replies import (
     upstream_timeout,
 )
 from agent.explain.signatures import PROGRAMS, QUEUE_LOCATIONS, WORDS, XDP_LOCATIONS, confidence_in, link_is_down
+from agent.explain.unusable import unexpected_source, unusable_reply
 from agent.explain.verdict import Cause, Verdict, say
 from agent.session.addressed import asked_of
 from agent.session.cluster import NobodyKnown
@@ -612,6 +613,7 @@ RULES: tuple[Callable[[Case], Cause | None], ...] = (
     no_listener,
     late_reply,
     not_translated_back,
+    of_outcome(unexpected_source),
     # Lost on the way.
     kernel_says("ChecksumError"),
     damaged,
@@ -624,6 +626,7 @@ RULES: tuple[Callable[[Case], Cause | None], ...] = (
     kernel_drop,
     told_by_icmp,
     # At the server or beyond.
+    of_outcome(unusable_reply),
     upstream_tcp_unavailable,
     of_outcome(upstream_timeout),
     server_no_reply,

@@ -350,6 +350,12 @@ def _path(outcome: Outcome) -> list[Hop]:
         for one in leg.transmissions
         for hop in one.hops
     ]
+    if outcome.session.strays is not None:
+        hops += [
+            (hop, _message_type(hop, one, outcome, response=True))
+            for one in outcome.session.strays.transmissions
+            for hop in one.hops
+        ]
     for exchange in outcome.exchanges:
         for name, leg in (("FORWARDER_QUERY", exchange.queries), ("FORWARDER_RESPONSE", exchange.replies)):
             named = None if exchange.connecting else name

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from agent.export.clock import rfc3339
 from agent.session.outcome import CQ
 from agent.session.sighting import TCP, Event, Sighting, address_to_text
+from agent.session.strays import why_unusable
 from agent.wire.render import render
 
 if TYPE_CHECKING:
@@ -26,13 +27,15 @@ class Seen(NamedTuple):
     hop: Sighting
     wire: Wire
     response: bool
+    unusable: str | None = None
+    """Of a reply that no client takes: why."""
 
 
 def messages(outcome: Outcome, wall_offset_ns: int) -> list[dict[str, Any]]:
     """Every message of the session in the order of time; each distinct one is rendered once."""
     if outcome.session.connecting:
         return []
-    seen = sorted((*_of_client(outcome), *_of_upstream(outcome)), key=lambda one: one.hop.ts_ns)
+    seen = sorted((*_of_client(outcome), *_of_strays(outcome), *_of_upstream(outcome)), key=lambda one: one.hop.ts_ns)
     rendered: dict[int, dict[str, object]] = {}
     for one in seen:
         if id(one.wire) not in rendered:
@@ -48,6 +51,19 @@ def _of_client(outcome: Outcome) -> Iterator[Seen]:
             for name, hop in zip(names, ends, strict=True):
                 if hop is not None:
                     yield Seen(name, hop, one.wire, response)
+
+
+def _of_strays(outcome: Outcome) -> Iterator[Seen]:
+    """Replies that no client can use, to this lookup and to what its server asked."""
+    for session, client, ends in (
+        (outcome.session, outcome.client_netns, ("CLIENT_RESPONSE", "STUB_RESPONSE")),
+        *((one, outcome.server_netns, ("FORWARDER_RESPONSE",)) for one in outcome.exchanges),
+    ):
+        for one in session.strays.transmissions if session.strays is not None else ():
+            hops = (one.hops[0], _arrival(one, client)) if len(ends) > 1 else (_arrival(one, client) or one.hops[-1],)
+            for name, hop in zip(ends, hops, strict=True):
+                if hop is not None:
+                    yield Seen(name, hop, one.wire, response=True, unusable=why_unusable(one.wire, session.key))
 
 
 def _of_upstream(outcome: Outcome) -> Iterator[Seen]:
@@ -87,6 +103,7 @@ def _message(one: Seen, content: dict[str, object], wall_offset_ns: int) -> dict
     source, destination = (detail.saddr, detail.sport), (detail.daddr, detail.dport)
     query, answer = (destination, source) if one.response else (source, destination)
     kind = "response" if one.response else "query"
+    content = content if one.unusable is None else content | {"unusable": one.unusable}
     return {
         "type": one.name,
         "socket_family": family(one.hop),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.identity import REPLY_CT_INFO
 from agent.session.model import Endpoint
-from agent.session.sighting import CONNTRACK
+from agent.session.sighting import CONNTRACK, UDP
 
 if TYPE_CHECKING:
     from agent.session.model import Session, Transmission
@@ -100,3 +100,37 @@ def servers_asked(session: Session) -> list[Asked]:
         Asked(server, sent, [one for one in replies if server_of(session, one) == server and is_from(one, sent[0])])
         for server, sent in by_server.items()
     ]
+
+
+def is_from_unasked(reply: Transmission, session: Session, home: int | None) -> bool:
+    """Whether the reply came into the client's own namespace from an address or port that the client did not ask.
+
+    Resolvers discard such a reply, and the kernel itself does where the socket is connected. Before it is in that
+    namespace nothing can be told: wherever the query was translated, the reply may be translated back further on.
+
+    Args:
+        reply: with a hop in that namespace, or it is not judged.
+        session: whose reply it is.
+        home: the client's namespace.
+    """
+    if home is None or reply.hops[-1].netns != home or reply.hops[-1].protocol != UDP:
+        return False
+    asked: set[Endpoint] = set()
+    for one in session.queries.transmissions:
+        for hop in one.hops:
+            if hop.netns == home:
+                asked |= _spellings(hop)
+    last = reply.hops[-1]
+    return bool(asked) and source(last) not in asked and addressed(last, response=True) not in asked
+
+
+def _spellings(query: Sighting) -> set[Endpoint]:
+    """The server's address as a query has it at a hop, as the client wrote it, and as the reply will have it there."""
+    detail = query.detail
+    found = {Endpoint(detail.daddr, detail.dport), addressed(query, response=False)}
+    if query.flags & CONNTRACK:
+        found |= {
+            Endpoint(detail.ct_reply_saddr, detail.ct_reply_sport),
+            Endpoint(detail.ct_original_daddr, detail.ct_original_dport),
+        }
+    return found

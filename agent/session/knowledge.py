@@ -109,7 +109,7 @@ class Knowledge:
     backends: dict[tuple[int, Endpoint], dict[Endpoint, Backend]] = field(default_factory=dict)
     """Servers that have answered, by the namespace that translates and the virtual address that was asked."""
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...], bytes], Shape] = field(default_factory=dict)
-    """Places of the query and of the reply and the address asked, for lookups like earlier ones."""
+    """Places of the query and of the reply and the addresses asked and answering, for lookups like earlier ones."""
 
     def is_innocent(self, sighting: Sighting) -> bool:
         """Whether this drop is no loss: a frame for another host is one only where the address really lives."""

@@ -204,6 +204,8 @@ class Session:
     background: Background | None = None
     connection: Tracked | None = None
     """The TCP connection it used."""
+    strays: Leg | None = None
+    """Replies to its queries that no client can use: unreadable, or with another id or question."""
     errors: list[Sighting] = field(default_factory=list)
     """ICMP errors that answered its packets, one of each kind and sender."""
     pair: Session | None = None

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from enum import IntFlag, StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.addressed import asked_of, server_of, times_asked
+from agent.session.addressed import asked_of, is_from_unasked, server_of, times_asked
 from agent.session.identity import REPLY_CT_INFO
 from agent.session.knowledge import Shape
 from agent.session.model import Background, Endpoint, place
-from agent.session.sighting import CONNTRACK, DADDR, DROP, RX, SOCKET_RX, SOCKET_TX, TX, Sighting
+from agent.session.sighting import CONNTRACK, DADDR, DROP, RX, SADDR, SOCKET_RX, SOCKET_TX, TX, Sighting
 from agent.session.taken import choose
 from agent.wire.message import EXTENDED_ERROR, extended_rcode, options
 
@@ -98,6 +98,8 @@ class Outcome:
     """The agent lost records while the session was open."""
     knowledge: Knowledge
     """Of the node."""
+    unasked: bool = False
+    """The reply that counts came from an address that the client did not ask: resolvers discard it."""
     inferred: int = 0
     """Those of `bits` that no hop showed: what was seen proves that they happened."""
     backend: Backend | None = None
@@ -203,14 +205,16 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
     shape = _known_shape(session, knowledge)
     if shape is not None:
         return _like_earlier_ones(session, knowledge, shape, lossy=lost_until_ns is not None)
-    for one in (*session.queries.transmissions, *session.replies.transmissions):
+    strays = session.strays.transmissions if session.strays is not None else []
+    for one in (*session.queries.transmissions, *session.replies.transmissions, *strays):
         _put_in_order(one)
         session.first_ns = min(session.first_ns, one.hops[0].ts_ns)
     home = client_netns(session)
     lossy = lost_until_ns is not None
     delivered = is_delivered(session, knowledge, home, lossy=lossy)
     reply = final_reply(session, knowledge, home)
-    there = server_netns(session, knowledge, reply)
+    unasked = reply is not None and is_from_unasked(reply, session, home)
+    there = server_netns(session, knowledge, None if unasked else reply)
     knowledge.learn(session)
     if delivered:
         knowledge.learn_way_back(session, home)
@@ -237,6 +241,7 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         left_node=there is None and any(knowledge.leaves_node(one.hops[-1]) for one in session.queries.transmissions),
         lossy=lossy,
         knowledge=knowledge,
+        unasked=unasked,
         inferred=bits & ~seen,
         pair=session.pair,
     )
@@ -269,11 +274,15 @@ def _learn_answer(outcome: Outcome, knowledge: Knowledge) -> Backend | None:
 
 
 def _shape_key(session: Session) -> tuple[tuple[int, ...], tuple[int, ...], bytes] | None:
-    """The places of a lookup of one query and one reply, and the address asked; None where more than that decides."""
+    """The places of a lookup of one query and one reply, the address asked, and the one that the reply came from.
+
+    None where more than that decides.
+    """
     queries, replies = session.queries.transmissions, session.replies.transmissions
     if len(queries) != 1 or len(replies) != 1 or session.upstream or session.overflowed or session.connecting:
         return None
-    return tuple(queries[0].places), tuple(replies[0].places), queries[0].hops[0].rest[DADDR]
+    ends = queries[0].hops[0].rest[DADDR] + replies[0].hops[-1].rest[SADDR]
+    return tuple(queries[0].places), tuple(replies[0].places), ends
 
 
 def _known_shape(session: Session, knowledge: Knowledge) -> Shape | None:
@@ -352,9 +361,9 @@ def server_netns(session: Session, knowledge: Knowledge, reply: Transmission | N
     Args:
         session: in order.
         knowledge: of the node.
-        reply: the one that counts.
+        reply: the one that counts; None if there is none, or none that the server that was asked sent.
     """
-    replies = session.replies.transmissions
+    replies = session.replies.transmissions if reply is not None else []
     if reply is not None and (reply.origin is not None or len(times_asked(session)) > 1):
         # Of several servers that were asked, some may be elsewhere.
         replies = [reply]
@@ -465,8 +474,9 @@ def final_reply(session: Session, knowledge: Knowledge, home: int | None) -> Tra
     """The delivered reply that the client takes. Else the last that was sent."""
     replies = session.replies.transmissions
     alive = [one for one in replies if knowledge.died(one, home) is None]
-    arrived = [one for one in alive if home is not None and one.arrivals(home)]
-    return choose(session, arrived or alive or replies[-1:])
+    wanted = [one for one in alive if not is_from_unasked(one, session, home)] or alive
+    arrived = [one for one in wanted if home is not None and one.arrivals(home)]
+    return choose(session, arrived or wanted or replies[-1:])
 
 
 def is_delivered(session: Session, knowledge: Knowledge, home: int | None, *, lossy: bool) -> bool:
@@ -476,7 +486,11 @@ def is_delivered(session: Session, knowledge: Knowledge, home: int | None, *, lo
     that asked again, a place from which earlier replies to this client were seen to go on, or records that the agent
     lost.
     """
-    alive = [one for one in session.replies.transmissions if knowledge.died(one, home) is None]
+    alive = [
+        one
+        for one in session.replies.transmissions
+        if knowledge.died(one, home) is None and not is_from_unasked(one, session, home)
+    ]
     if home is None:
         return bool(alive)
     if any(one.arrivals(home) for one in alive):

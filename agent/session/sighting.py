@@ -169,6 +169,7 @@ def _place_of(field: str) -> slice:
     return slice(start, start + struct.calcsize("=" + hints[field].__metadata__[0]))
 
 
+SADDR = _place_of("saddr")
 DADDR = _place_of("daddr")
 
 

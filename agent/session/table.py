@@ -20,6 +20,7 @@ from agent.session.model import MAX_MESSAGES, Background, Endpoint, Key, Session
 from agent.session.outcome import REFRESH_NS, Outcome, judge
 from agent.session.relatives import LastLookups
 from agent.session.sighting import DROP, FRAGMENT, ICMP, ORIGIN, TCP, Detail, Sighting
+from agent.session.strays import Strays
 from agent.session.taken import is_good
 from agent.session.tcp import TcpStage
 from agent.wire.errors import WireError
@@ -106,6 +107,7 @@ class SessionTable:
         self._sequence = count()
         self._closed: OrderedDict[Key, int | None] = OrderedDict()
         self._last = LastLookups()
+        self._strays = Strays()
         self._losses = Losses()
         self._ready: deque[Outcome] = deque()
 
@@ -346,14 +348,16 @@ class SessionTable:
         """The DNS message that came with the sighting; what is none is counted."""
         payload = sighting.payload(detail)
         if not payload:
-            self.counts.unmatched += 1
+            if not self._strays.take(sighting, detail, payload, ()):
+                self.counts.unmatched += 1
             return None
         try:
             summary = summarize(payload)
         except WireError:
             summary = None
         if summary is None or (summary.question is None and not summary.is_response):
-            self.counts.malformed += 1
+            if not self._strays.take(sighting, detail, payload, self._recent()):
+                self.counts.malformed += 1
             return None
         return Wire(payload, detail.payload_bytes, summary)
 
@@ -384,7 +388,8 @@ class SessionTable:
             key = one.key
             if key.client in (client, spelled) and key.id == summary.id and key.protocol == sighting.protocol:
                 return one
-        self.counts.malformed += 1
+        if not self._strays.take(sighting, detail, sighting.payload(detail), self._recent()):
+            self.counts.malformed += 1
         return None
 
     def _recent(self) -> Iterator[Session]:
@@ -399,6 +404,8 @@ class SessionTable:
         client = known_client or client
         key = self._key(client, sighting, wire.summary)
         session = self._by_key.get(key)
+        if session is None and response and self._is_stray(key, sighting, detail, wire):
+            return None
         if session is None and self._is_new(key, sighting, response=response):
             session = self._new(key, sighting)
             if not response:
@@ -408,6 +415,10 @@ class SessionTable:
         if session is not None and translated != client:
             self._alias(session, key._replace(client=translated, scope=self._scope(translated, sighting)))
         return session
+
+    def _is_stray(self, key: Key, sighting: Sighting, detail: Detail, wire: Wire) -> bool:
+        """Whether a reply that fits no lookup belongs to an open one all the same; not if it fits one that is over."""
+        return key not in self._closed and self._strays.take(sighting, detail, wire.payload, self._recent())
 
     def _key(self, client: Endpoint, sighting: Sighting, summary: Summary) -> Key:
         question = summary.question
@@ -577,6 +588,8 @@ class SessionTable:
             if self._dials.get(dial) is session:
                 del self._dials[dial]
         self._last.forget(session)
+        if session.strays is not None:
+            self._strays.forget(session)
         queries = session.queries.transmissions
         begins = queries[0].places[0] if queries else None
         for key in session.keys:

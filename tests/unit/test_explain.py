@@ -138,7 +138,21 @@ def tables(bound=SECOND_BACKEND, servers=(BACKEND,)):
     return Ipvs({(17, virtual): listed}, {(17, client, virtual): Endpoint(packed(bound[0]), bound[1])})
 
 
+def unusable_reply(world, octets):
+    lookup = world.Lookup()
+    return world.outcome(lookup.query(), lookup.reply(octets=octets))
+
+
+def unexpected_source(world):
+    lookup, start = world.Lookup(dnat=False, vip=BACKEND), world.START
+    reply = [replace(hop, source=SECOND_BACKEND) for hop in lookup.reply()]
+    return world.outcome(lookup.query(), reply, lookup.query(start + world.SECOND))
+
+
 CASES = {
+    "UnexpectedSource": (unexpected_source, "high"),
+    "MalformedReply": (lambda world: unusable_reply(world, world.Lookup().answer()[:15]), "medium"),
+    "MismatchedReply": (lambda world: unusable_reply(world, world.Lookup(identifier=7).answer()), "medium"),
     "LateReply": (late_reply, "high"),
     "FragmentLost": (lambda world: lost_query(world, 2, "FRAG_REASM_TIMEOUT", "ip_expire"), "high"),
     "UpstreamTCPUnavailable": (upstream_without_tcp, "high"),

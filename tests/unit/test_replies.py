@@ -15,7 +15,7 @@ from agent.explain.rules import explain
 from agent.export import line
 from agent.export.metrics.losses import lost_messages
 from agent.session.addressed import addressed, server_of
-from agent.session.sighting import address_to_text
+from agent.session.sighting import DETAIL, address_to_text
 from tests.unit.conftest import BACKEND, POD, VIP, packed
 
 CASES = Path(__file__).parents[1] / "fixtures/cases"
@@ -421,3 +421,210 @@ def test_an_error_before_a_success_counts_as_a_lost_query(world):
 def test_an_error_that_ended_the_lookup_lost_no_message(world):
     outcome = world.outcome(world.Lookup().both(rcode=SERVFAIL, aa=False))
     assert lost_messages(outcome, explain(outcome).cause) is None
+
+
+# Replies that no client can use
+
+
+def test_a_capture_with_a_reply_that_cannot_be_read_says_that_one_came(replayed):
+    (one,) = replayed("12")
+    assert (one["Status"], one["Rcode"]) == ("Failed", None)
+    cause = one["Cause"]
+    assert (cause["Code"], cause["Confidence"]) == ("MalformedReply", "medium")
+    assert "192.0.2.53:53 1.0 ms after the query" in cause["Message"]
+    flagged = [
+        (said["type"], "malformed" in said["response_message"]) for said in one["Messages"] if "response_time" in said
+    ]
+    assert flagged == [("CLIENT_RESPONSE", True), ("STUB_RESPONSE", True)]
+
+
+def test_a_capture_with_replies_of_another_id_and_question_lays_each_to_its_lookup(replayed):
+    lines = replayed("13")
+    assert {one["TransactionId"]: (one["Status"], one["Cause"]["Code"], one["Attempts"]) for one in lines} == {
+        2: ("Failed", "MismatchedReply", 1),
+        3: ("Failed", "MismatchedReply", 1),
+    }
+    words = {one["TransactionId"]: one["Cause"]["Message"] for one in lines}
+    assert "transaction id 99 instead of 2" in words[2]
+    assert "another question" in words[3]
+    assert all(any("unusable" in said.get("response_message", ()) for said in one["Messages"]) for one in lines)
+
+
+@pytest.mark.parametrize("v6", [False, True])
+@pytest.mark.parametrize("octets", [2, 11, 12, 15])
+def test_a_reply_cut_short_by_its_server_is_laid_to_the_lookup_with_its_id(world, v6, octets):
+    lookup, other = world.Lookup(v6=v6), world.Lookup(v6=v6, rdtype=28, identifier=8)
+    outcomes = world.outcomes(
+        lookup.query(), other.query(world.START + 1), lookup.reply(octets=lookup.answer()[:octets])
+    )
+    codes = {one.session.key.id: explain(one).cause.code for one in outcomes}
+    assert codes == {36259: "MalformedReply", 8: "ServerNoReply"}
+    assert world.table.counts.malformed == 0
+
+
+def test_a_reply_over_tcp_to_another_question_is_laid_to_the_lookup_of_that_connection(world):
+    lookup = world.Lookup()
+    tcp = world.Tcp(lookup)
+    wrong = world.Lookup(name="other.example.net.").answer()
+    outcomes = world.outcomes(tcp.open(), tcp.ask(world.START + world.MS), tcp.say(world.START + 2 * world.MS, wrong))
+    assert [explain(one).cause.code for one in outcomes] == ["MismatchedReply"]
+
+
+def test_a_reply_that_fits_after_one_that_does_not_is_taken(world):
+    lookup = world.Lookup()
+    wrong = lookup.reply(octets=world.Lookup(identifier=99).answer())
+    outcome = world.outcome(lookup.query(), wrong, lookup.reply(world.START + world.MS))
+    assert outcome.status == "Succeeded"
+    assert explain(outcome).cause is None
+
+
+def test_a_late_reply_to_an_earlier_lookup_of_the_port_is_not_laid_to_the_present_one(world):
+    earlier, present = world.Lookup(identifier=1), world.Lookup(identifier=2)
+    start = world.START + 11 * world.SECOND
+    first = world.feed(earlier.query()).later(11 * world.SECOND)
+    late = world.outcomes(present.query(start), earlier.reply(start + world.MS))
+    assert [explain(one).cause.code for one in (*first, *late)] == ["ServerNoReply", "ServerNoReply"]
+    assert world.table.counts.late == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"identifier": 9, "name": "other.example.net."}, "neither id nor question"),
+        ({"identifier": 9, "client": ("172.20.2.25", 5)}, "another socket"),
+        ({"identifier": 9, "client": ("172.20.2.99", 44525)}, "another client"),
+    ],
+)
+def test_a_reply_that_cannot_be_meant_for_a_lookup_is_not_laid_to_it(world, change, what):
+    lookup = world.Lookup()
+    outcomes = world.outcomes(lookup.query(), world.Lookup(**change).reply())
+    (own,) = (one for one in outcomes if one.session.key.id == 36259)
+    assert own.session.strays is None, what
+
+
+def test_a_reply_from_a_server_that_was_not_asked_is_not_laid_to_the_lookup(world):
+    lookup = world.Lookup(dnat=False, vip=BACKEND)
+    wrong = [
+        replace(hop, source=("10.244.9.9", 53)) for hop in lookup.reply(octets=world.Lookup(identifier=9).answer())
+    ]
+    outcomes = world.outcomes(lookup.query(), wrong)
+    (own,) = (one for one in outcomes if one.session.key.id == 36259)
+    assert own.session.strays is None
+
+
+def test_a_reply_that_the_capture_cut_is_not_called_malformed(world):
+    lookup = world.Lookup()
+    cut = [world.recorder.pack(hop) for hop in lookup.reply()]
+    world.feed(lookup.query())
+    for sighting in cut:
+        detail = sighting.detail
+        short = DETAIL.pack(*detail._replace(captured_bytes=14)) + sighting.payload(detail)[:14]
+        world.table.observe(sighting._replace(rest=short, tail_bytes=14))
+    (outcome,) = world.later(60 * world.SECOND)
+    assert explain(outcome).cause.code != "MalformedReply"
+
+
+def test_what_no_client_can_use_is_bounded(world):
+    lookup = world.Lookup()
+    flood = [
+        lookup.reply(world.START + count * world.US, octets=world.Lookup(identifier=count).answer())
+        for count in range(200)
+    ]
+    outcome = world.outcome(lookup.query(), *flood)
+    assert len(outcome.session.strays.transmissions) == 8
+    assert not outcome.session.overflowed
+    assert not world.table._strays._by_message
+
+
+def test_an_upstream_whose_reply_the_server_cannot_use_is_told_with_it(world):
+    start = warm(world)
+    lookup = world.Lookup()
+    ask = lookup.onward(port=33001)
+    outcomes = world.outcomes(
+        lookup.query(start),
+        ask.query(start + world.MS),
+        ask.reply(start + 2 * world.MS, octets=world.Lookup(identifier=99).answer()),
+        lookup.reply(start + 6 * world.SECOND, rcode=SERVFAIL, aa=False),
+    )
+    cause = explain(outcomes[0]).cause
+    assert cause.code == "UpstreamTimeout"
+    assert cause.evidence[0] == "1 queries to 100.100.2.136:53, no reply that the server could use (1 came)"
+
+
+# Replies from where nobody was asked
+
+
+def test_a_capture_with_a_reply_from_another_address_names_both(replayed):
+    (one,) = replayed("14")
+    assert (one["Status"], one["BitMap"]) == ("Failed", 3)
+    assert (one["Cause"]["Code"], one["Cause"]["Confidence"]) == ("UnexpectedSource", "medium")
+    assert "10.244.1.5:53, but the client had asked 10.96.0.10:53" in one["Cause"]["Message"]
+
+
+OTHER, OTHER6 = ("10.244.1.54", 53), ("fd00:244::54", 53)
+
+
+def from_other(hops, other=OTHER):
+    return [replace(hop, source=other, conntrack=None) for hop in hops]
+
+
+@pytest.mark.parametrize("other", [OTHER, (VIP[0], 5353)])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_reply_from_another_address_or_port_is_discarded_and_the_client_that_asks_again_shows_it(world, other, again):
+    lookup = world.Lookup()
+    repeated = lookup.query(world.START + world.SECOND) if again else []
+    outcome = world.outcome(lookup.query(), from_other(lookup.reply(), other), repeated)
+    assert outcome.status == "Failed"
+    cause = explain(outcome).cause
+    assert (cause.code, cause.confidence) == ("UnexpectedSource", "high" if again else "medium")
+
+
+def test_a_reply_from_another_address_over_ipv6(world):
+    lookup = world.Lookup(v6=True)
+    outcome = world.outcome(lookup.query(), from_other(lookup.reply(), OTHER6))
+    assert explain(outcome).cause.code == "UnexpectedSource"
+    assert "[fd00:244::54]:53" in explain(outcome).cause.message
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_replies_the_one_from_the_server_that_was_asked_counts(world, first):
+    lookup = world.Lookup()
+    strange = from_other(lookup.reply(world.START + 2 * world.MS, rcode=NXDOMAIN))
+    right = lookup.reply(world.START + (3 - 2 * first) * world.MS)
+    outcome = world.outcome(lookup.query(), *sorted((strange, right), key=lambda hops: hops[0].ts_ns))
+    assert (outcome.status, outcome.rcode) == ("Succeeded", 0)
+
+
+def test_lookups_like_many_before_are_still_told_from_one_with_a_reply_from_elsewhere(world):
+    for count in range(3):
+        start = world.now + world.SECOND
+        lookup = world.Lookup(identifier=count)
+        world.feed(lookup.both(start)).later(world.SECOND)
+    lookup, start = world.Lookup(identifier=9), world.now + world.SECOND
+    outcome = world.outcome(lookup.query(start), from_other(lookup.reply(start + world.MS)))
+    assert outcome.status == "Failed"
+
+
+@pytest.mark.parametrize("shape", ["pod", "host", "client", "server", "local", "loopback"])
+@pytest.mark.parametrize("v6", [False, True])
+def test_translation_anywhere_on_the_way_makes_no_unexpected_source(world, shape, v6):
+    outcome = world.outcome(world.Lookup(shape=shape, v6=v6 and shape != "local").both())
+    assert outcome.status == "Succeeded"
+    assert not outcome.unasked
+
+
+def test_a_reply_that_is_not_yet_in_the_clients_namespace_is_not_judged(world):
+    outcome = world.outcome(world.Lookup().query(), world.Lookup().reply()[:2])
+    assert not outcome.unasked
+
+
+def test_a_program_that_redirects_in_the_clients_own_namespace_is_no_unexpected_source(world):
+    """OUTPUT NAT to a proxy in the pod: the first hop has the proxy's port already."""
+    proxy = ("127.0.0.1", 53)
+    lookup = world.Lookup(shape="loopback", client=POD, vip=proxy)
+    entry = (POD, VIP, proxy, POD, 2)
+    query = [replace(hop, conntrack=entry) for hop in lookup.query()]
+    reply = [replace(hop, conntrack=(*entry[:4], 3)) for hop in lookup.reply()]
+    outcome = world.outcome(query, reply)
+    assert outcome.status == "Succeeded"
+    assert asked(outcome) == VIP

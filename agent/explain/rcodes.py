@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.explain.evidence import duration_words
 from agent.explain.remedies import BETWEEN_NEIGHBOURS, OF_CLIENTS, REJECTED, UNKNOWABLE, remedy
 from agent.explain.verdict import say
-from agent.session.addressed import servers_asked
-from agent.session.model import SECOND_NS
+from agent.session.addressed import is_from, servers_asked
 from agent.session.outcome import FQ, answer_source
 from agent.session.sighting import endpoint_to_text
 from agent.session.taken import is_good, rcode_of, refused_attempts
@@ -103,7 +103,9 @@ def _attempts(exchange: Session, outcome: Outcome, until_ns: int) -> Iterator[At
             if one.hops[0].ts_ns <= until_ns and outcome.knowledge.died(one, outcome.server_netns) is None
         ]
         reply = next(filter(is_good, replies), next(iter(replies), None))
-        yield Attempt(asked.server, len(times), times[0], times[-1], reply, 0)
+        strays = exchange.strays.transmissions if exchange.strays is not None else []
+        unusable = sum(is_from(one, asked.queries[0]) for one in strays)
+        yield Attempt(asked.server, len(times), times[0], times[-1], reply, unusable)
 
 
 def last_round(attempts: list[Attempt], until_ns: int) -> list[Attempt]:
@@ -204,7 +206,7 @@ def _own_error(outcome: Outcome, error: Transmission) -> tuple[str, str]:
     name, took_ns = _name(error), _took_ns(outcome, error)
     bare = _source(error) == "server-error"
     if _is_in_view(outcome) and took_ns is not None and took_ns <= QUICK_NS:
-        return "medium", f"itself answered {name} after {_time(took_ns)}, and was not seen to ask anybody"
+        return "medium", f"itself answered {name} after {duration_words(took_ns)}, and was not seen to ask anybody"
     if bare:
         return "medium", f"itself answered {name}"
     return "low", f"answered {name}, and no upstream was seen to say so"
@@ -213,7 +215,7 @@ def _own_error(outcome: Outcome, error: Transmission) -> tuple[str, str]:
 def _facts(outcome: Outcome, error: Transmission) -> list[str]:
     """The reply in figures, and in its server's own words."""
     took_ns = _took_ns(outcome, error)
-    after = f" {_time(took_ns)} after the query" if took_ns is not None else ""
+    after = f" {duration_words(took_ns)} after the query" if took_ns is not None else ""
     return [f"{_name(error)}{after}, with {_flags(error)}", *(one.words for one in _errors(error))]
 
 
@@ -267,10 +269,6 @@ def _errors(reply: Transmission | None) -> list[ExtendedError]:
 
 def _sent_ns(error: Transmission | None) -> int:
     return NEVER_NS if error is None else error.hops[0].ts_ns
-
-
-def _time(ns: int) -> str:
-    return f"{ns / SECOND_NS:.3f} s" if ns >= SECOND_NS else f"{ns / 1_000_000:.1f} ms"
 
 
 def _say(  # noqa: PLR0917  the parts of a cause in their order

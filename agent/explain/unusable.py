@@ -1,0 +1,85 @@
+"""Replies that came and that no resolver takes: unreadable, not matching, or from an address that was not asked.
+
+They show that the server has the query. What a client does with them can only be told by what it does next.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.explain.evidence import duration_words, lost_attempt, where
+from agent.explain.verdict import say
+from agent.session.addressed import addressed, asked_of
+from agent.session.sighting import endpoint_to_text
+from agent.session.strays import is_readable, why_unusable
+from agent.wire.message import name_to_text
+from agent.wire.render import rdtype_to_text
+
+if TYPE_CHECKING:
+    from agent.explain.verdict import Cause
+    from agent.session.model import Key, Session, Transmission
+    from agent.session.outcome import Outcome
+
+GOES_ON = "the client asked again after it"
+MAY_HAVE_TAKEN_IT = (
+    "the client did not ask again: a program that does not look where replies come from may have taken it"
+)
+
+
+def unexpected_source(outcome: Outcome) -> Cause | None:
+    """The reply came to the client from another address than it asked."""
+    reply = outcome.reply
+    if not outcome.unasked or reply is None or reply.death is not None:
+        return None
+    hop = reply.hops[-1]
+    session = outcome.session
+    goes_on = any(one.hops[0].ts_ns > hop.ts_ns for one in session.queries.transmissions)
+    asked = ", ".join(dict.fromkeys(endpoint_to_text(*asked_of(one)) for one in session.queries.transmissions))
+    evidence = [where(hop), GOES_ON if goes_on else MAY_HAVE_TAKEN_IT]
+    found = endpoint_to_text(hop.detail.saddr, hop.detail.sport)
+    return say("UnexpectedSource", "high" if goes_on else "medium", evidence, source=found, asked=asked)
+
+
+def unusable_reply(outcome: Outcome) -> Cause | None:
+    """The server replied, and the reply cannot be read, or is not one to this query."""
+    strays = _arrived(outcome.session)
+    if not strays or outcome.lossy or (outcome.delivered and not lost_attempt(outcome)):
+        return None
+    reply, key = strays[-1], outcome.session.key
+    evidence = [f"{len(strays)} such {'reply' if len(strays) == 1 else 'replies'}", _difference(reply, key)]
+    code = "MismatchedReply" if is_readable(reply.wire) else "MalformedReply"
+    return say(
+        code,
+        "medium",
+        evidence,
+        address=endpoint_to_text(*addressed(reply.hops[-1], response=True)),
+        delay=_delay(outcome.session, reply),
+        difference=why_unusable(reply.wire, key),
+    )
+
+
+def _arrived(session: Session) -> list[Transmission]:
+    if session.strays is None:
+        return []
+    return [one for one in session.strays.transmissions if one.death is None]
+
+
+def _difference(reply: Transmission, key: Key) -> str:
+    """What it says beside what was asked. Names stand between quotes."""
+    question = reply.wire.summary.question
+    if question is None:
+        return f"{len(reply.wire.payload)} octets: {why_unusable(reply.wire, key)}"
+    said, asked = (
+        f'{number}, "{name_to_text(name)}" {rdtype_to_text(rdtype)}'
+        for number, name, rdtype in (
+            (reply.wire.summary.id, question.name, question.rdtype),
+            (key.id, key.name, key.rdtype),
+        )
+    )
+    return f"the reply has id {said}; the query has {asked}"
+
+
+def _delay(session: Session, reply: Transmission) -> str:
+    before = [one.hops[0].ts_ns for one in session.queries.transmissions if one.hops[0].ts_ns <= reply.hops[0].ts_ns]
+    first_ns = max(before, default=session.first_ns)
+    return duration_words(reply.hops[0].ts_ns - first_ns)

@@ -1,0 +1,155 @@
+"""Replies that answer no lookup as they should: unreadable, or with another id or question than the query.
+
+A server that replies so has the query, and its client goes on waiting: that is another fault than silence. Such a
+reply is laid to the open lookup that it must be meant for: it goes to that lookup's socket, from the server that was
+asked, and has the same id or question. One that cannot be read at all may have neither, if that socket has no other
+lookup open at that server.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.session.addressed import addressed, asked_of, source
+from agent.session.identity import clients
+from agent.session.model import Leg, Wire
+from agent.wire.errors import WireError
+from agent.wire.message import HEADER_BYTES, Summary, summarize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agent.session.model import Key, Session
+    from agent.session.sighting import Detail, Sighting
+
+ID_BYTES = 2
+QR = 0x8000
+MAX_STRAYS = 8
+"""Messages of that kind that one lookup keeps, and the hops of so many more are left out."""
+
+
+class Strays:
+    """Finds the lookup for such a reply, and its later hops, which come without octets.
+
+    Sessions hold them; here is only what leads there.
+    """
+
+    def __init__(self) -> None:
+        self._by_message: dict[int, tuple[Session, Wire]] = {}
+
+    def take(self, sighting: Sighting, detail: Detail, payload: bytes, recent: Iterable[Session]) -> bool:
+        """Lay one hop of a reply that no lookup is answered by to the one that it is meant for; False if there is none.
+
+        Args:
+            sighting: the hop.
+            detail: of it.
+            payload: the message; empty where an earlier hop brought it.
+            recent: open lookups, newest first.
+        """
+        known = self._by_message.get(sighting.message) if sighting.message else None
+        if known is not None:
+            session, wire = known
+            _keep(session, wire, sighting)
+            return True
+        if not payload:
+            return False
+        summary = _as_far_as_it_goes(payload)
+        if summary.question is None and len(payload) < detail.payload_bytes:
+            # The capture cut it: what it said is not known.
+            return False
+        session = _meant(sighting, detail, summary, recent)
+        if session is None:
+            return False
+        wire = _wire_of(session, payload) or Wire(payload, detail.payload_bytes, summary)
+        if _keep(session, wire, sighting) and sighting.message:
+            self._by_message[sighting.message] = session, wire
+        return True
+
+    def forget(self, session: Session) -> None:
+        """A closed lookup takes nothing more."""
+        for one in session.strays.transmissions if session.strays is not None else ():
+            for hop in one.hops:
+                self._by_message.pop(hop.message, None)
+
+
+def why_unusable(wire: Wire, key: Key) -> str:
+    """What is wrong with such a reply; names stand between quotes."""
+    try:
+        summary = summarize(wire.payload)
+    except WireError as error:
+        return str(error)
+    question = summary.question
+    if summary.id != key.id:
+        return f"it has transaction id {summary.id} instead of {key.id}"
+    if question is None:
+        return "it has no question"
+    return "it has another question"
+
+
+def is_readable(wire: Wire) -> bool:
+    """Whether it is a DNS message as far as its header and question go."""
+    try:
+        summarize(wire.payload)
+    except WireError:
+        return False
+    return True
+
+
+def _as_far_as_it_goes(payload: bytes) -> Summary:
+    try:
+        return summarize(payload)
+    except WireError:
+        pass
+    identity = int.from_bytes(payload[:ID_BYTES], "big") if len(payload) >= ID_BYTES else -1
+    flags = int.from_bytes(payload[ID_BYTES : 2 * ID_BYTES], "big") if len(payload) >= 2 * ID_BYTES else QR
+    return Summary(identity, flags, 0, 0, 0, 0, None, min(len(payload), HEADER_BYTES))
+
+
+def _meant(sighting: Sighting, detail: Detail, summary: Summary, recent: Iterable[Session]) -> Session | None:
+    ends = clients(detail, response=True)
+    mine = [
+        one
+        for one in recent
+        if not one.connecting
+        and one.key.protocol == sighting.protocol
+        and one.first_ns <= sighting.ts_ns
+        and any(key.client in ends for key in one.keys)
+        and _was_asked(one, sighting)
+    ]
+    waiting = [one for one in mine if not one.replies.transmissions]
+    alike = [one for one in waiting or mine if _resembles(one.key, summary)]
+    if alike:
+        return next((one for one in alike if one.key.id == summary.id), alike[0])
+    return waiting[0] if summary.question is None and len(waiting) == 1 else None
+
+
+def _resembles(key: Key, summary: Summary) -> bool:
+    question = summary.question
+    return key.id == summary.id or (question is not None and key.question == (question.name, *question[2:]))
+
+
+def _was_asked(session: Session, sighting: Sighting) -> bool:
+    """Whether the reply comes from where the query went, as either was spelled at any hop."""
+    said = {source(sighting), addressed(sighting, response=True)}
+    queries = session.queries.transmissions
+    return any(
+        asked_of(one) in said
+        or any((detail.daddr, detail.dport) in said for detail in (hop.detail for hop in one.hops))
+        for one in queries
+    )
+
+
+def _wire_of(session: Session, payload: bytes) -> Wire | None:
+    """The message, if a hop of it came with its octets before."""
+    leg = session.strays
+    return None if leg is None else next((one.wire for one in leg.transmissions if one.wire.payload == payload), None)
+
+
+def _keep(session: Session, wire: Wire, sighting: Sighting) -> bool:
+    """Put a hop to the others; False when a bound keeps it out."""
+    if session.strays is None:
+        session.strays = Leg()
+    known = any(one.wire is wire for one in session.strays.transmissions)
+    if not known and len(session.strays.transmissions) >= MAX_STRAYS:
+        return False
+    return session.strays.add(sighting, wire)
