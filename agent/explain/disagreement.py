@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.session.addressed import servers_asked
-from agent.session.sighting import endpoint_to_text
-from agent.session.taken import NOERROR, NXDOMAIN, is_good, rcode_of
+from agent.session.sighting import DADDR, address_to_text, endpoint_to_text
+from agent.session.taken import is_good, rcode_of
 from agent.wire.render import rcode_to_text, rdtype_to_text
 
 if TYPE_CHECKING:
@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 
 
 def of_servers(outcome: Outcome) -> str | None:
-    """What the servers of one client said, where they do not say the same; None if they do.
+    """What several servers told one client, where they do not say the same; None if they do.
 
     A resolver takes the first answer that it can use, so which names exist is a matter of luck.
     """
+    return _at_once(outcome) or _one_after_the_other(outcome)
+
+
+def _at_once(outcome: Outcome) -> str | None:
+    """Asked by the same query."""
     session = outcome.session
     if len(session.replies.transmissions) < 2 or len(session.queries.transmissions) < 2:  # noqa: PLR2004
         return None
@@ -31,20 +36,35 @@ def of_servers(outcome: Outcome) -> str | None:
     return ", ".join(f"{endpoint_to_text(*server)} answered {rcode_to_text(rcode)}" for server, rcode in said.items())
 
 
+def _one_after_the_other(outcome: Outcome) -> str | None:
+    before = outcome.contradicted
+    if before is None or before.server == _server(outcome):
+        return None
+    words = (
+        f"{address_to_text(server)} answered {rcode_to_text(rcode)} for {rdtype_to_text(rdtype)}"
+        for server, rcode, rdtype in (
+            (_server(outcome), outcome.rcode or 0, outcome.session.key.rdtype),
+            (before.server, before.rcode, before.rdtype),
+        )
+    )
+    return " and just before ".join(words)
+
+
 def of_types(outcome: Outcome) -> str | None:
-    """What was said of the two halves of an A/AAAA pair, where the name exists for one alone; None elsewhere.
+    """What one server said of two types of a name, where the name exists for one of them alone; None elsewhere.
 
     A name that does not exist has no records of any type (RFC 8020 2).
     """
-    pair = outcome.session.pair
-    if pair is None or not outcome.delivered or not outcome.healthy:
+    before, rdtype = outcome.contradicted, outcome.session.key.rdtype
+    if before is None or before.rdtype == rdtype or before.server != _server(outcome):
         return None
-    replies = pair.replies.transmissions
-    if not replies or outcome.reply is None:
-        return None
-    mine, other = outcome.rcode, rcode_of(replies[0])
-    if {mine, other} != {NOERROR, NXDOMAIN} or replies[0].wire.summary.tc or outcome.reply.wire.summary.tc:
-        return None
-    halves = ((outcome.session.key.rdtype, mine), (pair.key.rdtype, other))
-    said = ", ".join(f"{rdtype_to_text(rdtype)} was answered {rcode_to_text(rcode or 0)}" for rdtype, rcode in halves)
-    return f"{said}: a name that does not exist has no records of any type"
+    words = (
+        f"{rcode_to_text(rcode)} for {rdtype_to_text(asked)}"
+        for rcode, asked in ((outcome.rcode or 0, rdtype), (before.rcode, before.rdtype))
+    )
+    told = " and just before ".join(words)
+    return f"{told}: a name that does not exist has no records of any type"
+
+
+def _server(outcome: Outcome) -> bytes:
+    return outcome.session.queries.transmissions[0].hops[0].rest[DADDR]

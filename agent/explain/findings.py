@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.explain.answers import (
+    alias_to_nowhere,
+    answered_by_search_domain,
+    larger_than_offered,
+    no_data_ends_search,
+    told_by_extended_error,
+)
 from agent.explain.disagreement import of_servers, of_types
 from agent.explain.names import addresses, contradiction, service_name, why_not_found
 from agent.session.addressed import times_asked
@@ -22,6 +29,8 @@ SLOW_NS = 1_000_000_000
 """Half of what musl, and a fifth of what glibc, waits before it asks again."""
 ENOUGH_ANSWERS = 200
 """In one window: fewer are uneven by chance."""
+OPCODE = 0x7800
+"""Where the header has it (RFC 1035 4.1.1): 0 is a query."""
 UNEVEN = 1.5
 """How much more than its fair share one server has."""
 
@@ -46,7 +55,9 @@ class Finding(NamedTuple):
 def findings(view: View) -> list[Finding]:
     """All that hold."""
     plain = [Finding(name) for name, holds in PLAIN.items() if holds(view.outcome)]
-    if view.outcome.session.connecting:
+    reply = view.outcome.reply
+    if view.outcome.session.connecting or (reply is not None and reply.wire.summary.flags & OPCODE):
+        # What is remarked of names holds for queries alone.
         return plain
     return plain + [found for look in LOOKS if (found := look(view)) is not None]
 
@@ -111,6 +122,9 @@ def _name_not_found(view: View) -> Finding | None:
         return None
     if outcome.session.searched:
         return Finding("SearchPathNXDOMAIN")
+    alias = alias_to_nowhere(outcome)
+    if alias is not None:
+        return Finding("ExternalNameNotFound", alias)
     asked = service_name(outcome.session.key.name)
     known = why_not_found(asked, view.cluster) if asked is not None else None
     return Finding(*known) if known is not None else Finding("NameNotFound")
@@ -198,6 +212,27 @@ def _contradictory_answers(view: View) -> Finding | None:
     return Finding("ContradictoryAnswers", words) if words else None
 
 
+def _larger_than_offered(view: View) -> Finding | None:
+    words = larger_than_offered(view.outcome)
+    return Finding("LargerThanOffered", words) if words else None
+
+
+def _extended_error(view: View) -> Finding | None:
+    found = told_by_extended_error(view.outcome)
+    return Finding(*found) if found else None
+
+
+def _search_list(view: View) -> Finding | None:
+    """Where a search list came to its end."""
+    if not view.outcome.session.stem:
+        return None
+    words = no_data_ends_search(view.outcome)
+    if words:
+        return Finding("SearchPathNODATA", words)
+    words = answered_by_search_domain(view.outcome)
+    return Finding("SearchDomainAnswered", words) if words else None
+
+
 LOOKS: tuple[Callable[[View], Finding | None], ...] = (
     _query_not_seen,
     _name_not_found,
@@ -207,6 +242,9 @@ LOOKS: tuple[Callable[[View], Finding | None], ...] = (
     _server_imbalance,
     _servers_disagree,
     _contradictory_answers,
+    _larger_than_offered,
+    _extended_error,
+    _search_list,
 )
 NAMES = (
     *PLAIN,
@@ -220,5 +258,11 @@ NAMES = (
     "ServerImbalance",
     "ServersDisagree",
     "ContradictoryAnswers",
+    "LargerThanOffered",
+    "DNSSECFailure",
+    "ExtendedError",
+    "SearchPathNODATA",
+    "SearchDomainAnswered",
+    "ExternalNameNotFound",
 )
 """Every finding there is."""

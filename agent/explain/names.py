@@ -38,23 +38,24 @@ class ServiceName(NamedTuple):
 
 def service_name(name: bytes) -> ServiceName | None:
     """What a question's name says, in wire format and lower case; None for other names, SRV names among them."""
-    labels = _labels(name)
-    if SERVICE_LABEL not in labels:
+    parts = labels(name)
+    if SERVICE_LABEL not in parts:
         return None
-    at = len(labels) - 1 - labels[::-1].index(SERVICE_LABEL)
-    before = labels[:at]
-    if len(before) not in (PLAIN_LABELS, PLAIN_LABELS + 1) or at == len(labels) - 1:
+    at = len(parts) - 1 - parts[::-1].index(SERVICE_LABEL)
+    before = parts[:at]
+    if len(before) not in (PLAIN_LABELS, PLAIN_LABELS + 1) or at == len(parts) - 1:
         return None
     *host, service, namespace = before
     return ServiceName(host[0] if host else None, service, namespace)
 
 
-def _labels(name: bytes) -> list[str]:
-    labels, at = [], 0
+def labels(name: bytes) -> list[str]:
+    """The labels of a name in wire format, as text."""
+    found, at = [], 0
     while name[at]:
-        labels.append(name[at + 1 : at + 1 + name[at]].decode("ascii", "replace"))
+        found.append(name[at + 1 : at + 1 + name[at]].decode("ascii", "replace"))
         at += name[at] + 1
-    return labels
+    return found
 
 
 def addresses(wire: bytes, summary: Summary) -> list[bytes]:
@@ -95,7 +96,7 @@ def why_not_found(asked: ServiceName, cluster: Cluster) -> tuple[str, str] | Non
             named = f"serviceName {owner.service}" if owner.service else "no serviceName"
             words = f"StatefulSet {owner.namespace}/{owner.name} has {named}: its pods have no names under {asked.text}"
             return "StatefulSetName", words
-    if service is None:
+    if service is None or service.external_name:
         return None
     members = cluster.members(asked.namespace, asked.service)
     if not service.headless:

@@ -19,7 +19,7 @@ from agent.session.taken import is_good
 from agent.session.translation import translate
 from agent.session.who import NOBODY
 from agent.wire.message import extended_rcode, name_to_text
-from agent.wire.render import rcode_to_text, rdclass_to_text, rdtype_to_text
+from agent.wire.render import opcode_to_text, rcode_to_text, rdclass_to_text, rdtype_to_text
 
 if TYPE_CHECKING:
     from agent.explain.verdict import Verdict
@@ -154,6 +154,9 @@ class Line(msgspec.Struct, rename="pascal"):
     path_bit_map: Annotated[int, doc("BitMap + SQ=16 + SR=32 + query dropped=64 + reply dropped=128.")]
     inferred: Annotated[list[str], doc("Bits of PathBitMap that no hop showed, but that must have happened.")]
     question: Annotated[Question | None, doc("What was asked; null for a TCP connection that failed before it was.")]
+    opcode: Annotated[
+        str | None, doc("QUERY, or UPDATE, NOTIFY, … : what was asked for; null for a failed TCP connection.")
+    ]
     protocol: Annotated[str, doc("UDP or TCP.")]
     family: Annotated[str, doc("INET or INET6.")]
     transaction_id: Annotated[int | None, doc("DNS message id of the query; null where there was none yet.")]
@@ -197,6 +200,7 @@ def build(outcome: Outcome, verdict: Verdict, context: Context, who: Who = NOBOD
         path_bit_map=int(outcome.path),
         inferred=[bit.name or "" for bit in Bit(outcome.inferred)],
         question=None if session.connecting else _question(key),
+        opcode=None if session.connecting else opcode_to_text(next(iter(_all(outcome))).wire.summary.opcode),
         protocol=protocol(first),
         family=family(first),
         transaction_id=None if session.connecting else key.id,

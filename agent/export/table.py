@@ -26,12 +26,19 @@ def _bits(line: Line) -> str:
     return f"{line.bit_map}/{line.path_bit_map}"
 
 
+def _type(line: Line) -> str:
+    """The record type; of what is no query, what it is: an update names its zone by an SOA question (RFC 2136 2.3)."""
+    if line.question is None:
+        return "-"
+    return line.question.type if line.opcode in (None, "QUERY") else line.opcode
+
+
 COLUMNS = (
     Column("TIME", 12, lambda line: line.time[11:23]),
     Column("STATUS", 10, lambda line: line.status),
     Column("BITS", 6, _bits),
     Column("CLIENT", 15, lambda line: line.client.process or line.client.address),
-    Column("TYPE", 5, lambda line: line.question.type if line.question else "-"),
+    Column("TYPE", 5, _type),
     Column("NAME", 38, lambda line: line.question.name if line.question else "(no connection)"),
     Column("RCODE", 8, lambda line: line.rcode or "-"),
     Column("TIME", 8, lambda line: _milliseconds(line.duration_seconds)),

@@ -20,6 +20,7 @@ from agent.wire.message import EXTENDED_ERROR, extended_rcode, options
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from agent.session.answers import Told
     from agent.session.drops import Drop, Kernel
     from agent.session.knowledge import Backend, Knowledge
     from agent.session.model import Session, Transmission, Wire
@@ -98,6 +99,8 @@ class Outcome:
     """The agent lost records while the session was open."""
     knowledge: Knowledge
     """Of the node."""
+    contradicted: Told | None = None
+    """What the client was told of the name just before, where that says otherwise whether it exists."""
     unasked: bool = False
     """The reply that counts came from an address that the client did not ask: resolvers discard it."""
     inferred: int = 0

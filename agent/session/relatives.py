@@ -8,10 +8,12 @@ from agent.session.sighting import UDP
 
 if TYPE_CHECKING:
     from agent.session.model import Session
+    from agent.wire.message import Summary
 
 A, AAAA = 1, 28
 OTHER_HALF = {A: AAAA, AAAA: A}
-NXDOMAIN = 3
+NOERROR, NXDOMAIN = 0, 3
+ROOT = b"\0"
 
 
 class LastLookups:
@@ -44,21 +46,27 @@ class LastLookups:
 
 
 def goes_on_with(before: Session, session: Session) -> bool:
-    """Whether a name that did not exist is followed by the next one of a search list (resolv.conf(5), search).
+    """Whether a name without such records is followed by the next one of a search list (resolv.conf(5), search).
 
     The first step shows what was looked for: Kubernetes's lists begin with suffixes each of which ends like the one
-    before. After that any suffix will do.
+    before; elsewhere a name with dots is asked for as it is first. After that any suffix will do.
     """
     replies = before.replies.transmissions
-    if not replies or replies[-1].wire.summary.rcode != NXDOMAIN or before.key.name == session.key.name:
+    if not replies or before.key.name == session.key.name or not _found_nothing(replies[-1].wire.summary):
         return False
     if not before.stem:
         stem = _common_labels(before.key.name, session.key.name)
-        if not stem or not before.key.name.endswith(session.key.name[len(stem) :]):
+        rest = session.key.name[len(stem) :]
+        if not stem or not (before.key.name.endswith(rest) or before.key.name == stem + ROOT):
             return False
         before.stem = stem
     session.stem = before.stem
     return session.key.name.startswith(before.stem)
+
+
+def _found_nothing(reply: Summary) -> bool:
+    """The name does not exist, or has no such records: glibc goes on after either."""
+    return reply.rcode == NXDOMAIN or (reply.rcode == NOERROR and not reply.ancount)
 
 
 def _common_labels(one: bytes, other: bytes) -> bytes:

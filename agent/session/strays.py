@@ -57,12 +57,12 @@ class Strays:
         if summary.question is None and len(payload) < detail.payload_bytes:
             # The capture cut it: what it said is not known.
             return False
-        session = _meant(sighting, detail, summary, recent)
-        if session is None:
+        meant = _meant(sighting, detail, summary, recent)
+        if meant is None:
             return False
-        wire = _wire_of(session, payload) or Wire(payload, detail.payload_bytes, summary)
-        if _keep(session, wire, sighting) and sighting.message:
-            self._by_message[sighting.message] = session, wire
+        wire = _wire_of(meant, payload) or Wire(payload, detail.payload_bytes, summary)
+        if _keep(meant, wire, sighting) and sighting.message:
+            self._by_message[sighting.message] = meant, wire
         return True
 
     def forget(self, session: Session) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from agent.session import upstream
 from agent.session.addressed import times_asked
+from agent.session.answers import LastAnswers
 from agent.session.drops import UNKNOWN_KERNEL, Kernel
 from agent.session.identity import clients, connecting_key, is_loopback
 from agent.session.knowledge import Knowledge, Losses, Servers
@@ -108,6 +109,7 @@ class SessionTable:
         self._closed: OrderedDict[Key, int | None] = OrderedDict()
         self._last = LastLookups()
         self._strays = Strays()
+        self._answers = LastAnswers()
         self._losses = Losses()
         self._ready: deque[Outcome] = deque()
 
@@ -571,6 +573,7 @@ class SessionTable:
             # The exchange is part of the lookup it was made for; only a server on this node makes it one of its own.
             self.counts.upstream_exchanges += 1
             return
+        outcome.contradicted = self._answers.contradicted_by(outcome)
         self._ready.append(outcome)
 
     def _forget(self, session: Session) -> None:

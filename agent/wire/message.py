@@ -265,9 +265,16 @@ def options(wire: bytes, summary: Summary) -> Iterator[tuple[int, bytes]]:
         offset += length
 
 
-class Opt(NamedTuple):
-    """An OPT record: its TTL field, and where its options lie."""
+def udp_size(wire: bytes, summary: Summary) -> int | None:
+    """Octets of a reply that the sender says it takes over UDP (RFC 6891 6.2.3); None without EDNS. Never raises."""
+    opt = _find_opt(wire, summary)
+    return None if opt is None else opt.udp_size
 
+
+class Opt(NamedTuple):
+    """An OPT record: its class and TTL fields, and where its options lie."""
+
+    udp_size: int
     ttl: int
     data: int
     end: int
@@ -282,10 +289,10 @@ def _find_opt(wire: bytes, summary: Summary) -> Opt | None:
     try:
         for index in range(before + summary.arcount):
             offset = skip_name(wire, offset)
-            rdtype, _, ttl, rdlength = read_record(wire, offset)
+            rdtype, rdclass, ttl, rdlength = read_record(wire, offset)
             offset += RECORD_BYTES + rdlength
             if rdtype == OPT and index >= before:
-                return Opt(ttl, offset - rdlength, offset)
+                return Opt(rdclass, ttl, offset - rdlength, offset)
     except (WireError, struct.error):
         return None
     return None

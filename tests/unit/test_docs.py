@@ -6,6 +6,7 @@ from pathlib import Path
 from agent.capture.layout import c_header
 from agent.check import FEATURES, features_table
 from agent.explain.causes import CAUSES
+from agent.explain.findings import NAMES
 from agent.export.catalogue import document
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,12 @@ def test_the_table_of_features_has_all_but_the_attempt_itself():
     names = [one.name for one in FEATURES if one.name != "load and attach"]
     assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in names]
     assert all(row.count("|") == 5 for row in rows)
+
+
+def test_remarks_with_a_section_are_findings_that_exist():
+    sections = re.findall(r"^### (\w+)$", (ROOT / "docs/causes.md").read_text(), re.MULTILINE)
+    assert sections
+    assert set(sections) <= set(NAMES)
 
 
 def test_every_cause_has_its_section_and_no_section_is_without_a_cause():

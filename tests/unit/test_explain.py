@@ -470,6 +470,12 @@ def test_every_finding_is_of_the_specification():
         "ServerImbalance",
         "ServersDisagree",
         "ContradictoryAnswers",
+        "LargerThanOffered",
+        "DNSSECFailure",
+        "ExtendedError",
+        "SearchPathNODATA",
+        "SearchDomainAnswered",
+        "ExternalNameNotFound",
     }
 
 

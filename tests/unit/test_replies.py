@@ -8,12 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from agent.cli import main
 from agent.explain.rules import explain
 from agent.export import line
 from agent.export.metrics.losses import lost_messages
+from agent.export.redaction import Redaction
+from agent.export.table import fit, row
 from agent.session.addressed import addressed, server_of
 from agent.session.sighting import DETAIL, address_to_text
 from tests.unit.conftest import BACKEND, POD, VIP, packed
@@ -628,3 +631,222 @@ def test_a_program_that_redirects_in_the_clients_own_namespace_is_no_unexpected_
     outcome = world.outcome(query, reply)
     assert outcome.status == "Succeeded"
     assert asked(outcome) == VIP
+
+
+# What answers show beside their records
+
+
+def finding(outcome, name, cluster=None):
+    """The sentence of a finding; None where it was not made."""
+    verdict = explain(outcome) if cluster is None else explain(outcome, cluster=cluster)
+    if name not in verdict.findings:
+        return None
+    return next(words.partition(": ")[2] for words in verdict.remarks if words.startswith(name))
+
+
+@pytest.mark.parametrize("port", [44525, 44526])
+@pytest.mark.parametrize("exists", [1, 28])
+@pytest.mark.parametrize("v6", [False, True])
+def test_a_name_that_exists_for_one_type_alone_is_contradictory(world, port, exists, v6):
+    first, second = world.Lookup(v6=v6), world.Lookup(v6=v6, rdtype=28, identifier=7, port=port)
+    rcodes = {exists: 0, 29 - exists: NXDOMAIN}
+    outcomes = world.outcomes(first.both(rcode=rcodes[1]), second.both(world.START + 300 * world.MS, rcode=rcodes[28]))
+    words = [finding(one, "ContradictoryAnswers") for one in outcomes]
+    assert words[0] is None
+    assert "for A" in words[1]
+    assert "for AAAA" in words[1]
+    assert "NXDOMAIN" in words[1]
+
+
+@pytest.mark.parametrize(("rcode", "other", "seconds"), [(0, 0, 0), (NXDOMAIN, NXDOMAIN, 0), (0, NXDOMAIN, 6)])
+def test_answers_that_agree_or_lie_far_apart_are_not_contradictory(world, rcode, other, seconds):
+    start = world.START + world.MS + seconds * world.SECOND
+    outcomes = world.outcomes(
+        world.Lookup().both(rcode=rcode), world.Lookup(rdtype=28, identifier=7).both(start, rcode=other)
+    )
+    assert [finding(one, "ContradictoryAnswers") for one in outcomes] == [None, None]
+
+
+def test_one_type_that_comes_into_being_is_no_contradiction(world):
+    again = world.Lookup(identifier=7, port=9).both(world.START + world.SECOND)
+    outcomes = world.outcomes(world.Lookup().both(rcode=NXDOMAIN), again)
+    assert not {"ContradictoryAnswers", "ServersDisagree"} & {
+        name for one in outcomes for name in explain(one).findings
+    }
+
+
+def test_servers_that_are_asked_one_after_the_other_and_contradict_each_other_are_named(world):
+    second = world.Lookup(identifier=7, port=9, vip=SECOND)
+    outcomes = world.outcomes(world.Lookup().both(rcode=NXDOMAIN), second.both(world.START + world.SECOND))
+    words = finding(outcomes[1], "ServersDisagree")
+    assert words == "10.96.0.11 answered NOERROR for A and just before 10.96.0.10 answered NXDOMAIN for A"
+
+
+@pytest.mark.parametrize(
+    ("octets", "offered", "words"),
+    [
+        (512, None, None),
+        (513, None, "513 octets, and the query takes 512 without EDNS"),
+        (1232, 1232, None),
+        (1400, 1232, "1400 octets, and the query takes 1232 by EDNS"),
+        (513, 100, "513 octets"),
+        (513, 512, "by EDNS"),
+    ],
+)
+@pytest.mark.parametrize("v6", [False, True])
+def test_a_reply_larger_than_offered_is_remarked(world, octets, offered, words, v6):
+    lookup = world.Lookup(v6=v6)
+    question = lookup.question()
+    if offered is not None:
+        question = (
+            question[:10] + struct.pack("!H", 1) + question[12:] + b"\0" + struct.pack("!HHIH", 41, offered, 0, 0)
+        )
+    answer = lookup.answer()
+    outcome = world.outcome(lookup.query(octets=question), lookup.reply(octets=answer + bytes(octets - len(answer))))
+    found = finding(outcome, "LargerThanOffered")
+    assert (words in found) if words else found is None
+
+
+def test_a_truncated_reply_and_one_over_tcp_are_not_too_large(world):
+    lookup = world.Lookup()
+    outcome = world.outcome(lookup.query(), lookup.reply(octets=lookup.answer(tc=True) + bytes(600)))
+    assert finding(outcome, "LargerThanOffered") is None
+    tcp = world.Tcp(world.Lookup(port=5))
+    long = world.Lookup(port=5).answer() + bytes(600)
+    start = world.now + world.SECOND
+    (over_tcp,) = world.outcomes(tcp.open(start), tcp.ask(start + world.MS), tcp.say(start + 2 * world.MS, long))
+    assert finding(over_tcp, "LargerThanOffered") is None
+
+
+def test_an_upstream_that_replies_with_more_than_the_server_takes_is_named(world):
+    start = warm(world)
+    lookup = world.Lookup()
+    ask = lookup.onward(port=33001)
+    outcomes = world.outcomes(
+        lookup.query(start),
+        ask.query(start + world.MS),
+        ask.reply(start + 2 * world.MS, octets=ask.answer() + bytes(600)),
+        lookup.reply(start + 3 * world.MS, rcode=SERVFAIL, aa=False, ra=True),
+    )
+    assert "the upstream 100.100.2.136:53 has" in finding(outcomes[0], "LargerThanOffered")
+
+
+@pytest.mark.parametrize(
+    ("code", "name"), [(6, "DNSSECFailure"), (7, "DNSSECFailure"), (3, "ExtendedError"), (15, "ExtendedError")]
+)
+@pytest.mark.parametrize("rcode", [0, SERVFAIL, NXDOMAIN])
+def test_an_extended_error_is_a_remark_whatever_the_response_code(world, code, name, rcode):
+    lookup = world.Lookup()
+    reply = with_options(lookup.answer(rcode=rcode, an=0), (15, struct.pack("!H", code) + b"why"))
+    assert '"why"' in finding(world.outcome(lookup.query(), lookup.reply(octets=reply)), name)
+
+
+def searched(world, *steps, rdtypes=(1,)):
+    """Lookups of a search list one after the other: (name, rcode, answers)."""
+    start, hops = world.START, []
+    for count, (name, rcode, answers) in enumerate(steps):
+        for rdtype in rdtypes:
+            lookup = world.Lookup(name=name, identifier=10 * count + rdtype, rdtype=rdtype)
+            at = start + count * world.MS + rdtype
+            hops += [*lookup.query(at), *lookup.reply(at + world.MS // 2, rcode=rcode, an=answers)]
+    hops.sort(key=lambda hop: hop.ts_ns)
+    return world.outcomes(hops)
+
+
+@pytest.mark.parametrize("rdtypes", [(1,), (1, 28)])
+def test_no_data_that_ends_a_search_list_is_told(world, rdtypes):
+    steps = [("db.shop.svc.cluster.local.", NXDOMAIN, 0), ("db.svc.cluster.local.", 0, 0)]
+    outcomes = searched(world, *steps, rdtypes=rdtypes)
+    words = [finding(one, "SearchPathNODATA") for one in outcomes[len(rdtypes) :]]
+    assert all("db.svc.cluster.local. exists without A" in one for one in words)
+    assert not any(finding(one, "SearchPathNODATA") for one in outcomes[: len(rdtypes)])
+
+
+@pytest.mark.parametrize("last", [("db.cluster.local.", 0, 1), ("db.", 0, 0), ("db.cluster.local.", NXDOMAIN, 0)])
+def test_a_search_that_goes_on_after_no_data_is_not_ended_by_it(world, last):
+    outcomes = searched(world, ("db.shop.svc.cluster.local.", NXDOMAIN, 0), ("db.svc.cluster.local.", 0, 0), last)
+    assert not any(finding(one, "SearchPathNODATA") for one in outcomes)
+
+
+def test_an_address_of_one_family_is_an_answer_and_ends_no_search(world):
+    first = [("db.shop.svc.cluster.local.", NXDOMAIN), ("db.svc.cluster.local.", 0)]
+    hops = []
+    for count, (name, rcode) in enumerate(first):
+        for rdtype in (1, 28):
+            at = world.START + count * world.MS + rdtype
+            lookup = world.Lookup(name=name, identifier=10 * count + rdtype, rdtype=rdtype)
+            hops += [
+                *lookup.query(at),
+                *lookup.reply(at + world.MS // 2, rcode=rcode, an=int(not rcode and rdtype == 1)),
+            ]
+    outcomes = world.outcomes(sorted(hops, key=lambda hop: hop.ts_ns))
+    assert not any(finding(one, "SearchPathNODATA") for one in outcomes)
+
+
+def test_a_search_list_of_one_domain_that_is_tried_after_the_name_itself_is_one(world):
+    outcomes = searched(world, ("www.example.com.", NXDOMAIN, 0), ("www.example.com.corp.example.org.", 0, 1))
+    assert "SearchPathNXDOMAIN" in explain(outcomes[0]).findings
+    assert finding(outcomes[1], "SearchDomainAnswered")
+
+
+def test_a_public_name_answered_under_a_search_domain_is_told(world):
+    outcomes = searched(
+        world,
+        ("www.example.com.shop.svc.cluster.local.", NXDOMAIN, 0),
+        ("www.example.com.svc.cluster.local.", NXDOMAIN, 0),
+        ("www.example.com.corp.example.org.", 0, 1),
+    )
+    words = finding(outcomes[2], "SearchDomainAnswered")
+    assert "www.example.com. was answered under the search domain corp.example.org." in words
+
+
+@pytest.mark.parametrize("name", ["www.example.com.", "db.shop.svc.cluster.local."])
+def test_a_name_that_a_search_list_is_meant_to_find_is_nothing_special(world, name):
+    stem = name.split(".svc")[0].rstrip(".")
+    outcomes = searched(
+        world,
+        (f"{stem}.shop.svc.cluster.local.", NXDOMAIN, 0),
+        (f"{stem}.svc.cluster.local.", NXDOMAIN, 0),
+        (name, 0, 1),
+    )
+    assert finding(outcomes[-1], "SearchDomainAnswered") is None
+
+
+def test_a_service_that_is_an_alias_of_nothing_is_told_from_one_that_does_not_exist(world):
+    lookup = world.Lookup()
+    alias = b"\xc0\x0c" + struct.pack("!HHIH", 5, 1, 30, 7) + b"\x05mysql\0"
+    outcome = world.outcome(lookup.query(), lookup.reply(rcode=NXDOMAIN, an=1, tail=alias))
+    words = finding(outcome, "ExternalNameNotFound")
+    assert "Service default/redis-master is an alias (ExternalName) of mysql." in words
+    assert "search domains do not apply" in words
+
+
+def test_autopaths_alias_of_the_bare_name_is_no_external_name(world):
+    lookup = world.Lookup(name="example.com.svc.cluster.local.")
+    alias = b"\xc0\x0c" + struct.pack("!HHIH", 5, 1, 30, 13) + b"\x07example\x03com\0"
+    outcome = world.outcome(lookup.query(), lookup.reply(rcode=NXDOMAIN, an=1, tail=alias))
+    assert finding(outcome, "ExternalNameNotFound") is None
+
+
+@pytest.mark.parametrize(("opcode", "name"), [(0, "QUERY"), (2, "STATUS"), (4, "NOTIFY"), (5, "UPDATE"), (6, "DSO")])
+def test_the_opcode_is_in_the_line(world, opcode, name):
+    lookup = world.Lookup(rdtype=6)
+    question, answer = (
+        octets[:2] + bytes([octets[2] | opcode << 3]) + octets[3:]
+        for octets in (lookup.question(), lookup.answer(rcode=NXDOMAIN))
+    )
+    outcome = world.outcome(lookup.query(octets=question), lookup.reply(octets=answer))
+    (one,) = lines_of([outcome])
+    assert one.opcode == name
+    assert one.findings == (["NameNotFound"] if opcode == 0 else [])
+    assert row(one).split()[4] == ("SOA" if opcode == 0 else fit(name, 5).strip())
+
+
+def test_redaction_takes_names_out_of_the_evidence_of_replies(world):
+    lookup = world.Lookup()
+    wrong = world.Lookup(name="secret.example.net.").answer()
+    outcome = world.outcome(lookup.query(), lookup.reply(octets=wrong))
+    (one,) = lines_of([outcome])
+    Redaction(b"key").apply(one)
+    assert "secret" not in msgspec.json.encode(one).decode()
+    assert "redis" not in msgspec.json.encode(one).decode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.explain.findings import OPCODE
 from agent.export.metrics import catalogue
 from agent.export.metrics.catalogue import LATENCY_BUCKETS, NOTHING_ASKED, OTHER, QTYPES, RCODES
 from agent.export.metrics.histogram import Histogram
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from agent.export.metrics.catalogue import Metric
     from agent.export.metrics.clients import Clients
     from agent.export.metrics.histogram import Distribution
+    from agent.session.model import Session
     from agent.session.outcome import Outcome
     from agent.session.who import Who
 
@@ -116,7 +118,7 @@ class Tally:
         session = outcome.session
         key = session.key
         queries, replies = session.queries.transmissions, session.replies.transmissions
-        if key.protocol != UDP or len(queries) > 1 or len(replies) > 1:
+        if key.protocol != UDP or len(queries) > 1 or len(replies) > 1 or replies[0].wire.summary.flags & OPCODE:
             return False
         sent, returned = session.first_ns, session.last_ns
         there = outcome.server_netns
@@ -147,9 +149,7 @@ class Tally:
         vantage = outcome.vantage or "transit"
         status, bitmap = outcome.status.value, str(outcome.bits & BITMAP)
         self._add(catalogue.SESSIONS, vantage, status, bitmap)
-        attempts, qtype = (
-            (1, NOTHING_ASKED) if session.connecting else (outcome.attempts, qtype_label(session.key.rdtype))
-        )
+        attempts, qtype = (1, NOTHING_ASKED) if session.connecting else (outcome.attempts, _label_of(session))
         self._add(catalogue.QUERIES, vantage, _proto(session.key.protocol), qtype, number=attempts)
         if not session.connecting:
             self._add(catalogue.RETRANSMISSIONS, vantage, number=attempts - len(times_asked(session)))
@@ -207,6 +207,12 @@ class Tally:
 def _add(counts: dict[Metric, Values], metric: Metric, labels: tuple[str, ...], number: int) -> None:
     values = counts[metric]
     values[labels] = values.get(labels, 0) + number
+
+
+def _label_of(session: Session) -> str:
+    """The type that a query asked for; an update's or a notification's question is none (RFC 2136, RFC 1996)."""
+    asked = next(iter((*session.queries.transmissions, *session.replies.transmissions)))
+    return OTHER if asked.wire.summary.opcode else qtype_label(session.key.rdtype)
 
 
 def qtype_label(rdtype: int) -> str:

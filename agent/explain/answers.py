@@ -1,0 +1,144 @@
+"""What an answer shows beside its records: its size, extended errors, aliases, and where it ends a search list."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.explain.names import labels, service_name
+from agent.explain.remedies import DNSSEC
+from agent.session.addressed import servers_asked
+from agent.session.outcome import NOERROR
+from agent.session.sighting import UDP, endpoint_to_text
+from agent.wire.errors import WireError
+from agent.wire.extended_errors import extended_errors
+from agent.wire.message import RECORD_BYTES, name_to_text, read_name, read_record, udp_size
+from agent.wire.render import rdtype_to_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.session.model import Session, Transmission
+    from agent.session.outcome import Outcome
+
+PLAIN_UDP = 512
+"""Octets of a reply over UDP that every client takes (RFC 1035 4.2.1), and the least that EDNS offers (RFC 6891)."""
+CNAME, AAAA = 5, 28
+ROOT = b"\0"
+PUBLIC = frozenset({"com", "net", "org", "edu", "gov", "mil", "io"})
+"""Top-level domains that no search domain is meant for: who asks for a name that ends so means the public name."""
+
+
+def larger_than_offered(outcome: Outcome) -> str | None:
+    """A reply over UDP with more octets than was asked for, and not truncated; to the client, or to its server."""
+    reply = outcome.reply
+    if reply is not None and reply.wire.length_bytes > PLAIN_UDP:
+        words = _excess(outcome.session, outcome.queries, reply)
+        if words:
+            return f"the reply has {words}"
+    for exchange in outcome.exchanges:
+        for asked in servers_asked(exchange):
+            for one in asked.replies:
+                words = _excess(exchange, asked.queries, one)
+                if words:
+                    return f"the reply of the upstream {endpoint_to_text(*asked.server)} has {words}"
+    return None
+
+
+def _excess(session: Session, queries: list[Transmission], reply: Transmission) -> str | None:
+    octets = reply.wire.length_bytes
+    if octets <= PLAIN_UDP or session.key.protocol != UDP or session.connecting or not queries:
+        return None
+    offers = [udp_size(one.wire.payload, one.wire.summary) for one in queries]
+    offered = max(PLAIN_UDP, *(one or 0 for one in offers))
+    if octets <= offered or reply.wire.summary.tc:
+        return None
+    how = "without EDNS" if not any(offers) else "by EDNS"
+    return f"{octets} octets, and the query takes {offered} {how}: who asked may cut or drop it"
+
+
+def told_by_extended_error(outcome: Outcome) -> tuple[str, str] | None:
+    """Finding and words for a reply whose server adds to its response code (RFC 8914)."""
+    reply = outcome.reply
+    if reply is None:
+        return None
+    found = list(extended_errors(reply.wire.payload, reply.wire.summary))
+    if not found:
+        return None
+    invalid = next((one for one in found if one.code in DNSSEC), None)
+    words = ", ".join(one.words for one in found)
+    return ("DNSSECFailure" if invalid is not None else "ExtendedError"), words
+
+
+def no_data_ends_search(outcome: Outcome) -> str | None:
+    """The client went through its search list up to a name that exists without such records, and stopped there.
+
+    Some resolvers, musl among them, take that for the answer, although the names behind it may have records.
+    """
+    session = outcome.session
+    if not session.stem or session.searched or outcome.rcode != NOERROR or not outcome.delivered:
+        return None
+    if _suffix(session) is None or _has_answer(session):
+        return None
+    if session.pair is None and session.key.rdtype == AAAA:
+        # The other half may come from another socket, and have records: that is nothing special.
+        return None
+    if session.pair is not None and (not session.pair.replies.transmissions or _has_answer(session.pair)):
+        return None
+    what = rdtype_to_text(session.key.rdtype)
+    return f"{name_to_text(session.key.name)} exists without {what} records, and the client did not search further"
+
+
+def answered_by_search_domain(outcome: Outcome) -> str | None:
+    """A public name was answered under a search domain, as a wildcard there answers every name."""
+    session = outcome.session
+    if not session.stem or outcome.rcode != NOERROR or not outcome.delivered or not _has_answer(session):
+        return None
+    suffix, parts = _suffix(session), labels(session.stem + ROOT)
+    if suffix is None or len(parts) < 2 or parts[-1] not in PUBLIC:  # noqa: PLR2004  a name and its domain
+        return None
+    stem, domain = name_to_text(session.stem + ROOT), name_to_text(suffix)
+    return f"{stem} was answered under the search domain {domain}: a wildcard there answers for every name"
+
+
+def alias_to_nowhere(outcome: Outcome) -> str | None:
+    """A Service's name is an alias (ExternalName) of a name that does not exist."""
+    reply = outcome.reply
+    asked = service_name(outcome.session.key.name) if reply is not None and reply.wire.summary.ancount else None
+    if asked is None or reply is None:
+        return None
+    target = next(_aliases(reply), None)
+    if target is None or outcome.session.key.name.startswith(target[:-1]):
+        # Autopath (CoreDNS) makes the bare name an alias of the one with a search domain.
+        return None
+    return (
+        f"Service {asked.text} is an alias (ExternalName) of {name_to_text(target)}, and that name does not exist; "
+        "search domains do not apply to it"
+    )
+
+
+def _suffix(session: Session) -> bytes | None:
+    """The search domain under which the name was asked for; None for the name by itself."""
+    rest = session.key.name[len(session.stem) :]
+    return None if rest == ROOT else rest
+
+
+def _has_answer(session: Session) -> bool:
+    return any(one.wire.summary.ancount for one in session.replies.transmissions)
+
+
+def _aliases(reply: Transmission) -> Iterator[bytes]:
+    """Targets of the CNAME records at the begin of the answer section; what is cut or damaged ends them."""
+    wire, at = reply.wire.payload, reply.wire.summary.end
+    try:
+        for _ in range(reply.wire.summary.ancount):
+            _, at = read_name(wire, at)
+            if at + RECORD_BYTES > len(wire):
+                return
+            rdtype, _, _, length = read_record(wire, at)
+            at += RECORD_BYTES
+            if rdtype != CNAME:
+                return
+            yield read_name(wire, at)[0].lower()
+            at += length
+    except WireError:
+        return

@@ -1,0 +1,54 @@
+"""What each client was told of a name last: an answer that contradicts the one before shows that only side by side."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.session.model import SECOND_NS
+from agent.session.sighting import DADDR
+from agent.session.taken import NOERROR, NXDOMAIN
+
+if TYPE_CHECKING:
+    from agent.session.outcome import Outcome
+
+MAX_ANSWERS = 8192
+"""Clients and names that are remembered; beyond that the one that was asked about longest ago is forgotten."""
+WINDOW_NS = 5 * SECOND_NS
+"""A name may come into being, or go; within so short a time it hardly does just between two questions."""
+
+
+class Told(NamedTuple):
+    """One answer."""
+
+    rdtype: int
+    rcode: int
+    server: bytes
+    """Its address, 16 octets, as the query had it at its first hop."""
+    ts_ns: int
+
+
+class LastAnswers:
+    """The newest answer for each client address and name: one look for each lookup that ends well."""
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[tuple[bytes, bytes], Told] = OrderedDict()
+
+    def contradicted_by(self, outcome: Outcome) -> Told | None:
+        """Take note of an answer; the one before it, if that says otherwise whether the name exists."""
+        session, rcode = outcome.session, outcome.rcode
+        queries = session.queries.transmissions
+        if rcode not in (NOERROR, NXDOMAIN) or not outcome.delivered or not queries:
+            return None
+        key = session.key
+        told = Told(key.rdtype, rcode, queries[0].hops[0].rest[DADDR], session.last_ns)
+        place = key.client.address, key.name
+        before = self._told.get(place)
+        self._told[place] = told
+        if before is None:
+            if len(self._told) > MAX_ANSWERS:
+                self._told.popitem(last=False)
+            return None
+        if before.rcode == rcode or abs(told.ts_ns - before.ts_ns) > WINDOW_NS:
+            return None
+        return before
