@@ -133,20 +133,20 @@ def _lost_records(threshold: float, a_second: float) -> str:
     return _above(f"{lost}\n  /\n  (\n    {lost}\n    +\n    {taken}\n  )", threshold, taken, a_second)
 
 
-QUERIES_LOST = "Queries of clients, or the replies to them, are lost."
-PAIRS_LOST = "Of A and AAAA asked at once, one is lost."
+QUERIES_LOST = "Clients' queries, or the replies to them, are lost."
+PAIRS_LOST = "Pairs of A and AAAA lookups lose one half."
 ERRORS = "DNS servers answer with errors."
-SLOW = "Lookups take long."
-SILENT_SERVER = "A DNS server gets queries and does not answer."
+SLOW = "Lookups are slow."
+SILENT_SERVER = "A DNS server receives queries but does not answer."
 SILENT_UPSTREAM = "The DNS servers' upstreams do not answer."
 TABLE_FILLS = "The connection-tracking table is nearly full."
 TABLE_DROPS = "Connection tracking drops packets."
 BUFFERS = "A DNS server does not read its queries fast enough."
-STALE = "Queries are still sent to DNS servers that are gone."
-OWN_LOSS = "The agent loses records of what it watches."
-AGENT_MISSING = "An agent is not there."
-UNWATCHED = "Nodes have no agent that works."
-NOT_READY = "An agent runs and is not ready."
+STALE = "Clients still send queries to DNS servers that are gone."
+OWN_LOSS = "The agent loses records of the packets it watches."
+AGENT_MISSING = "An agent is missing."
+UNWATCHED = "Nodes have no working agent."
+NOT_READY = "An agent runs but is not ready."
 
 SYMPTOMS = (
     Alert(
@@ -155,7 +155,7 @@ SYMPTOMS = (
         5 * MINUTE,
         _lost_share(0.02, 1, also=f", {EVERYWHERE}"),
         QUERIES_LOST,
-        f"{SHARE} of all clients' queries are lost, or their replies, by {{{{ $labels.cause }}}}.",
+        f"{SHARE} of all clients' queries, or of the replies to them, are lost by {{{{ $labels.cause }}}}.",
     ),
     Alert(
         "DNSQueriesLostOnNode",
@@ -163,7 +163,7 @@ SYMPTOMS = (
         5 * MINUTE,
         _lost_share(0.1, 1),
         QUERIES_LOST,
-        f"{SHARE} of the queries of clients on {NODE} are lost, or their replies, by {{{{ $labels.cause }}}}.",
+        f"{SHARE} of the queries of clients on {NODE}, or of the replies, are lost by {{{{ $labels.cause }}}}.",
     ),
     Alert(
         "DNSQueriesLostOnNode",
@@ -171,7 +171,7 @@ SYMPTOMS = (
         10 * MINUTE,
         _lost_share(0.01, 1),
         QUERIES_LOST,
-        f"{SHARE} of the queries of clients on {NODE} are lost, or their replies, by {{{{ $labels.cause }}}}.",
+        f"{SHARE} of the queries of clients on {NODE}, or of the replies, are lost by {{{{ $labels.cause }}}}.",
     ),
     Alert(
         "DNSPairHalfLost",
@@ -179,8 +179,8 @@ SYMPTOMS = (
         10 * MINUTE,
         _pair_share(0.01, 0.2),
         PAIRS_LOST,
-        f"On {NODE}, {SHARE} of the pairs of A and AAAA lose the {{{{ $labels.lost }}}}: their clients wait until they "
-        "ask again, usually five seconds.",
+        f"On {NODE}, {SHARE} of the pairs of A and AAAA lose the {{{{ $labels.lost }}}}: their clients wait, usually "
+        "for five seconds, and then ask again.",
     ),
     Alert(
         "DNSServerErrors",
@@ -204,7 +204,7 @@ SYMPTOMS = (
         10 * MINUTE,
         _slowest(4, 1),
         SLOW,
-        "One lookup of a hundred takes {{ $value | humanizeDuration }} or longer.",
+        "One lookup in a hundred takes {{ $value | humanizeDuration }} or longer.",
     ),
     Alert(
         "DNSLookupsSlow",
@@ -212,7 +212,7 @@ SYMPTOMS = (
         10 * MINUTE,
         _slowest(1, 1),
         SLOW,
-        "One lookup of a hundred takes {{ $value | humanizeDuration }} or longer.",
+        "One lookup in a hundred takes {{ $value | humanizeDuration }} or longer.",
     ),
 )
 CAUSES = (
@@ -222,7 +222,8 @@ CAUSES = (
         5 * MINUTE,
         _silent_servers(0.05, 0.05),
         SILENT_SERVER,
-        f"{SHARE} of the queries that got to DNS servers of {NODE} were not answered: no listener, or silence.",
+        f"{SHARE} of the queries that reached DNS servers of {NODE} were not answered: nothing listens, or the server "
+        "is silent.",
     ),
     Alert(
         "DNSUpstreamNotAnswering",
@@ -230,7 +231,8 @@ CAUSES = (
         5 * MINUTE,
         _silent_upstreams(0.5, 0.05),
         SILENT_UPSTREAM,
-        f"{SHARE} of what DNS servers of {NODE} ask their upstreams is not answered: names outside the cluster fail.",
+        f"{SHARE} of the queries from DNS servers of {NODE} to their upstreams get no answer: names outside the "
+        "cluster fail.",
     ),
     Alert(
         "DNSUpstreamNotAnswering",
@@ -238,7 +240,7 @@ CAUSES = (
         10 * MINUTE,
         _silent_upstreams(0.05, 0.05),
         SILENT_UPSTREAM,
-        f"{SHARE} of what DNS servers of {NODE} ask their upstreams is not answered.",
+        f"{SHARE} of the queries from DNS servers of {NODE} to their upstreams get no answer.",
     ),
     Alert(
         "ConntrackTableNearlyFull",
@@ -246,7 +248,7 @@ CAUSES = (
         5 * MINUTE,
         _table_filled(0.9),
         TABLE_FILLS,
-        f"{SHARE} of the table is in use on {NODE} ({{{{ $labels.netns }}}}). Full, it lets no new flow through.",
+        f"{SHARE} of the table is in use on {NODE} ({{{{ $labels.netns }}}}). Once full, it lets no new flow through.",
     ),
     Alert(
         "ConntrackTableNearlyFull",
@@ -254,7 +256,7 @@ CAUSES = (
         5 * MINUTE,
         _table_filled(0.75),
         TABLE_FILLS,
-        f"{SHARE} of the table is in use on {NODE} ({{{{ $labels.netns }}}}). Full, it lets no new flow through.",
+        f"{SHARE} of the table is in use on {NODE} ({{{{ $labels.netns }}}}). Once full, it lets no new flow through.",
     ),
     Alert(
         "ConntrackDropping",
@@ -263,7 +265,7 @@ CAUSES = (
         "rate(dnstrail_conntrack_drop_total[{window}]) > 0\n",
         TABLE_DROPS,
         f"{{{{ $value | humanize }}}} packets a second are dropped on {NODE} ({{{{ $labels.netns }}}}): the table is "
-        "full. DNS is what users notice first.",
+        "full. Users notice failing lookups first.",
     ),
     Alert(
         "DNSReceiveBufferOverflow",
@@ -307,7 +309,7 @@ AGENT = (
         f'kube_daemonset_status_desired_number_scheduled{{daemonset="{JOB}"}}\n'
         f'- kube_daemonset_status_number_available{{daemonset="{JOB}"}} > 0\n',
         UNWATCHED,
-        "{{ $value }} nodes that the DaemonSet should watch have no agent that works.",
+        "{{ $value }} nodes that the DaemonSet should watch have no working agent.",
     ),
     Alert(
         "DnstrailNotReady",
@@ -315,7 +317,7 @@ AGENT = (
         10 * MINUTE,
         "dnstrail_ready == 0\n",
         NOT_READY,
-        f"The agent on {NODE} runs, and its /readyz says no.",
+        f"The agent on {NODE} runs, but its /readyz says no.",
     ),
     Alert(
         "DnstrailCaptureLoss",
@@ -323,7 +325,7 @@ AGENT = (
         10 * MINUTE,
         _lost_records(0.01, 10),
         OWN_LOSS,
-        f"The agent on {NODE} loses {SHARE} of its records: the lookups concerned are SampleLoss, and other losses "
+        f"The agent on {NODE} loses {SHARE} of its records: the affected lookups are SampleLoss, and other losses "
         "may go unseen.",
     ),
 )

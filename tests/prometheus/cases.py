@@ -109,15 +109,17 @@ def responses(**a_second: float) -> Numbers:
     return {**counts, 'dnstrail_responses_total{rcode="NXDOMAIN",vantage="client"}': 0}
 
 
-EVERY_NODE_LOSES = "5% of all clients' queries are lost, or their replies, by ConntrackTableFull."
-LOST_ON_A = "{} of the queries of clients on node-a are lost, or their replies, by {}."
+EVERY_NODE_LOSES = "5% of all clients' queries, or of the replies to them, are lost by ConntrackTableFull."
+LOST_ON_A = "{} of the queries of clients on node-a, or of the replies, are lost by {}."
 HALF_LOST = (
-    "On node-a, {} of the pairs of A and AAAA lose the {}: their clients wait until they ask again, usually five "
-    "seconds."
+    "On node-a, {} of the pairs of A and AAAA lose the {}: their clients wait, usually for five seconds, and "
+    "then ask again."
 )
-SILENT_ON_A = "{} of the queries that got to DNS servers of node-a were not answered: no listener, or silence."
-UPSTREAM_OF_A = "{} of what DNS servers of node-a ask their upstreams is not answered"
-TABLE_OF_A = "{} of the table is in use on node-a (host). Full, it lets no new flow through."
+SILENT_ON_A = (
+    "{} of the queries that reached DNS servers of node-a were not answered: nothing listens, or the server is silent."
+)
+UPSTREAM_OF_A = "{} of the queries from DNS servers of node-a to their upstreams get no answer"
+TABLE_OF_A = "{} of the table is in use on node-a (host). Once full, it lets no new flow through."
 CONNTRACK_ENTRIES = 'dnstrail_conntrack_entries{netns="host"}'
 CONNTRACK_DROPS = 'dnstrail_conntrack_drop_total{netns="host"}'
 RECORDS = 'dnstrail_capture_records_total{event="tx"}'
@@ -208,15 +210,15 @@ CASES = (
         what="one lookup of twenty takes more than a second",
         alert="DNSLookupsSlow",
         numbers=lookups(40, within_1s=0.9),
-        expected=(firing("DNSLookupsSlow", "warning", "One lookup of a hundred takes 1.843s or longer."),),
+        expected=(firing("DNSLookupsSlow", "warning", "One lookup in a hundred takes 1.843s or longer."),),
     ),
     Case(
         what="one lookup of twenty takes as long as a resolver waits",
         alert="DNSLookupsSlow",
         numbers=lookups(40, within_1s=0.9, within_4s=0.9),
         expected=(
-            firing("DNSLookupsSlow", "critical", "One lookup of a hundred takes 7.373s or longer."),
-            firing("DNSLookupsSlow", "warning", "One lookup of a hundred takes 7.373s or longer."),
+            firing("DNSLookupsSlow", "critical", "One lookup in a hundred takes 7.373s or longer."),
+            firing("DNSLookupsSlow", "warning", "One lookup in a hundred takes 7.373s or longer."),
         ),
     ),
     # Causes.
@@ -292,7 +294,8 @@ CASES = (
             firing(
                 "ConntrackDropping",
                 "critical",
-                "2 packets a second are dropped on node-a (host): the table is full. DNS is what users notice first.",
+                "2 packets a second are dropped on node-a (host): the table is full. Users notice failing lookups "
+                "first.",
                 node="node-a",
                 netns="host",
             ),
@@ -374,7 +377,7 @@ CASES = (
                 "exp_annotations": firing(
                     "DnstrailNodesUnwatched",
                     "warning",
-                    "2 nodes that the DaemonSet should watch have no agent that works.",
+                    "2 nodes that the DaemonSet should watch have no working agent.",
                 )["exp_annotations"],
             },
         ),
@@ -391,7 +394,7 @@ CASES = (
         alert="DnstrailNotReady",
         numbers={"dnstrail_ready": 0},
         expected=(
-            firing("DnstrailNotReady", "warning", "The agent on node-a runs, and its /readyz says no.", node="node-a"),
+            firing("DnstrailNotReady", "warning", "The agent on node-a runs, but its /readyz says no.", node="node-a"),
         ),
     ),
     Case(what="an agent takes a minute to become ready", numbers={"dnstrail_ready": "0x1 1x38"}),
@@ -403,7 +406,7 @@ CASES = (
             firing(
                 "DnstrailCaptureLoss",
                 "warning",
-                "The agent on node-a loses 5% of its records: the lookups concerned are SampleLoss, and other losses "
+                "The agent on node-a loses 5% of its records: the affected lookups are SampleLoss, and other losses "
                 "may go unseen.",
                 node="node-a",
             ),
