@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -142,6 +143,13 @@ def test_decisions_are_numbered_dated_and_listed():
         assert title[1] == path.stem[:4]
         assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Options", "Choice", "Measurement"]
         assert f"| [{title[1]}](decisions/{path.name}) | {title[2]}" in overview
+
+
+def test_the_layers_of_the_design_are_those_that_import_linter_enforces():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [one["layers"] for one in contracts if one["type"] == "layers" and "agent.cli" in one["layers"]]
+    (drawn,) = re.findall(r"^```layers\n(.*?)^```$", (DOCS / "design.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert drawn.splitlines() == [layer.replace("agent.", "").replace(" | ", ", ") for layer in layers]
 
 
 def test_files_that_contributors_are_sent_to_exist():
