@@ -100,7 +100,7 @@ $(PROGRAMS)/prometheus: deploy/apt-extract
 $(PROGRAMS)/logql: $(wildcard tests/logql/*)
 	cd tests/logql && $(GO_BUILD)
 
-prometheus: setup-lab $(PROGRAMS)/prometheus $(call WITH_GO,$(PROGRAMS)/logql) ## what reads our numbers and lines, in .cache
+prometheus: setup-lab $(PROGRAMS)/prometheus $(call WITH_GO,$(PROGRAMS)/logql) ## Prometheus and Loki's query engine, in .cache
 
 # The seccomp profile of containers, from containerd's own code.
 $(PROGRAMS)/runtime-default: $(wildcard tests/image/seccomp/*)
@@ -111,16 +111,16 @@ image: setup-dev $(call WITH_GO,$(PROGRAMS)/runtime-default) ## the container im
 	bash deploy/image/base .cache/image
 	bash deploy/image/build .cache/image localhost/dnstrail-base
 
-run: setup ## watch this host's DNS: one JSON line a session
+run: setup ## watch this host's DNS: one JSON line per session
 	@exec $(BIN)/dnstrail run $(ARGS)
 
-demo: setup-lab ## a small node with real servers, real faults, and what dnstrail says of each
+demo: setup-lab ## a small node with real servers and real faults, and the verdict on each
 	@exec $(BIN)/dnstrail demo $(ARGS)
 
 test: setup-dev oracles $(PROGRAMS)/prometheus ## all tests, on this machine's real kernel
 	$(BIN)/python -m pytest $(ARGS)
 
-vm: $(VM)/.installed $(VM_KERNEL)/.kernel ## Debian's kernel and what boots it, in .cache; nothing of it is installed here
+vm: $(VM)/.installed $(VM_KERNEL)/.kernel ## Debian's kernel and an emulator to boot it, in .cache
 	@bash deploy/apt-install $(VM_PACKAGES)
 
 $(VM_KERNEL)/.kernel: deploy/vm-kernel
@@ -145,7 +145,7 @@ test-prometheus: setup-dev oracles prometheus ## a real Prometheus watches a nod
 test-image: setup-dev image $(call WITH_GO,cluster) ## the image, run with exactly what daemonset.yaml grants
 	$(BIN)/python -m pytest tests/image $(ARGS)
 
-verdicts: setup-dev oracles ## break a node in every way, often, and print what was said of each fault
+verdicts: setup-dev oracles ## break a node in every way, many times, and compare fault and verdict
 	$(BIN)/python -m tests.verdicts $(ARGS)
 
 healthy: setup-dev oracles ## 100 000 healthy lookups, none of which may get a cause
@@ -157,7 +157,7 @@ check: setup-dev ## lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup-lab ## the budget's figures as ratios in one run
+bench: setup-lab ## measure the agent's costs, beside no agent and beside tcpdump
 	@exec $(BIN)/python bench/budget.py $(ARGS)
 
 bench-compare: setup-lab ## what a change costs, beside another checkout: ARGS=../before
