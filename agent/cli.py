@@ -100,6 +100,12 @@ def variable_of(option: str) -> str:
     return ENVIRONMENT_PREFIX + option.upper().replace("-", "_")
 
 
+def value_of(variable: str) -> str | None:
+    """What a variable says; None where it is not set, or empty: a template leaves those behind it does not fill."""
+    value = os.environ.get(variable, "")
+    return value if value.strip() else None
+
+
 class EnvironmentParser(argparse.ArgumentParser):
     """Every option can also be given as DNSTRAIL_OPTION, with the same checks; the command line wins."""
 
@@ -126,15 +132,15 @@ class EnvironmentParser(argparse.ArgumentParser):
         given = list(sys.argv[1:] if args is None else args)
         names = {one.split("=", 1)[0] for one in given} | {one[:2] for one in given if not one.startswith("--")}
         defaults = [
-            f"{spellings[-1]}={os.environ[variable]}"
+            f"{spellings[-1]}={value}"
             for variable, spellings in self._variables.items()
-            if variable in os.environ and not names.intersection(spellings)
+            if (value := value_of(variable)) is not None and not names.intersection(spellings)
         ]
         return super().parse_known_args([*defaults, *self._flags_of_variables(), *given], namespace)
 
     def _flags_of_variables(self) -> Iterator[str]:
         for variable, flag in self._flags.items():
-            value = os.environ.get(variable, "false").lower()
+            value = (value_of(variable) or "false").lower()
             if value not in ("true", "false"):
                 self.error(f"{variable} is true or false, not {value!r}")
             if value == "true":

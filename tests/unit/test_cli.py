@@ -1,6 +1,8 @@
 """agent.cli: options and their variables, and what is said of wrong ones."""
 
 import argparse
+import re
+import socket
 
 import pytest
 
@@ -96,7 +98,7 @@ def test_a_wrong_value_is_refused_in_one_sentence_that_names_the_option(name, va
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG)
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, value in WRONG if value])
 def test_a_wrong_variable_is_refused_like_its_option(name, value, monkeypatch, capsys):
     monkeypatch.setenv(variable(name), value)
     err = refusal(["run"], capsys)
@@ -129,7 +131,7 @@ def test_the_variable_of_a_flag_is_true_or_false(value, redact, monkeypatch):
     assert parsed("--redact")["redact"] is True
 
 
-@pytest.mark.parametrize("value", ["", "1", "names"])
+@pytest.mark.parametrize("value", ["1", "names"])
 def test_another_value_for_a_flag_is_refused(value, monkeypatch, capsys):
     monkeypatch.setenv("DNSTRAIL_REDACT", value)
     assert "DNSTRAIL_REDACT is true or false" in refusal(["run"], capsys).splitlines()[-1]
@@ -138,6 +140,44 @@ def test_another_value_for_a_flag_is_refused(value, monkeypatch, capsys):
 def test_a_wrong_variable_of_run_does_not_hinder_other_commands(monkeypatch):
     monkeypatch.setenv("DNSTRAIL_LOG", "some")
     assert build_parser().parse_args(["check"]).command == "check"
+
+
+def variables_of(command: str) -> list[str]:
+    """All that a command's help names."""
+    text = cli.build_parser()._subparsers._group_actions[0].choices[command].format_help()
+    return sorted(set(re.findall(r"\[(DNSTRAIL_[A-Z_]+)", "".join(text.split()))))
+
+
+COMMAND_LINES = {"run": [], "check": [], "demo": [], "record": ["--write", "x"], "replay": ["x.pcap"]}
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"], ids=["empty", "blank", "line feed"])
+@pytest.mark.parametrize(
+    ("command", "name"), [(command, name) for command in COMMAND_LINES for name in variables_of(command)]
+)
+def test_an_empty_variable_is_an_unset_one(command, name, empty, monkeypatch):
+    arguments = [command, *COMMAND_LINES[command]]
+    unset = build_parser().parse_args(arguments)
+    monkeypatch.setenv(name, empty)
+    assert build_parser().parse_args(arguments) == unset
+
+
+def test_every_option_has_its_variable():
+    choices = build_parser()._subparsers._group_actions[0].choices
+    assert set(choices) == set(COMMAND_LINES)
+    for command, parser in choices.items():
+        options = {action.option_strings[-1] for action in parser._actions if action.option_strings} - {"--help"}
+        assert {variable(option.removeprefix("--")) for option in options} == set(variables_of(command))
+
+
+def test_an_empty_variable_does_not_stand_for_an_option_that_is_needed(monkeypatch, capsys):
+    monkeypatch.setenv("DNSTRAIL_WRITE", "")
+    assert "--write" in refusal(["record"], capsys)
+
+
+def test_an_empty_name_of_the_node_is_none(monkeypatch):
+    monkeypatch.setenv("NODE_NAME", "")
+    assert parsed()["node"] == socket.gethostname()
 
 
 def test_every_option_of_run_names_its_variable_in_the_help(capsys):
