@@ -10,6 +10,7 @@ import json
 import subprocess
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,21 @@ SERVER_EXTENSIONS = ("extendedKeyUsage=serverAuth", f"subjectAltName={SERVING_NA
 DAYS = "7"
 OPENSSL_SECONDS = 30
 # openssl's own configuration would add extensions that differ between distributions.
+RENEWAL_CONFIGURATION = f"""\
+[ca]
+default_ca = renewal
+[renewal]
+database = {{directory}}/index.txt
+new_certs_dir = {{directory}}
+rand_serial = yes
+default_md = sha256
+policy = policy
+[policy]
+commonName = supplied
+[extensions]
+{SERVER_EXTENSIONS[0]}
+{SERVER_EXTENSIONS[1]}
+"""
 BARE_CONFIGURATION = "[req]\ndistinguished_name=subject\n[subject]\n"
 
 
@@ -41,10 +57,9 @@ class Credentials:
     def make(self) -> None:
         """Write all files."""
         self.directory.mkdir(parents=True, mode=0o700, exist_ok=True)
-        (self.directory / "openssl.cnf").write_text(BARE_CONFIGURATION)
-        self._certificate(self.ca, "/CN=kubernetes", CA_EXTENSIONS, signed_by=None)
-        self._certificate(self.serving, "/CN=kube-apiserver", SERVER_EXTENSIONS, signed_by=self.ca)
-        self._certificate(self.admin, "/O=system:masters/CN=admin", CLIENT_EXTENSIONS, signed_by=self.ca)
+        make_certificate(self.ca, "/CN=kubernetes", CA_EXTENSIONS)
+        make_certificate(self.serving, "/CN=kube-apiserver", SERVER_EXTENSIONS, signed_by=self.ca)
+        make_certificate(self.admin, "/O=system:masters/CN=admin", CLIENT_EXTENSIONS, signed_by=self.ca)
         _openssl("genrsa", "-out", str(self.token_key), "2048")
         _openssl("rsa", "-in", str(self.token_key), "-pubout", "-out", str(self.token_public_key))
 
@@ -73,14 +88,40 @@ class Credentials:
         signature = _openssl("dgst", "-sha256", "-sign", str(self.token_key), stdin=signed.encode())
         return f"{signed}.{_segment(signature)}"
 
-    def _certificate(self, path: Path, subject: str, extensions: tuple[str, ...], *, signed_by: Path | None) -> None:
-        issuer = [] if signed_by is None else ["-CA", str(signed_by), "-CAkey", str(key_of(signed_by))]
-        _openssl(
-            *("req", "-x509", "-config", str(self.directory / "openssl.cnf"), "-subj", subject, "-days", DAYS),
-            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", str(key_of(path))),
-            *("-out", str(path), *issuer),
-            *(argument for extension in extensions for argument in ("-addext", extension)),
-        )
+
+def make_certificate(path: Path, subject: str, extensions: Sequence[str], *, signed_by: Path | None = None) -> None:
+    """Write a certificate, and its key beside it.
+
+    Args:
+        path: Where to.
+        subject: As openssl spells it: /CN=name.
+        extensions: As openssl spells them.
+        signed_by: Another certificate whose key is beside it; None: it signs itself.
+    """
+    configuration = path.parent / "openssl.cnf"
+    configuration.write_text(BARE_CONFIGURATION)
+    issuer = [] if signed_by is None else ["-CA", str(signed_by), "-CAkey", str(key_of(signed_by))]
+    _openssl(
+        *("req", "-x509", "-config", str(configuration), "-subj", subject, "-days", DAYS),
+        *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", str(key_of(path))),
+        *("-out", str(path), *issuer),
+        *(argument for extension in extensions for argument in ("-addext", extension)),
+    )
+
+
+def expire(path: Path, *, signed_by: Path) -> None:
+    """Replace a certificate by one that says the same and was good for a day, long ago."""
+    directory = path.parent
+    request, configuration = directory / "request.csr", directory / "ca.cnf"
+    configuration.write_text(RENEWAL_CONFIGURATION.format(directory=directory))
+    (directory / "index.txt").touch()
+    _openssl("x509", "-x509toreq", "-in", str(path), "-key", str(key_of(path)), "-out", str(request))
+    _openssl(
+        *("ca", "-batch", "-notext", "-config", str(configuration), "-in", str(request), "-out", str(path)),
+        *("-cert", str(signed_by), "-keyfile", str(key_of(signed_by))),
+        *("-extfile", str(configuration), "-extensions", "extensions"),
+        *("-startdate", "20200101000000Z", "-enddate", "20200102000000Z"),
+    )
 
 
 def key_of(certificate: Path) -> Path:

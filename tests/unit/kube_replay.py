@@ -5,6 +5,7 @@ The API server itself is in tests/cluster. This is for order, time and faults, w
 
 import json
 import socket
+import ssl
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
@@ -136,9 +137,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def replaying() -> Iterator[Replay]:
-    """Serve lists of everything that was recorded while the block lasts."""
+def replaying(tls: ssl.SSLContext | None = None) -> Iterator[Replay]:
+    """Serve lists of everything that was recorded while the block lasts; over TLS if its context is given."""
     with Replay() as replay:
+        if tls is not None:
+            # The handshake is made by the thread of each connection.
+            replay.socket = tls.wrap_socket(replay.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=replay.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         for path, name in LISTS.items():

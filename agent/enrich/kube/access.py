@@ -26,6 +26,10 @@ class InCluster(NamedTuple):
     environment: Mapping[str, str] = os.environ
     """KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT say where the API server is."""
 
+    def __str__(self) -> str:
+        """In words."""
+        return f"the ServiceAccount in {self.directory}"
+
 
 class Kubeconfig(NamedTuple):
     """As a user of a kubeconfig file."""
@@ -33,6 +37,10 @@ class Kubeconfig(NamedTuple):
     path: Path
     context: str | None = None
     """None for the file's current one."""
+
+    def __str__(self) -> str:
+        """In words."""
+        return f"the kubeconfig {self.path}"
 
 
 Access = InCluster | Kubeconfig
@@ -50,13 +58,21 @@ def access_by(asked: str, environment: Mapping[str, str] = os.environ) -> Access
     if asked == OFF:
         return None
     if asked == AUTO:
-        is_inside = HOST_VARIABLE in environment and (SERVICE_ACCOUNT / TOKEN).is_file()
+        is_inside = bool(environment.get(HOST_VARIABLE)) and (SERVICE_ACCOUNT / TOKEN).is_file()
         return InCluster(environment=environment) if is_inside else None
     if asked == IN_CLUSTER:
-        if HOST_VARIABLE not in environment:
+        if not environment.get(HOST_VARIABLE):
             raise NotConfiguredError(f"this is no pod of a cluster: {HOST_VARIABLE} is not set")
         return InCluster(environment=environment)
     path = Path(asked).expanduser()
     if not path.is_file():
         raise NotConfiguredError(f"there is no kubeconfig {path}")
     return Kubeconfig(path)
+
+
+def has_no_token(asked: str, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is a pod of a cluster that was not given a token, so that `auto` does without the cluster."""
+    return asked == AUTO and bool(environment.get(HOST_VARIABLE)) and not (SERVICE_ACCOUNT / TOKEN).is_file()
+
+
+NO_TOKEN = f"the Kubernetes API is not asked: this is a pod of a cluster, and has no token in {SERVICE_ACCOUNT}"

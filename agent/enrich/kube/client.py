@@ -18,6 +18,7 @@ from agent.enrich.kube import library
 from agent.enrich.kube.access import CA, TOKEN, InCluster, Kubeconfig
 from agent.enrich.kube.errors import NotConfiguredError, RefusedError, SilentError, UnreachableError, UntrustedError
 from agent.enrich.kube.objects import UNREADABLE, Status
+from agent.enrich.kube.trust import trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,8 +44,9 @@ _decode_status = msgspec.json.Decoder(Status).decode
 class Reply:
     """An answer whose body is still to come; a context manager."""
 
-    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+    def __init__(self, response: urllib3.BaseHTTPResponse, client: Client) -> None:
         self._response = response
+        self._client = client
 
     def __enter__(self) -> Self:
         return self
@@ -63,7 +65,7 @@ class Reply:
         try:
             yield from self._response.stream(CHUNK_BYTES)
         except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
-            raise _unreachable(error) from None
+            raise self._client.unreachable(error) from None
 
     def interrupt(self) -> None:
         """End the body; for another thread to call, so everything may be over already."""
@@ -97,11 +99,13 @@ class Client:
         """
         kubernetes = library.load(whole=isinstance(access, Kubeconfig))
         self._errors = kubernetes.errors
+        self._access = access
         try:
             self._configuration = _configuration(kubernetes, access)
             self._rest = kubernetes.rest_client(self._configuration)
+            trust(self._rest, self._configuration)
         except self._errors as error:
-            raise NotConfiguredError(f"Kubernetes configuration: {_in_words(error)}") from None
+            raise NotConfiguredError(f"{access}: {_in_words(error)}") from None
 
     def get(self, path_and_query: str, accept: str, read_seconds: float) -> Reply:
         """Ask. The token is read anew from its file once a minute.
@@ -120,8 +124,8 @@ class Client:
                 _request_timeout=(CONNECT_SECONDS, read_seconds),
             ).response
         except self._errors as error:
-            raise _unreachable(error) from None
-        reply = Reply(response)
+            raise self.unreachable(error) from None
+        reply = Reply(response, self)
         try:
             reply.check()
         except BaseException:
@@ -133,11 +137,17 @@ class Client:
         """Close the connections that nobody uses."""
         self._rest.close()
 
+    def unreachable(self, error: Exception) -> UnreachableError:
+        """What went wrong on the way to the API server, in one sentence."""
+        configuration = self._configuration
+        given = "the CA in the kubeconfig" if configuration.ca_cert_data else "the CAs of this machine"
+        return _unreachable(error, configuration.host, configuration.ssl_ca_cert or given)
+
     def _headers(self, accept: str) -> dict[str, str]:
         try:
             settings = self._configuration.auth_settings()
         except self._errors as error:
-            raise NotConfiguredError(f"Kubernetes credentials: {_in_words(error)}") from None
+            raise NotConfiguredError(f"{self._access}: {_in_words(error)}") from None
         token = settings["BearerToken"]["value"] if "BearerToken" in settings else None
         headers = {"Accept": accept, "User-Agent": f"dnstrail/{__version__}"}
         return headers | {"Authorization": token} if token else headers
@@ -161,13 +171,28 @@ def _configuration(kubernetes: Library, access: Access) -> Any:  # noqa: ANN401 
     return configuration
 
 
-def _unreachable(error: Exception) -> UnreachableError:
+def _unreachable(error: Exception, where: str, authorities: str) -> UnreachableError:
+    """What went wrong on the way, in one sentence.
+
+    Args:
+        error: What was raised.
+        where: URL of the API server.
+        authorities: What its certificate is checked with.
+    """
     chain = list(_chain(error))
+    words = _in_words(error)
     if any(isinstance(one, urllib3.exceptions.ReadTimeoutError) for one in chain):
-        return SilentError(_in_words(error))
-    if any(isinstance(one, ssl.SSLError) and not isinstance(one, BROKEN_OFF) for one in chain):
-        return UntrustedError(_in_words(error))
-    return UnreachableError(_in_words(error))
+        return SilentError(f"{where} accepts the connection and does not answer in time")
+    if any(type(one) is urllib3.exceptions.ConnectTimeoutError for one in chain):  # not those that inherit from it
+        return UnreachableError(f"{where} does not take up the connection within {CONNECT_SECONDS:.0f} s")
+    tls = next((one for one in chain if isinstance(one, ssl.SSLError) and not isinstance(one, BROKEN_OFF)), None)
+    if isinstance(tls, ssl.SSLCertVerificationError):
+        return UntrustedError(f"{where}: {tls.verify_message} (checked with {authorities})")
+    if tls is not None:
+        return UntrustedError(f"{where}: {(tls.reason or words).replace('_', ' ').lower()}")
+    # The innermost is the system's own; what is around it repeats the request.
+    reason = next((one.strerror for one in reversed(chain) if isinstance(one, OSError) and one.strerror), words)
+    return UnreachableError(f"{where}: {reason}")
 
 
 def _in_words(error: Exception) -> str:
