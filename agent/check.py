@@ -22,6 +22,9 @@ from agent.capture.kernel_types import KernelTypes, kernel_types
 from agent.capture.live import Capture
 from agent.capture.offsets import TRACEPOINTS, conntrack_layout, counter_flags, drop_reasons
 from agent.capture.symbols import KernelSymbols
+from agent.enrich.kube.access import AUTO, NO_TOKEN, OFF, access_by, has_no_token
+from agent.enrich.kube.errors import NotConfiguredError
+from agent.enrich.kube.probe import reach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -43,6 +46,7 @@ IPVS_SERVICES = ("TCP", "UDP", "SCTP", "FWM")
 """How the lines of virtual services begin (net/netfilter/ipvs/ip_vs_ctl.c: ip_vs_info_seq_show())."""
 WIDTH = 100
 INDENT = 37
+OPTIONAL_LOST = "the agent becomes ready, and does without what these tell"
 COLOURS = {"ok": 32, "limited": 33, "unknown": 33, "missing": 31}
 
 # In a child, so that LLVM is not loaded into this process. Prints one word, and perhaps more about it.
@@ -70,6 +74,10 @@ class Finding(NamedTuple):
 
     ok: bool
     text: str
+    lost: str = ""
+    """What is lost, where the feature alone does not tell."""
+    remedy: str = ""
+    """Likewise what to do."""
 
 
 class Feature(NamedTuple):
@@ -271,6 +279,35 @@ def probe_capture() -> Finding:
         return Finding(False, str(error) or type(error).__name__)
 
 
+def probe_kubernetes(asked: str) -> Finding:
+    """Ask the API server what `run --kubernetes` would ask it."""
+    try:
+        access = access_by(asked)
+    except NotConfiguredError as error:
+        return Finding(False, str(error))
+    if access is None:
+        if has_no_token(asked):
+            remedy = "set automountServiceAccountToken: true, or --kubernetes off"
+            return Finding(False, NO_TOKEN, "lines lack names", remedy)
+        return Finding(True, "not asked" if asked == OFF else "not asked: this is no pod of a cluster")
+    reached = reach(access)
+    words, remedy = reached.words
+    if words:
+        return Finding(False, words, "" if not reached.is_enough else OPTIONAL_LOST, remedy)
+    return Finding(True, "answers, and allows all that is asked for")
+
+
+def kubernetes(asked: str) -> Feature:
+    """What is no feature of the machine, and looked at like one."""
+    return Feature(
+        "Kubernetes API",
+        "name pods, workloads and Services",
+        "lines lack names, and the agent does not become ready",
+        "give --kubernetes a kubeconfig, or off",
+        functools.partial(probe_kubernetes, asked),
+    )
+
+
 # Purpose, loss and remedy are clauses: the sentence is "what was found: what is lost; what to do".
 FEATURES = (
     Feature("privileges", "load tracing programs", "", "", probe_privileges, True),
@@ -380,7 +417,8 @@ def examine(feature: Feature) -> Result:
         return Result("unknown", feature, str(error) or type(error).__name__)
     if finding.ok:
         return Result("ok", feature, finding.text)
-    clauses = [": ".join(filter(None, (finding.text, feature.lost))), feature.remedy]
+    lost, remedy = finding.lost or feature.lost, finding.remedy or feature.remedy
+    clauses = [": ".join(filter(None, (finding.text, lost))), remedy]
     return Result("missing" if feature.required else "limited", feature, "; ".join(filter(None, clauses)))
 
 
@@ -441,13 +479,16 @@ def features_table() -> str:
     return "| feature | needed to | without it | what to do |\n|---|---|---|---|\n" + "".join(rows)
 
 
-def main() -> int:
+def main(asked: str = AUTO) -> int:
     """`dnstrail check`.
+
+    Args:
+        asked: `--kubernetes`, as for `run`.
 
     Returns:
         0 when capture is possible here, if with limits; 1 when it is not.
     """
-    text, code = report(FEATURES, colour=wants_colour(os.environ, terminal=sys.stdout.isatty()))
+    text, code = report((*FEATURES, kubernetes(asked)), colour=wants_colour(os.environ, terminal=sys.stdout.isatty()))
     try:
         print(text, flush=True)
     except BrokenPipeError:

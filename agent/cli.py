@@ -157,7 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_run(commands.add_parser("run", help="watch this node: one line a session on stdout"))
     add_replay(commands.add_parser("replay", help="the sessions of capture files: pcap, pcapng, our own recordings"))
     add_record(commands.add_parser("record", help="write every hop and drop to rotating pcapng files"))
-    commands.add_parser("check", help="can this kernel and process do it? exit 1 if not")
+    add_kubernetes(commands.add_parser("check", help="can this kernel and process do it? exit 1 if not"))
     add_demo(commands.add_parser("demo", help="a small node with real servers, real faults, and what is said of each"))
     return parser
 
@@ -168,11 +168,7 @@ def add_run(parser: EnvironmentParser) -> None:
     add_sessions(parser)
     parser.add_option("log-rate", type=count, default=100, help="lines a second for succeeded sessions (default 100)")
     parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
-    parser.add_option(
-        "kubernetes",
-        default="auto",
-        help="where names of pods come from: auto (the cluster, in a pod of one), in-cluster, off, or a kubeconfig",
-    )
+    add_kubernetes(parser)
     parser.add_option(
         "metrics-address",
         type=metrics_address,
@@ -207,6 +203,15 @@ def add_record(parser: EnvironmentParser) -> None:
     parser.add_option("max-size", type=file_size, default="20M", help="octets of one file (default 20M)")
     parser.add_option("max-files", type=count, default=200, help="files kept, the newest ones (default 200)")
     parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
+
+
+def add_kubernetes(parser: EnvironmentParser) -> None:
+    """Whether there is a cluster, and how to get at it."""
+    parser.add_option(
+        "kubernetes",
+        default="auto",
+        help="where names of pods come from: auto (the cluster, in a pod of one), in-cluster, off, or a kubeconfig",
+    )
 
 
 def add_ports(parser: EnvironmentParser) -> None:
@@ -268,7 +273,8 @@ def settings(arguments: argparse.Namespace) -> Settings:
 def command_run(arguments: argparse.Namespace) -> int:
     """Translate the options and be the agent."""
     from agent import run  # noqa: PLC0415  as above
-    from agent.enrich.kube.access import access_by  # noqa: PLC0415  as above
+    from agent.enrich.kube.access import NO_TOKEN, access_by, has_no_token  # noqa: PLC0415  as above
+    from agent.process import say  # noqa: PLC0415  as above
     from agent.serve import ServeError  # noqa: PLC0415  as above
 
     options = run.Options(
@@ -282,6 +288,8 @@ def command_run(arguments: argparse.Namespace) -> int:
         metrics_cap=arguments.metrics_cap,
         access=access_by(arguments.kubernetes),
     )
+    if has_no_token(arguments.kubernetes):
+        say(f"{NO_TOKEN}: lines lack names (automountServiceAccountToken)")
     try:
         run.run(options)
     except ServeError as error:
@@ -312,11 +320,11 @@ def command_record(arguments: argparse.Namespace) -> int:
     return record.record(options)
 
 
-def command_check(_arguments: argparse.Namespace) -> int:
+def command_check(arguments: argparse.Namespace) -> int:
     """Look at this machine."""
     from agent import check  # noqa: PLC0415  as above
 
-    return check.main()
+    return check.main(arguments.kubernetes)
 
 
 def command_demo(arguments: argparse.Namespace) -> int:

@@ -20,9 +20,10 @@ from agent.enrich.processes import NetnsProcesses
 from agent.enrich.surroundings import LiveSurroundings
 from agent.enrich.who import WhoIsWho
 from agent.explain.rules import explain
+from agent.export.announcements import StateAnnouncer
 from agent.export.clock import wall_offset_ns
 from agent.export.metrics.clients import ByClient, Clients
-from agent.export.metrics.pages import Pages
+from agent.export.metrics.pages import ALIVE_SECONDS, Pages
 from agent.export.metrics.sources import Agent as Numbers
 from agent.export.metrics.sources import Sources
 from agent.export.outlet import Outlet
@@ -131,6 +132,7 @@ class Agent:
         self._waiting: deque[tuple[float, Outcome]] = deque()
         self._set_clock()
         sources.agent = Numbers(capture, self.table, self.printer, out, self._watches if self._live else None)
+        self._announcer = StateAnnouncer(sources)
         self._stopped_at: float | None = None
         self._reported = time.monotonic()
         self._suppressed_said = 0
@@ -158,7 +160,7 @@ class Agent:
     def turn(self) -> None:
         """Wait a little, take in what was recorded, print what is over."""
         self._capture.wait(WAIT_SECONDS)
-        self._sources.pulse.beat(self._capture.backlog_bytes)
+        self._beat()
         now_ns = time.monotonic_ns()
         # While a backlog waits, time is that of its records: what is overdue by the clock may be answered in there.
         caught_up = self._take_in()
@@ -166,6 +168,8 @@ class Agent:
         self.printer.flush()
         self._look_around(now_ns)
         self._show_waiting(time.monotonic())
+        for line in self._announcer.lines(time.monotonic()):
+            say(line)
         if time.monotonic() - self._reported > REPORT_SECONDS:
             self._report()
 
@@ -183,6 +187,13 @@ class Agent:
         self._table.close()
         counts = self.table.counts
         say(f"{counts.sessions} sessions from {counts.sightings} records; {self._capture.lost_records} records lost")
+
+    def _beat(self) -> None:
+        """Tell the pulse; and the operator, if the loop stood still for so long that /healthz said so."""
+        pulse = self._sources.pulse
+        if pulse.has_begun and pulse.age_seconds > ALIVE_SECONDS:
+            say(f"the event loop stood still for {pulse.age_seconds:.0f} s, and goes on; was the node overloaded?")
+        pulse.beat(self._capture.backlog_bytes)
 
     def _take_in(self) -> bool:
         """What was recorded, and whether that was all; of a large backlog, what is over is printed on the way."""

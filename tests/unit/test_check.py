@@ -7,6 +7,7 @@ import pytest
 
 from agent import check
 from agent.check import FEATURES, Feature, Finding, examine, kernel_release, report, rows, wants_colour
+from tests.unit.kube_replay import STATEFUL_SETS, Answer, kubeconfig, recorded, replaying
 
 
 def feature(probe: Callable[[], Finding], *, name: str = "gills", required: bool = False) -> Feature:
@@ -220,6 +221,56 @@ def test_a_directory_that_is_called_bcc_is_no_module(tmp_path: Path, monkeypatch
 def test_whatever_capture_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(check, "Capture", lambda _ports, _ring: raising(ZeroDivisionError("odd"))())
     assert check.probe_capture() == Finding(False, "odd")
+
+
+@pytest.fixture
+def _in_a_pod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("agent.enrich.kube.access.SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "1")
+
+
+def test_outside_of_a_cluster_its_api_is_not_missed():
+    assert check.probe_kubernetes("auto") == Finding(True, "not asked: this is no pod of a cluster")
+    assert check.probe_kubernetes("off") == Finding(True, "not asked")
+
+
+def test_a_kubeconfig_or_a_cluster_that_is_not_there_is_said(tmp_path: Path):
+    assert check.probe_kubernetes(str(tmp_path / "none")) == Finding(False, f"there is no kubeconfig {tmp_path}/none")
+    assert "this is no pod of a cluster" in check.probe_kubernetes("in-cluster").text
+
+
+@pytest.mark.usefixtures("_in_a_pod")
+def test_a_pod_without_a_token_is_told_how_to_get_one():
+    text, code = report([check.kubernetes("auto")], colour=False)
+    assert "has no token in" in text
+    assert "automountServiceAccountToken: true" in text
+    assert code == 0
+
+
+@pytest.mark.usefixtures("_in_a_pod")
+def test_a_way_to_the_api_server_that_does_not_work_is_said_with_what_that_means(tmp_path: Path):
+    (tmp_path / "token").write_text("first")
+    text = " ".join(report([check.kubernetes("auto")], colour=False)[0].split())
+    assert text.startswith("STATUS FEATURE FINDING limited Kubernetes API the configuration cannot be used: ")
+    assert "the ServiceAccount in /var/run/secrets/kubernetes.io/serviceaccount: " in text.replace("- ", "-")
+    assert "lines lack names, and the agent does not become ready; in a pod, see its ServiceAccount" in text
+
+
+def test_an_api_server_that_answers_is_in_order(tmp_path: Path):
+    with replaying() as server:
+        access = kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")
+        assert check.probe_kubernetes(str(access.path)) == Finding(True, "answers, and allows all that is asked for")
+
+
+def test_what_the_agent_can_do_without_does_not_keep_it_from_being_ready(tmp_path: Path):
+    with replaying() as server:
+        server.lists[STATEFUL_SETS][0] = Answer(recorded("forbidden.json"), status=403)
+        access = kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")
+        finding = check.probe_kubernetes(str(access.path))
+    assert not finding.ok
+    assert finding.text.startswith("the API server forbids to read statefulsets: 403 Forbidden: ")
+    assert finding.lost == check.OPTIONAL_LOST
 
 
 def test_main_prints_the_table_and_returns_the_code(monkeypatch: pytest.MonkeyPatch, capsys):

@@ -9,6 +9,7 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from agent.capture.counters import Counters
+from agent.enrich.kube.errors import RefusedError
 from agent.enrich.kube.health import WatchHealth
 from agent.explain.rules import explain
 from agent.export.metrics import catalogue
@@ -53,10 +54,16 @@ class Captured:
         return Counters(records, lost, 0, read_failed=6, seen_failed=7, nested=8, cut=9)
 
 
+class Failures:
+    """The numbers of what limits the lines of failures."""
+
+    alike, beyond = 61, 62
+
+
 class Lines:
     """The numbers of a printer."""
 
-    written, suppressed = 40, 60
+    written, suppressed, failures = 40, 60, Failures()
 
 
 class Out:
@@ -193,6 +200,8 @@ def test_what_capture_did_and_lost_is_told_by_step_and_reason(world):
     assert value(samples, "ring_usage_ratio") == 0.25
     assert value(samples, "log_lines_total") == 40
     assert value(samples, "log_lines_suppressed_total", reason="rate_limit") == 60
+    assert value(samples, "log_lines_suppressed_total", reason="failure_rate") == 61
+    assert value(samples, "log_lines_suppressed_total", reason="failure_ceiling") == 62
     assert value(samples, "log_lines_suppressed_total", reason="slow_reader") == 70
 
 
@@ -487,7 +496,7 @@ def test_the_agent_is_ready_when_all_is_attached_and_the_cluster_is_known_and_sa
     assert (pages.readyz().status, pages.readyz().body.decode()) == (503, f"{NOT_ATTACHED}\n")
     services, sets = WatchHealth("services", required=True), WatchHealth("statefulsets", required=False)
     services.wanted = sets.wanted = True
-    services.last_error = "403 Forbidden: not allowed"
+    services.failed(RefusedError(403, "Forbidden", "not allowed"))
     sources.agent = agent(world, lambda: (services, sets))
     said = pages.readyz()
     assert said.status == 503

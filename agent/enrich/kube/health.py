@@ -5,9 +5,22 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from agent.enrich.kube.errors import KubeError
 
 GAP_SECONDS = 15.0
 """So long a watch may be between two connections, and what it told still counts as current."""
+
+
+class Failure(NamedTuple):
+    """What keeps a watch from its work."""
+
+    reason: str
+    """One word, as in `WatchHealth.errors`."""
+    text: str
+    """In words."""
 
 
 @dataclass(slots=True)
@@ -18,6 +31,8 @@ class WatchHealth:
     """Stable, for a label: `pods-here`, `services`, …"""
     required: bool
     """Whether the agent is not ready without it."""
+    resource: str = ""
+    """What the API calls the objects: `pods`, `services`, …; several watches may follow parts of the same."""
     wanted: bool = False
     """Whether it is needed at all at present."""
     synced: bool = False
@@ -36,8 +51,8 @@ class WatchHealth:
     """By their type: ADDED, MODIFIED, DELETED, BOOKMARK."""
     errors: Counter[str] = field(default_factory=Counter)
     """By one word: Unreachable, Silent, Untrusted, Garbled, NotConfigured, or metav1.StatusReason: Forbidden …"""
-    last_error: str | None = None
-    """The newest one in words; None after it was overcome."""
+    failure: Failure | None = None
+    """The newest of them; None after it was overcome."""
     undecodable: int = 0
     """Objects that could not be read, and were left out."""
     objects: int = 0
@@ -49,6 +64,17 @@ class WatchHealth:
     def is_current(self) -> bool:
         """Whether the API server was heard of just now, so that what it did not tell is not there."""
         return self.synced and (self.connected or time.time() - self.last_contact_seconds < GAP_SECONDS)
+
+    @property
+    def last_error(self) -> str | None:
+        """The newest error in words; None after it was overcome."""
+        failure = self.failure
+        return None if failure is None else failure.text
+
+    def failed(self, error: KubeError) -> None:
+        """It did not work."""
+        self.errors[error.reason] += 1
+        self.failure = Failure(error.reason, str(error))
 
     def heard(self) -> None:
         """Something came."""

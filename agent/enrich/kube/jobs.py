@@ -42,7 +42,7 @@ class CronJobs:
     """Knows the CronJobs of Jobs. Everything but the asking is for the agent's own thread."""
 
     def __init__(self, transport: Transport, timing: Timing) -> None:
-        self.health = WatchHealth("jobs", required=False)
+        self.health = WatchHealth("jobs", required=False, resource=rbac.JOBS.resource)
         self._transport = transport
         self._timing = timing
         self._backoff = Backoff(timing.first_wait_seconds, timing.longest_wait_seconds)
@@ -98,21 +98,20 @@ class CronJobs:
             try:
                 self._answers.append((name, self._ask(*name)))
             except RefusedError as refusal:
-                self._note(refusal)
                 if refusal.code == NOT_FOUND:
+                    # The Job is gone, and the API server works.
+                    self.health.errors[refusal.reason] += 1
+                    self.health.failure = None
                     return
+                self.health.failed(refusal)
                 self._stopped.wait(FORBIDDEN_SECONDS if refusal.code == FORBIDDEN else self._backoff.next_seconds())
             except KubeError as error:
-                self._note(error)
+                self.health.failed(error)
                 self._stopped.wait(self._backoff.next_seconds())
             else:
                 self._backoff.reset()
-                self.health.last_error = None
+                self.health.failure = None
                 return
-
-    def _note(self, error: KubeError) -> None:
-        self.health.errors[error.reason] += 1
-        self.health.last_error = str(error)
 
     def _ask(self, namespace: str, job: str) -> str | None:
         path = f"{path_of(rbac.JOBS, namespace)}/{job}"

@@ -77,7 +77,7 @@ class Watch(Generic[Facts]):
 
     def __init__(self, resource: Resource[Facts], transport: Transport, timing: Timing) -> None:
         self.resource = resource
-        self.health = WatchHealth(resource.name, required=resource.required)
+        self.health = WatchHealth(resource.name, required=resource.required, resource=resource.rule.resource)
         self._transport = transport
         self._timing = timing
         self._backoff = Backoff(timing.first_wait_seconds, timing.longest_wait_seconds)
@@ -160,8 +160,7 @@ class Watch(Generic[Facts]):
         self.health.connected = False
         if self._is_outdated(selection):
             return
-        self.health.errors[error.reason] += 1
-        self.health.last_error = str(error)
+        self.health.failed(error)
         self._doubts += _doubts(error)
         if self._doubts >= DOUBTS_UNTIL_LIST:
             self._version, self._doubts = None, 0
@@ -229,7 +228,7 @@ class Watch(Generic[Facts]):
     def _read_events(self, reply: Reply, selection: Selection) -> None:
         self.health.watches += 1
         self.health.connected = True
-        self.health.last_error = None
+        self.health.failure = None
         self.health.heard()
         try:
             for line in lines(reply.chunks(), MAX_EVENT_BYTES):

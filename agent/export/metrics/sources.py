@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from agent.enrich.kube.troubles import Watched
 from agent.export.metrics.kernel import KernelCounts
 from agent.export.metrics.pulse import Pulse
 from agent.export.metrics.tally import Tally
@@ -45,6 +46,18 @@ class CaptureNumbers(Protocol):
         """What the program counted."""
 
 
+class FailureNumbers(Protocol):
+    """What `agent.export.failures.FailureLimit` tells of itself."""
+
+    @property
+    def alike(self) -> int:
+        """Lines that --failure-rate held back."""
+
+    @property
+    def beyond(self) -> int:
+        """Lines that --failure-ceiling held back."""
+
+
 class LineNumbers(Protocol):
     """What `agent.export.printer.Printer` tells of itself."""
 
@@ -56,6 +69,10 @@ class LineNumbers(Protocol):
     def suppressed(self) -> int:
         """Lines that --log-rate held back."""
 
+    @property
+    def failures(self) -> FailureNumbers:
+        """Those of lookups that failed."""
+
 
 class OutNumbers(Protocol):
     """What `agent.export.outlet.Outlet` tells of itself."""
@@ -65,24 +82,8 @@ class OutNumbers(Protocol):
         """Lines that nobody read in time, or that the system refused to write."""
 
 
-class WatchNumbers(Protocol):
+class WatchNumbers(Watched, Protocol):
     """What `agent.enrich.kube.health.WatchHealth` tells of one watch."""
-
-    @property
-    def name(self) -> str:
-        """For the label."""
-
-    @property
-    def required(self) -> bool:
-        """Whether the agent is not ready without it."""
-
-    @property
-    def wanted(self) -> bool:
-        """Whether it is needed at present."""
-
-    @property
-    def synced(self) -> bool:
-        """Whether all that there was has been taken in."""
 
     @property
     def connected(self) -> bool:
