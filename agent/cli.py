@@ -26,6 +26,7 @@ SIZE_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 MIN_RING_BYTES = 4096
 MIN_FILE_BYTES = 256 << 10
 MAX_PORTS = 16
+UNLIMITED = "unlimited"
 REDACTION_KEY_BYTES = 16
 
 
@@ -65,6 +66,11 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("a whole number above 0")
     return value
+
+
+def rate(text: str) -> int | None:
+    """A whole number above zero; None for `unlimited`."""
+    return None if text == UNLIMITED else count(text)
 
 
 def positive(text: str) -> float:
@@ -167,6 +173,20 @@ def add_run(parser: EnvironmentParser) -> None:
     add_capture(parser)
     add_sessions(parser)
     parser.add_option("log-rate", type=count, default=100, help="lines a second for succeeded sessions (default 100)")
+    parser.add_option(
+        "failure-rate",
+        type=rate,
+        default=1,
+        help="lines a second of failures that are alike (cause, place, server, rcode), after the first 20; "
+        "what is held back is counted and said; unlimited (default 1)",
+    )
+    parser.add_option(
+        "failure-ceiling",
+        type=rate,
+        default=100,
+        help="lines a second of all failures together, of 10 KiB on average; a part is kept for rare ones; "
+        "unlimited (default 100)",
+    )
     parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
     add_kubernetes(parser)
     parser.add_option(
@@ -247,7 +267,8 @@ def add_demo(parser: EnvironmentParser) -> None:
 
 def line_options(arguments: argparse.Namespace) -> LineOptions:
     """Which sessions are printed, and how."""
-    from agent.export.filters import Filter  # noqa: PLC0415  only the command that is asked for is imported
+    from agent.export.failures import FailureRates  # noqa: PLC0415  only the command that is asked for is imported
+    from agent.export.filters import Filter  # noqa: PLC0415  as above
     from agent.export.printer import LineOptions  # noqa: PLC0415  as above
 
     wanted = Filter(
@@ -260,7 +281,8 @@ def line_options(arguments: argparse.Namespace) -> LineOptions:
         pods=tuple(getattr(arguments, "pod", ())),
     )
     key = secrets.token_bytes(REDACTION_KEY_BYTES) if arguments.redact else None
-    return LineOptions(arguments.output, arguments.log, arguments.log_rate, arguments.node, wanted, key)
+    failures = FailureRates(getattr(arguments, "failure_rate", None), getattr(arguments, "failure_ceiling", None))
+    return LineOptions(arguments.output, arguments.log, arguments.log_rate, arguments.node, wanted, key, failures)
 
 
 def settings(arguments: argparse.Namespace) -> Settings:

@@ -221,6 +221,7 @@ def command() -> list[str]:
     unset = [f"--unset={key}" for key in os.environ if key.startswith("DNSTRAIL_")]
     names = [f"--name={name}" for name in dict.fromkeys(step.name for step in STEPS)]
     limits = [f"--timeout={TIMEOUT_SECONDS}", f"--duration={DURATION_SECONDS}", f"--log-rate={LOG_RATE}"]
+    limits += ["--failure-rate=unlimited", "--failure-ceiling=unlimited"]
     return [
         "env",
         *unset,

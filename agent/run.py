@@ -284,6 +284,8 @@ class Agent:
         lines_lost = self._out.lost - self._lines_lost_said
         if suppressed:
             say(f"{suppressed} lines of succeeded sessions held back (--log-rate {self._options.lines.log_rate})")
+        for held in self.printer.failures.summary():
+            say(f"{held} (--failure-rate, --failure-ceiling)")
         if lost:
             say(f"{lost} records lost by the capture itself: sessions concerned are SampleLoss (--ring-size)")
         if lines_lost:

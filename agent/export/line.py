@@ -175,6 +175,9 @@ class Line(msgspec.Struct, rename="pascal"):
     latency: Latency
     path: list[Hop]
     messages: Annotated[list[dict[str, Any]], doc("Every message, with the keys of the dnstap tool's JSON.")]
+    held_back: Annotated[
+        int, doc("Lines of failures like this one that were not printed since the last one: --failure-rate.")
+    ] = 0
 
 
 class Context(NamedTuple):

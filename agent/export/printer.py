@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 
 from agent.export import line, table
+from agent.export.failures import UNLIMITED, FailureLimit, FailureRates, kind_of
 from agent.export.filters import Filter, is_problem
 from agent.export.redaction import Redaction
 from agent.session.who import NOBODY
@@ -37,11 +38,13 @@ class LineOptions(NamedTuple):
     output: str = "json"
     log: str = "all"
     log_rate: int | None = 100
-    """Lines a second for succeeded sessions; others are never held back. None: no limit."""
+    """Lines a second for succeeded sessions that lost nothing. None: no limit."""
     node: str = ""
     filter: Filter = Filter()
     redaction_key: bytes | None = None
     """Names are replaced by words made with it; None: they are shown."""
+    failures: FailureRates = UNLIMITED
+    """Lines a second for all others."""
 
 
 @dataclass(slots=True)
@@ -75,6 +78,7 @@ class Printer:
         self._options = options
         self._out = out
         self._limit = RateLimit(options.log_rate)
+        self.failures = FailureLimit(options.failures)
         self._redaction = Redaction(options.redaction_key) if options.redaction_key else None
         self._encoder = msgspec.json.Encoder()
         self.suppressed = 0
@@ -90,25 +94,39 @@ class Printer:
             self.write(outcome, verdict, who)
 
     def admits(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who]) -> bool:
-        """Whether the session is to be printed; a line is counted as used or held back. `who` is asked if need be."""
+        """Whether the session is to be printed; a line is counted as used or held back. `who` is asked if need be.
+
+        It is decided before the line is made, which costs more than all that was found out before.
+        """
         if self._options.log == "none" or not self._options.filter.wants(outcome, verdict, who):
             return False
-        problem = is_problem(outcome, verdict)
-        if not problem and self._options.log == "problems":
+        if is_problem(outcome, verdict):
+            return self._admits_failure(outcome, verdict)
+        if self._options.log == "problems":
             return False
-        if not problem and not self._limit.passes(time.monotonic()):
+        if not self._limit.passes(time.monotonic()):
             self.suppressed += 1
             return False
         return True
 
     def write(self, outcome: Outcome, verdict: Verdict, who: Who) -> None:
         """Print the session."""
+        limited = not self.failures.is_unlimited and is_problem(outcome, verdict)
         built = line.build(outcome, verdict, self.context, who)
+        if limited:
+            built.held_back = self.failures.held_before(kind_of(outcome, verdict))
         if self._redaction:
             self._redaction.apply(built)
         text = table.row(built) if self._options.output == "table" else self._encoder.encode(built).decode()
+        if limited:
+            self.failures.charge(len(text))
         self._out.write(f"{text}\n")
         self.written += 1
+
+    def _admits_failure(self, outcome: Outcome, verdict: Verdict) -> bool:
+        if self.failures.is_unlimited:
+            return True
+        return self.failures.admits(kind_of(outcome, verdict), outcome.client_netns, time.monotonic())
 
     def flush(self) -> None:
         """Let readers see what was written."""

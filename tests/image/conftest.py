@@ -67,7 +67,9 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture
 def agent(prepare: Start, lab: Lab) -> Iterator[Container]:
     """The manifest's container on the lab's node."""
-    with prepare(environment={"DNSTRAIL_LOG_RATE": "1000000"}, node_netns=path_of(lab.node.name)) as started:
+    every = {"DNSTRAIL_LOG_RATE": "1000000"}
+    every |= dict.fromkeys(("DNSTRAIL_FAILURE_RATE", "DNSTRAIL_FAILURE_CEILING"), "unlimited")
+    with prepare(environment=every, node_netns=path_of(lab.node.name)) as started:
         started.wait_ready()
         yield started
 

@@ -16,6 +16,8 @@ from agent.lab import Lab
 from agent.lab.processes import PATIENCE
 
 Line = dict[str, Any]
+EVERY_FAILURE = ("--failure-rate=unlimited", "--failure-ceiling=unlimited")
+"""What tests count is not held back."""
 DNSTRAIL = [sys.executable, "-m", "agent"]
 READY_SECONDS = 20.0 * PATIENCE
 LINE_SECONDS = 15.0 * PATIENCE
@@ -34,7 +36,7 @@ class Watch:
         self.err = folder / "diagnostics"
         with self.out.open("w") as out, self.err.open("w") as err:
             # Several run at once, and only one can have the port.
-            command = [*within, *DNSTRAIL, "run", "--metrics-address=none", *options]
+            command = [*within, *DNSTRAIL, "run", "--metrics-address=none", *EVERY_FAILURE, *options]
             self.process = subprocess.Popen(command, stdout=out, stderr=err)
         self._until(lambda: "ready in" in self.diagnostics(), READY_SECONDS, "it says that it watches")
 

@@ -28,6 +28,7 @@ from agent.lab import Lab, UnsupportedFaultError, closed_port, drop_queries, dro
 from agent.lab.conntrack_faults import drop_question, full_table
 from agent.lab.namespaces import call_inside
 from agent.lab.socket_faults import narrow_server, open_query
+from tests.kernel.conftest import EVERY_FAILURE
 
 pytestmark = pytest.mark.kernel
 
@@ -51,7 +52,15 @@ class Running:
     def __init__(self, lab: Lab, folder: Path, *options: str) -> None:
         self.lab = lab
         self.out, self.err = folder / "lines", folder / "diagnostics"
-        command = [sys.executable, "-m", "agent", "run", f"--metrics-address={WHERE}", "--log-rate=1000000"]
+        command = [
+            sys.executable,
+            "-m",
+            "agent",
+            "run",
+            f"--metrics-address={WHERE}",
+            "--log-rate=1000000",
+            *EVERY_FAILURE,
+        ]
         with self.out.open("w") as out, self.err.open("w") as err:
             self.process: Popen[str] = lab.node.popen([*command, "--timeout=1.5", *options], stdout=out, stderr=err)
 

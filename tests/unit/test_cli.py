@@ -9,6 +9,7 @@ import pytest
 from agent import cli
 from agent.capture.errors import CaptureError
 from agent.cli import build_parser, main, ports, ring_size
+from agent.export.failures import UNLIMITED
 
 WRONG = [
     ("ports", "0"),
@@ -21,6 +22,9 @@ WRONG = [
     ("log", "some"),
     ("log-rate", "many"),
     ("log-rate", "-1"),
+    ("failure-rate", "0"),
+    ("failure-rate", "none"),
+    ("failure-ceiling", "-1"),
     ("duration", "0"),
     ("duration", "-1"),
     ("duration", "nan"),
@@ -42,6 +46,10 @@ RIGHT = [
     ("output", "table", "table"),
     ("log", "problems", "problems"),
     ("log-rate", "7", 7),
+    ("failure-rate", "7", 7),
+    ("failure-rate", "unlimited", None),
+    ("failure-ceiling", "1000", 1000),
+    ("failure-ceiling", "unlimited", None),
     ("duration", "1.5", 1.5),
     ("timeout", "30", 30.0),
     ("ring-size", "64k", 65536),
@@ -234,6 +242,12 @@ def test_replay_holds_no_line_back_unless_told_to():
 @pytest.mark.parametrize("arguments", [["replay"], ["record"], ["record", "--write", "x", "--max-size", "1K"]])
 def test_replay_and_record_need_to_know_their_files(arguments, capsys):
     assert "error: " in refusal(arguments, capsys)
+
+
+def test_failures_are_limited_live_and_never_in_replay():
+    live = cli.line_options(build_parser().parse_args(["run"]))
+    assert (live.failures.alike, live.failures.together) == (1, 100)
+    assert cli.line_options(build_parser().parse_args(["replay", "x.pcap"])).failures == UNLIMITED
 
 
 def test_record_rotates_by_default():

@@ -31,7 +31,7 @@ from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, VIP, VIP6, Lab, LabEr
 from agent.lab.bystanders import REFUSING, sniffer
 from agent.lab.processes import PATIENCE
 from agent.lab.servers import coredns, find_program
-from tests.kernel.conftest import DNSTRAIL
+from tests.kernel.conftest import DNSTRAIL, EVERY_FAILURE
 from tests.verdicts.campaign import alone
 
 LOOKUPS = 100_000
@@ -174,7 +174,16 @@ class Agent:
         self._said = folder / "diagnostics"
         lines = folder / "lines"
         with self._said.open("w") as err, lines.open("wb") as out:
-            argv = [*DNSTRAIL, "run", "--metrics-address=none", "--timeout", "5", "--log-rate", "1000000"]
+            argv = [
+                *DNSTRAIL,
+                "run",
+                "--metrics-address=none",
+                "--timeout",
+                "5",
+                "--log-rate",
+                "1000000",
+                *EVERY_FAILURE,
+            ]
             self._process = subprocess.Popen(argv, stdout=out, stderr=err)
         self._counter = threading.Thread(target=self._count_all, args=(lines,))
         self._counter.start()

@@ -198,8 +198,9 @@ IGNORED = Label(
 HELPER = Label("helper", ("read", "map_update"), "What the BPF program asked of the kernel in vain")
 HELD_BACK = Label(
     "reason",
-    ("rate_limit", "slow_reader"),
-    "`rate_limit`: --log-rate, for sessions that succeeded; `slow_reader`: stdout was not read in time, or was full",
+    ("rate_limit", "failure_rate", "failure_ceiling", "slow_reader"),
+    "`rate_limit`: --log-rate, for sessions that succeeded; `failure_rate`: many failures alike; `failure_ceiling`: "
+    "many failures in all; `slow_reader`: stdout was not read in time, or was full",
 )
 HTTP_CODE = Label("code", ("200", "400", "404", "405", "408", "500", "503"), "HTTP status")
 WATCH = Label("resource", (), "What is watched: pods-here, services, …")

@@ -118,6 +118,8 @@ def _sessions(agent: Agent) -> Readings:
         catalogue.LOG_LINES: {(): agent.lines.written},
         catalogue.LOG_LINES_SUPPRESSED: {
             ("rate_limit",): agent.lines.suppressed,
+            ("failure_rate",): agent.lines.failures.alike,
+            ("failure_ceiling",): agent.lines.failures.beyond,
             ("slow_reader",): agent.out.lost,
         },
     }
