@@ -38,7 +38,7 @@ LINE = {
     "Path",
     "Messages",
 }
-ADDED = {"HeldBack", "Inferred", "Remarks", "Connection", "Upstream", "UpstreamOf"}
+ADDED = {"HeldBack", "Inferred", "Opcode", "Remarks", "Connection", "Upstream", "UpstreamOf"}
 """Fields beyond those of the specification."""
 CLIENT = {"Address", "Port", "Netns", "Namespace", "Pod", "Workload", "Container", "Process", "Pid"}
 SERVER = {"Address", "Port", "Service", "Backend", "BackendNetns", "Namespace", "Pod", "TranslatedBy"}
