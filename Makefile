@@ -10,8 +10,9 @@ ARGS ?=
 RUN_PACKAGES := python3-bpfcc python3-venv
 # iproute2 iptables nftables conntrack: the lab's namespaces, translation and faults; bind9-dnsutils dnsmasq-base: real
 # clients and servers; dnsperf tcpdump: the bench's load and the peer it is compared with; ipvsadm: kube-proxy's mode IPVS
-# where the kernel has it; jq: the commands of docs/logs.md and docs/runbooks
-LAB_PACKAGES := iproute2 iptables nftables conntrack bind9-dnsutils dnsmasq-base dnsperf tcpdump ipvsadm jq
+# where the kernel has it; jq: the commands of docs/logs.md and docs/runbooks; openssl: certificates
+# of API servers that Go programs accept
+LAB_PACKAGES := iproute2 iptables nftables conntrack bind9-dnsutils dnsmasq-base dnsperf tcpdump ipvsadm jq openssl
 # golang-github-dnstap-golang-dnstap-cli: the command `dnstap`, reads what the servers of tests/oracle tell of themselves;
 # tshark: reads our recordings, and says what is DNS in them; musl-tools gcc: musl's resolver, one of those tested
 ORACLE_PACKAGES := golang-github-dnstap-golang-dnstap-cli tshark musl-tools gcc libc6-dev
