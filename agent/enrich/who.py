@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.outcome import CQ
 from agent.session.sighting import CONNTRACK, PROCESS
-from agent.session.translation import translate
+from agent.session.translation import Mechanism, translate
 from agent.session.who import Who
 
 if TYPE_CHECKING:
@@ -56,10 +56,14 @@ class WhoIsWho:
         found = translate(outcome, self._around, self._cluster, client=client.pod, entry=self._entry(outcome))
         asked = found.virtual if found is not None else outcome.server
         backend = found.backend if found is not None else asked
+        behind = server.pod or self._cluster.pod_behind(backend, self._wall(outcome.session.first_ns))
+        if found is not None and found.by is Mechanism.TPROXY:
+            # The pod of the address that was asked never got it.
+            behind = server.pod
         return Who(
             client=client.pod,
             container=_container_name(client),
-            server=server.pod or self._cluster.pod_behind(backend, self._wall(outcome.session.first_ns)),
+            server=behind,
             service=self._cluster.service_at(asked.address),
             translation=found,
             expected=client.pod is None and client.container is not None and client.container.pod_uid is not None,
@@ -84,6 +88,9 @@ class WhoIsWho:
         if container is not None and container.pod_uid is not None:
             return _End(self._cluster.pod_by_uid(container.pod_uid), container)
         address = origin.detail.saddr if origin is not None else None
+        if address is not None and outcome.knowledge.is_local(netns, address) is False:
+            # A transparent proxy replies with the address of a server, and asks with that of a client.
+            return _End(None, container)
         pod = None if address is None else self._cluster.pod_at(address, self._wall(ts_ns))
         return _End(pod, container)
 

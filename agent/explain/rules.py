@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.explain import netfilter
+from agent.explain import netfilter, proxied
 from agent.explain.causes import CAPTURE_ENDED, RECORDS_LOST, TOO_MANY_OPEN, TOO_MANY_PACKETS
 from agent.explain.evidence import (
     came_too_late,
@@ -40,9 +40,9 @@ from agent.session.addressed import asked_of
 from agent.session.cluster import NobodyKnown
 from agent.session.model import SECOND_NS, Endpoint
 from agent.session.outcome import CQ, CR, Outcome, Status, translation
+from agent.session.proxies import DESTINATION_NAT
 from agent.session.sighting import RX, address_to_text, endpoint_to_text
 from agent.session.surroundings import NothingKnown
-from agent.session.translation import DESTINATION_NAT
 from agent.session.who import NOBODY
 
 if TYPE_CHECKING:
@@ -112,9 +112,10 @@ def _cause(case: Case) -> Cause | None:
     ):
         return None
     cause = next((cause for rule in RULES if (cause := rule(case)) is not None), None)
-    if cause is not None:
-        cause.evidence.extend(_circumstances(outcome))
-    return cause
+    if cause is None:
+        return None
+    cause.evidence.extend(_circumstances(outcome))
+    return proxied.in_its_words(outcome, cause)
 
 
 def _circumstances(outcome: Outcome) -> Iterator[str]:
@@ -603,6 +604,7 @@ RULES: tuple[Callable[[Case], Cause | None], ...] = (
     ipvs_stale_backend,
     refused_by_netfilter("ConntrackTableFull"),
     refused_by_netfilter("ConntrackRace"),
+    proxied.proxy_gone,
     refused_by_netfilter("PolicyDrop"),
     program_said_no,
     # An old translation: how the packet died then is its consequence.
@@ -610,6 +612,7 @@ RULES: tuple[Callable[[Case], Cause | None], ...] = (
     server_socket_overflow,
     client_socket_overflow,
     upstream_tcp_refused,
+    proxied.redirected_to_nobody,
     no_listener,
     late_reply,
     not_translated_back,
@@ -624,6 +627,7 @@ RULES: tuple[Callable[[Case], Cause | None], ...] = (
     kernel_says("FragmentLost"),
     kernel_says("QueueOverflow"),
     kernel_drop,
+    proxied.refused_where_it_came,
     told_by_icmp,
     # At the server or beyond.
     of_outcome(unusable_reply),

@@ -70,7 +70,7 @@ class Server(msgspec.Struct, rename="pascal"):
     namespace: Annotated[str | None, doc("Kubernetes namespace of the server's pod.")] = None
     pod: Annotated[str | None, doc("Pod name of the server.")] = None
     translated_by: Annotated[
-        str | None, doc("conntrack, ipvs, program, socket, none (not at all); null when it is not known.")
+        str | None, doc("conntrack, ipvs, program, socket, tproxy, none (not at all); null when it is not known.")
     ] = None
     process: Annotated[str | None, doc("Program that replied.")] = None
     pid: Annotated[int | None, doc("Its process id in the node's PID namespace.")] = None
@@ -288,12 +288,11 @@ def _connection(outcome: Outcome) -> Connection | None:
 
 def _exchange(exchange: Session, asked: Asked, outcome: Outcome) -> Exchange:
     sent = asked.queries[0].hops[0]
-    detail = sent.detail
     reply = next(filter(is_good, asked.replies), next(iter(asked.replies), None))
     duration_ns = _arrived_ns(reply, outcome) - sent.ts_ns if reply else None
     return Exchange(
-        address=address_to_text(detail.daddr),
-        port=detail.dport,
+        address=address_to_text(asked.server.address),
+        port=asked.server.port,
         protocol=protocol(sent),
         transaction_id=exchange.key.id,
         name=None if exchange.connecting else name_to_text(exchange.key.name),

@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.sighting import PROCESS, RX, TX, Sighting
+from agent.session.proxies import Takers, taker_of
+from agent.session.sighting import ORIGIN, PROCESS, RX, TX, Sighting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,6 +109,8 @@ class Knowledge:
     seen again further on: a reply that is not seen any more behind such a place was lost without a word."""
     backends: dict[tuple[int, Endpoint], dict[Endpoint, Backend]] = field(default_factory=dict)
     """Servers that have answered, by the namespace that translates and the virtual address that was asked."""
+    takers: Takers = field(default_factory=Takers)
+    """Who answers for addresses that its namespace does not have."""
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...], bytes], Shape] = field(default_factory=dict)
     """Places of the query and of the reply and the addresses asked and answering, for lookups like earlier ones."""
 
@@ -123,10 +126,18 @@ class Knowledge:
         servers = self.serving.get(reply.netns)
         if servers is None:
             servers = self.serving[reply.netns] = Servers()
-        if len(servers.addresses) < MAX_SERVERS:
-            servers.addresses.add(detail.saddr)
+        if detail.saddr not in servers.addresses:
+            self._learn_address(reply, detail, servers)
         if reply.flags & PROCESS and len(servers.programs) < MAX_SERVERS:
             servers.programs.add(detail.comm)
+
+    def _learn_address(self, reply: Sighting, detail: Detail, servers: Servers) -> None:
+        """An address that the namespace has, or one that a rule gives it; not one that a transparent proxy poses as."""
+        taker = taker_of(reply, detail, self.is_local)
+        if taker is not None:
+            self.takers.note(reply, detail, taker)
+        if (taker is None or taker.listens is not None) and len(servers.addresses) < MAX_SERVERS:
+            servers.addresses.add(detail.saddr)
 
     def owns(self, netns: int, address: bytes) -> bool | None:
         """Whether the namespace has, or had when it answered, this address: pods go while lookups wait."""
@@ -155,6 +166,7 @@ class Knowledge:
             self.continues.clear()
         for one in (*session.queries.transmissions, *session.replies.transmissions):
             self._learn_path(one)
+        self._learn_passing(session)
 
     def _learn_path(self, one: Transmission) -> None:
         came_in: set[int] = set()
@@ -168,6 +180,16 @@ class Knowledge:
                 self.forwarding.add(hop.netns)
             left = hop if hop.event == TX else None
         self.receiving |= came_in
+
+    def _learn_passing(self, session: Session) -> None:
+        """Where an answered query was last seen coming in, and the answer is of elsewhere, it was passed on unseen."""
+        if len(session.queries.transmissions) != 1 or not session.replies.transmissions:
+            return
+        last = session.queries.transmissions[0].hops[-1]
+        first = session.replies.transmissions[0].hops[0]
+        elsewhere = last.event == RX and first.netns != last.netns and first.flags & ORIGIN
+        if elsewhere and self.is_local(last.netns, last.detail.daddr) is False:
+            self.forwarding.add(last.netns)
 
     def learn_way_back(self, session: Session, home: int | None) -> None:
         """Take note of the places from which delivered replies to this client went on, visibly."""

@@ -165,7 +165,8 @@ class Key(NamedTuple):
     rdtype: int
     rdclass: int
     scope: int
-    """The namespace, for addresses that mean something else in each of them (loopback); else 0."""
+    """The namespace, for addresses that mean something else in each of them: loopback, and that of a client with which
+    a proxy asks. Else 0."""
 
     @property
     def question(self) -> tuple[bytes, int, int]:
@@ -201,6 +202,8 @@ class Session:
     """What the server itself asked to answer it, oldest first. Each is a session too, the server being its client."""
     upstream_of: Key | None = None
     """The lookup for whose sake this one was made."""
+    inner: Session | None = None
+    """The next stage of the very same message: a proxy passed it on with the client's address, port and id."""
     background: Background | None = None
     connection: Tracked | None = None
     """The TCP connection it used."""
@@ -220,6 +223,8 @@ class Session:
     """What the names of that search have in common at their beginning, once two of them were seen."""
     ambiguous: bool = False
     """Which client's lookup an upstream exchange belongs to was a guess among several."""
+    guessed: bool = False
+    """It is told with the lookup that waited where it was asked, although nothing proves that this ended there."""
     overflowed: bool = False
     """A bound kept something out, or closed it early."""
     evicted: bool = False

@@ -13,6 +13,7 @@ from agent.session.addressed import asked_of, is_from_unasked, server_of, times_
 from agent.session.identity import REPLY_CT_INFO
 from agent.session.knowledge import Shape
 from agent.session.model import Background, Endpoint, place
+from agent.session.proxies import ends_at_proxy
 from agent.session.sighting import CONNTRACK, DADDR, DROP, RX, SADDR, SOCKET_RX, SOCKET_TX, TX, Sighting
 from agent.session.taken import choose
 from agent.wire.message import EXTENDED_ERROR, extended_rcode, options
@@ -391,15 +392,19 @@ def _origins(transmissions: list[Transmission]) -> Iterator[Sighting]:
 def _is_end(last: Sighting, session: Session, knowledge: Knowledge) -> bool:
     """Whether the last sighting of an unanswered query is its destination.
 
-    A namespace that owns the address is; where that cannot be found out, one that never passed a packet on.
+    A namespace that owns the address is, and one where a proxy took it; where that cannot be found out, one that never
+    passed a packet on.
     """
     if last.event == TX:
         return False
     if last.event == DROP and not knowledge.kernel.describe(last).at_socket:
         return knowledge.owns(last.netns, last.detail.daddr) is True
     local = knowledge.owns(last.netns, last.detail.daddr)
-    if local is not None:
-        return local
+    if local is False:
+        # A drop at a socket: there was one for it.
+        return last.event == DROP or ends_at_proxy(last, session, knowledge)
+    if local:
+        return True
     return last.netns not in knowledge.forwarding and last.netns != client_netns(session)
 
 

@@ -20,24 +20,24 @@ class LastLookups:
     """The newest open lookup of each client address and type: looking further back would cost every lookup."""
 
     def __init__(self) -> None:
-        self._newest: dict[tuple[bytes, int], Session] = {}
+        self._newest: dict[tuple[bytes, int, int], Session] = {}
 
     def relate(self, session: Session) -> None:
         """Compare a new lookup with the ones before it."""
         key = session.key
-        place = key.client.address, key.rdtype
+        place = key.client.address, key.scope, key.rdtype
         before = self._newest.get(place)
         self._newest[place] = session
         if before is not None:
             before.searched |= goes_on_with(before, session)
-        other = self._newest.get((place[0], OTHER_HALF.get(key.rdtype, 0)))
+        other = self._newest.get((place[0], place[1], OTHER_HALF.get(key.rdtype, 0)))
         if other is not None and key.protocol == UDP and other.key.client == key.client and other.key.name == key.name:
             session.pair, other.pair = other, session
             session.collides = other.collides = other.key.id == key.id
 
     def forget(self, session: Session) -> None:
         """A closed lookup has no relatives any more."""
-        place = session.key.client.address, session.key.rdtype
+        place = session.key.client.address, session.key.scope, session.key.rdtype
         if self._newest.get(place) is session:
             del self._newest[place]
         if session.pair is not None and session.pair.pair is session:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
-from agent.session import upstream
+from agent.session import proxies, stages, upstream
 from agent.session.addressed import times_asked
 from agent.session.answers import LastAnswers
 from agent.session.drops import UNKNOWN_KERNEL, Kernel
@@ -206,7 +206,7 @@ class SessionTable:
     def _observe_error(self, error: Sighting) -> None:
         """Note an ICMP error with the lookup whose packet it quotes; some quote too little to tell the message."""
         found = self._by_message.get(error.message)
-        session = found[0] if found is not None else self._quoted(error)
+        session = stages.quoted_in(found[0], error) if found is not None else self._quoted(error)
         if session is None:
             self.counts.stray_errors += 1
         else:
@@ -260,7 +260,8 @@ class SessionTable:
 
     def _connected(self, session: Session) -> None:
         """The connection carries messages: they tell everything, but when the server decided to ask."""
-        connecting = self._by_key.get(connecting_key(session.key.client, session.key.scope))
+        key = session.key
+        connecting = self._by_key.get(connecting_key(key.client, key.scope if is_loopback(key.client.address) else 0))
         if connecting is None:
             return
         parent = self._parents.get(connecting)
@@ -276,6 +277,8 @@ class SessionTable:
         if found is None:
             return None
         session, response, wire = found
+        if session.inner is not None or (sighting.flags & ORIGIN and not response and session.queries.transmissions):
+            session = self._stage(session, sighting, response=response)
         if sighting.tail_bytes and len(wire.payload) < wire.length_bytes:
             wire.payload = max(wire.payload, sighting.payload(sighting.detail), key=len)
         if not session.leg(response=response).add(sighting, wire):
@@ -292,6 +295,23 @@ class SessionTable:
         if session.upstream_of is not None:
             self._keep_parent_open(session, sighting.ts_ns)
         return session
+
+    def _stage(self, outermost: Session, sighting: Sighting, *, response: bool) -> Session:
+        """Of a message that a proxy passes on as it came, the leg that this hop belongs to; it may begin here."""
+        outer = None if response else stages.begins(outermost, sighting, self.knowledge)
+        if outer is None:
+            if response and sighting.flags & ORIGIN:
+                self.knowledge.learn_server(sighting, sighting.detail)
+            return stages.stage_of(outermost, sighting, response=response)
+        inner = self._new(outermost.key._replace(scope=sighting.netns), sighting)
+        self._attach(outer, inner, ambiguous=False)
+        outer.inner = inner
+        self._note_proxy(sighting)
+        return inner
+
+    def _note_proxy(self, asked: Sighting) -> None:
+        self.knowledge.serving.setdefault(asked.netns, Servers())
+        self.knowledge.takers.note_proxy(asked, asked.detail)
 
     def _answered_until(self, session: Session, ts_ns: int) -> int:
         """A client that asked again will be answered again while the server still asks upstream for it.
@@ -375,7 +395,8 @@ class SessionTable:
             if one.wire.payload == wire.payload:
                 wire = one.wire
                 break
-        if response and sighting.flags & ORIGIN and not session.replies.transmissions:
+        if response and sighting.flags & ORIGIN and not session.replies.transmissions and session.inner is None:
+            self._find_asked_meanwhile(session, sighting)
             self._mend_guess(session, sighting, wire)
         found = (session, response, wire)
         if sighting.message:
@@ -410,10 +431,10 @@ class SessionTable:
             return None
         if session is None and self._is_new(key, sighting, response=response):
             session = self._new(key, sighting)
-            if not response:
-                self._last.relate(session)
             if not response and sighting.flags & ORIGIN:
                 self._join_upstream(session, sighting, wire)
+            if not response:
+                self._last.relate(session)
         if session is not None and translated != client:
             self._alias(session, key._replace(client=translated, scope=self._scope(translated, sighting)))
         return session
@@ -485,24 +506,34 @@ class SessionTable:
         if len(same) < 2:  # noqa: PLR2004  itself
             return False
         oldest = list(islice(same, MAX_SAME_QUESTION))
-        match = upstream.find_parent(session, sighting, wire, oldest)
+        match = upstream.find_parent(session, sighting, wire, oldest, self.knowledge)
         if match is not None:
+            session.guessed = upstream.is_guess(match.session, sighting, self.knowledge)
             self._attach(match.session, session, ambiguous=match.ambiguous)
             self.knowledge.serving.setdefault(sighting.netns, Servers())
+            self._set_apart(session, match.session, sighting)
             return True
         sibling = upstream.find_sibling(session, sighting, oldest)
         parent = self._parents.get(sibling) if sibling is not None else None
-        if parent is None or parent not in self._open or not upstream.is_waiting(parent, sighting):
+        if parent is None or parent not in self._open or not upstream.is_waiting(parent, sighting, self.knowledge):
             return False
         self._attach(parent, session, ambiguous=True)
         return True
+
+    def _set_apart(self, session: Session, parent: Session, sighting: Sighting) -> None:
+        """A proxy that asks with its client's address is another client in all that goes by the address."""
+        if proxies.poses(sighting, self.knowledge):
+            session.key = session.key._replace(scope=sighting.netns)
+            self._note_proxy(sighting)
+        elif proxies.asks_what_it_took(parent, sighting) and not session.guessed:
+            self._note_proxy(sighting)
 
     def _join_rewritten(self, session: Session, sighting: Sighting) -> None:
         """Asked under another name, or to renew an answer that was given already."""
         if self._refreshes(session, sighting, self._by_question[session.key.question]):
             session.background = Background.REFRESH
             return
-        rewritten = upstream.find_rewritten(session, sighting, self._recent())
+        rewritten = upstream.find_rewritten(session, sighting, self._recent(), self.knowledge)
         if rewritten is not None:
             self._attach(rewritten, session, ambiguous=True)
 
@@ -511,21 +542,43 @@ class SessionTable:
         if sighting.netns not in self.knowledge.serving:
             return
         there = sighting.netns, upstream.destination(sighting)
-        parent = upstream.find_rewritten(session, sighting, self._recent())
+        parent = upstream.find_rewritten(session, sighting, self._recent(), self.knowledge)
         known = self._dials.get(there)
-        if parent is None and known is not None and upstream.is_waiting(known, sighting):
+        if parent is None and known is not None and upstream.is_waiting(known, sighting, self.knowledge):
             parent = known
         if parent is not None:
             if parent is not known:
                 self._dials[there] = parent
                 parent.dials.append(there)
+            session.guessed = upstream.is_guess(parent, sighting, self.knowledge)
             self._attach(parent, session, ambiguous=False)
         elif self._refreshes(session, sighting, self._recent()):
             session.background = Background.REFRESH
 
+    def _find_asked_meanwhile(self, session: Session, reply: Sighting) -> None:
+        """Who replies has asked for it: what looked like a client's own lookup before is known now."""
+        same = self._by_question[session.key.question]
+        if len(same) < 2:  # noqa: PLR2004  itself
+            return
+        confirmed = stages.confirm_guesses(session, reply)
+        oldest = list(islice(same, MAX_SAME_QUESTION))
+        asked = stages.asked_meanwhile(session, reply, oldest)
+        for one in (*confirmed, *asked):
+            first = one.queries.transmissions[0].hops[0]
+            if proxies.asks_what_it_took(session, first):
+                self._note_proxy(first)
+        if not asked:
+            return
+        others = any(
+            one is not session and one not in asked and upstream.is_waiting(one, reply, self.knowledge)
+            for one in oldest
+        )
+        for one in asked[:1] if others else asked:
+            self._attach(session, one, ambiguous=others)
+
     def _mend_guess(self, session: Session, sighting: Sighting, reply: Wire) -> None:
         others = islice(self._by_question[session.key.question], MAX_SAME_QUESTION)
-        other = upstream.exchange_exchanges(session, others, sighting, reply)
+        other = upstream.exchange_exchanges(session, others, sighting, reply, self.knowledge)
         if other is None:
             return
         for parent in (session, other):
@@ -536,6 +589,8 @@ class SessionTable:
     def _attach(self, parent: Session, child: Session, *, ambiguous: bool) -> None:
         if upstream.attach(parent, child, ambiguous=ambiguous):
             self._parents[child] = parent
+            if child.replies.transmissions:
+                return
             wait_ns = max(self.settings.timeout_ns, self.settings.upstream_timeout_ns)
             self._wait_until(child, child.first_ns + wait_ns)
 
@@ -557,6 +612,7 @@ class SessionTable:
             session.keys.append(key)
 
     def _judge(self, session: Session, end_ns: int) -> Outcome:
+        session.ambiguous |= any(one.guessed for one in session.upstream)
         return judge(session, self.knowledge, self._losses.during(session.first_ns, max(end_ns, session.last_ns)))
 
     def _close(self, session: Session, outcome: Outcome) -> None:
@@ -586,7 +642,9 @@ class SessionTable:
         del same[session]
         if not same:
             del self._by_question[session.key.question]
-        self._parents.pop(session, None)
+        parent = self._parents.pop(session, None)
+        if parent is not None and parent.inner is session:
+            parent.inner = None
         for dial in session.dials:
             if self._dials.get(dial) is session:
                 del self._dials[dial]

@@ -40,8 +40,9 @@ class Tracked:
 
     client: Endpoint
     """Before any translation."""
-    ends: dict[int, Connection] = field(default_factory=dict)
-    """By namespace."""
+    ends: dict[tuple[int, bool], Connection] = field(default_factory=dict)
+    """By namespace, and whether it is the client's end: a proxy that asks with its client's address and port has the
+    server's end of one connection and the client's end of another, which look alike."""
     messages: OrderedDict[Segment, list[int]] = field(default_factory=OrderedDict)
     waiting: OrderedDict[Segment, list[Sighting]] = field(default_factory=OrderedDict)
     held: OrderedDict[tuple[int, Side, int], Sighting] = field(default_factory=OrderedDict)
@@ -54,7 +55,8 @@ class Tracked:
 
     def at_socket(self, sighting: Sighting, detail: Detail, side: Side) -> Iterator[Sighting]:
         """Feed one end; the messages it completed, and the hops that waited for them."""
-        end = self.ends.setdefault(sighting.netns, Connection())
+        is_clients = (sighting.event == SOCKET_TX) is (side is Side.CLIENT)
+        end = self.ends.setdefault((sighting.netns, is_clients), Connection())
         if detail.acknowledgement:
             # What the other side has will not come again: a gap there is a loss of ours.
             other, opposite = (

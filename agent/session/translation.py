@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.model import Endpoint
 from agent.session.outcome import CQ, translation
+from agent.session.proxies import DESTINATION_NAT, Means
 from agent.session.sighting import CONNTRACK, COUNTERS, TX, V4_MAPPED
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from agent.session.sighting import Sighting
     from agent.session.surroundings import Surroundings
 
-DESTINATION_NAT = 1 << 5
-"""enum ip_conntrack_status, IPS_DST_NAT: set with every translation that nf_nat makes (nf_nat_setup_info())."""
 LINK_LOCAL = V4_MAPPED + bytes((169, 254))
 """169.254.0.0/16: where NodeLocal DNSCache listens beside the Service's address."""
 DNS_PORT = 53
@@ -51,6 +50,8 @@ class Mechanism(StrEnum):
     kube-proxy for pods, Calico's eBPF mode) or a virtual switch."""
     SOCKET = "socket"
     """In the client's socket, before there was a packet (Cilium): the virtual address is never on the wire."""
+    TPROXY = "tproxy"
+    """Not at all: a transparent proxy took it as it was and answers with the address that was asked."""
     NONE = "none"
     """Not at all: who has the virtual address itself answered (NodeLocal DNSCache, NOTRACK)."""
 
@@ -207,6 +208,32 @@ def _is_not_tables(hop: Sighting) -> bool:
     return bool(hop.flags & COUNTERS)
 
 
+def by_taker(case: _Case) -> Translation | None:
+    """It got to a program of a namespace that does not have the address, and earlier replies show how, if anything."""
+    outcome = case.outcome
+    arrivals = (
+        hop
+        for one in reversed(outcome.session.queries.transmissions)
+        for hop in one.arrivals(outcome.server_netns)
+        if outcome.knowledge.is_local(hop.netns, hop.detail.daddr) is False
+    )
+    arrival = next(arrivals, None) if outcome.server_netns is not None else None
+    taker = outcome.knowledge.takers.find(arrival) if arrival is not None else None
+    if arrival is None or taker is None:
+        return None
+    asked = _destination(arrival)
+    return Translation(asked, taker.listens or asked, TAKEN_BY[taker.means])
+
+
+TAKEN_BY = {
+    Means.TRANSPARENT: Mechanism.TPROXY,
+    Means.NAT: Mechanism.CONNTRACK,
+    Means.IPVS: Mechanism.IPVS,
+    Means.REWRITTEN: Mechanism.PROGRAM,
+    Means.UNKNOWN: None,
+}
+
+
 def in_socket(case: _Case) -> Translation | None:
     """The client is set up to ask a virtual address, and its query left its socket for a server behind that."""
     left = _origin(case.outcome)
@@ -262,6 +289,7 @@ RULES: tuple[Callable[[_Case], Translation | None], ...] = (
     by_own_entry,
     by_other_address,
     by_entry_looked_up,
+    by_taker,
     in_socket,
     not_at_all,
 )

@@ -12,12 +12,14 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.model import MAX_EXCHANGES, Background, Session
+from agent.session.proxies import may_be_taken, poses, was_taken
 from agent.session.sighting import PROCESS, RX, SOCKET_RX, TX
 from agent.wire.message import client_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from agent.session.knowledge import Knowledge
     from agent.session.model import Wire
     from agent.session.sighting import Sighting
 
@@ -52,15 +54,31 @@ def arrivals_at(session: Session, asked: Sighting) -> list[int]:
     return times
 
 
-def is_waiting(session: Session, asked: Sighting) -> bool:
+def is_waiting(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
     """Whether the namespace that asks has this query and has not replied.
 
-    A query to the very server that the waiting one went to is another client's: nobody asks himself.
+    A query to the very server that the waiting one went to is another client's: nobody asks himself. But a proxy that
+    took it on its way there asks that server. Where the query is only passing by, who asks is another client too.
     """
     replied = sum(one.hops[0].netns == asked.netns for one in session.replies.transmissions)
     if replied >= len(arrivals_at(session, asked)):
         return False
-    return not went_to(session, asked)
+    if was_taken(session, asked, knowledge) or may_be_taken(session, asked, knowledge):
+        return True
+    passes = asked.netns in knowledge.forwarding and not _is_at_its_end(session, asked, knowledge)
+    return not passes and not went_to(session, asked)
+
+
+def is_guess(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
+    """Whether nothing shows that the query which waits where this is asked was not just passing by."""
+    return not _is_at_its_end(session, asked, knowledge) and not was_taken(session, asked, knowledge)
+
+
+def _is_at_its_end(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
+    """Whether the query came to a namespace that has, for all that is known, the address it was sent to."""
+    ends = [one.hops[-1] for one in session.queries.transmissions]
+    here = [last for last in ends if last.netns == asked.netns]
+    return not here or any(knowledge.owns(last.netns, last.detail.daddr) is not False for last in here)
 
 
 def went_to(session: Session, asked: Sighting) -> bool:
@@ -75,7 +93,9 @@ def destination(hop: Sighting) -> tuple[bytes, int]:
     return detail.daddr, detail.dport
 
 
-def find_parent(asking: Session, sighting: Sighting, query: Wire, same: Iterable[Session]) -> Match | None:
+def find_parent(
+    asking: Session, sighting: Sighting, query: Wire, same: Iterable[Session], knowledge: Knowledge
+) -> Match | None:
     """The open lookup with this question that the server is at work on.
 
     Args:
@@ -83,8 +103,9 @@ def find_parent(asking: Session, sighting: Sighting, query: Wire, same: Iterable
         sighting: its first hop, at its socket.
         query: what it asks.
         same: open sessions with the same question, oldest first.
+        knowledge: of the node.
     """
-    waiting = [one for one in same if one is not asking and is_waiting(one, sighting)]
+    waiting = [one for one in same if one is not asking and is_waiting(one, sighting, knowledge)]
     open_keys = {one.key for one in waiting}
     # Where client, server and upstream share a namespace: what a server asked is not what it is asked.
     waiting = [one for one in waiting if one.upstream_of not in open_keys or _other_process(one, sighting)]
@@ -93,6 +114,8 @@ def find_parent(asking: Session, sighting: Sighting, query: Wire, same: Iterable
     cookie = client_cookie(query.payload, query.summary)
     if cookie is not None:
         waiting = [one for one in waiting if _cookie(one) == cookie] or waiting
+    if poses(sighting, knowledge):
+        waiting = _of_client(asking, waiting)
     fresh = [one for one in waiting if all(exchange.connecting for exchange in one.upstream)]
     # The oldest that was not passed on yet; all passed on: the attempt belongs to the one that waits longest.
     chosen = fresh[0] if fresh else min(waiting, key=lambda one: one.upstream[-1].first_ns)
@@ -101,6 +124,18 @@ def find_parent(asking: Session, sighting: Sighting, query: Wire, same: Iterable
         for one in alike:
             one.ambiguous = True
     return Match(chosen, len(alike) > 1)
+
+
+def _of_client(asking: Session, waiting: list[Session]) -> list[Session]:
+    """Those whose client a proxy poses as: by its address, its port and the message's id, as far as those are kept."""
+    client = asking.key.client
+    for mine in (
+        [one for one in waiting if one.key.client.address == client.address],
+        [one for one in waiting if one.key.client == client],
+        [one for one in waiting if one.key.client.address == client.address and one.key.id == asking.key.id],
+    ):
+        waiting = mine or waiting
+    return waiting
 
 
 def _other_process(session: Session, asked: Sighting) -> bool:
@@ -126,7 +161,9 @@ def idle_since(session: Session, asked: Sighting) -> int:
     return max(one.replies.transmissions[-1].hops[-1].ts_ns for one in exchanges)
 
 
-def exchange_exchanges(session: Session, others: Iterable[Session], sighting: Sighting, reply: Wire) -> Session | None:
+def exchange_exchanges(
+    session: Session, others: Iterable[Session], sighting: Sighting, reply: Wire, knowledge: Knowledge
+) -> Session | None:
     """Mend a guess: a server that relays a reply has one, so if this lookup has none, it has another's.
 
     Returns:
@@ -139,7 +176,7 @@ def exchange_exchanges(session: Session, others: Iterable[Session], sighting: Si
             other is not session
             and session not in other.upstream
             and _was_told(other, reply)
-            and is_waiting(other, sighting)
+            and is_waiting(other, sighting, knowledge)
         ):
             session.upstream, other.upstream = other.upstream, session.upstream
             for parent in (session, other):
@@ -156,13 +193,16 @@ def _was_told(session: Session, reply: Wire) -> bool:
     return any(one.wire.summary.rcode == reply.summary.rcode for one in replies)
 
 
-def find_rewritten(asking: Session, sighting: Sighting, recent: Iterable[Session]) -> Session | None:
+def find_rewritten(
+    asking: Session, sighting: Sighting, recent: Iterable[Session], knowledge: Knowledge
+) -> Session | None:
     """The one young query at this server that was not passed on: it may have been, under another name.
 
     Args:
         asking: the session that the upstream query would open.
         sighting: its first hop.
         recent: open sessions, newest first.
+        knowledge: of the node.
     """
     fresh = takewhile(lambda one: sighting.ts_ns - one.first_ns <= SERVER_PATIENCE_NS, recent)
     young = [
@@ -170,7 +210,7 @@ def find_rewritten(asking: Session, sighting: Sighting, recent: Iterable[Session
         for one in fresh
         if one is not asking
         and not one.connecting
-        and is_waiting(one, sighting)
+        and is_waiting(one, sighting, knowledge)
         and sighting.ts_ns - idle_since(one, sighting) <= REWRITE_NS
     ]
     return young[0] if len(young) == 1 else None

@@ -584,13 +584,14 @@ class World:
     def __init__(self, *, knows_addresses: bool = True, started_ns: int = 0, **settings: int) -> None:
         self.recorder = Recorder()
         self.knows_addresses = knows_addresses
+        self.addresses = {netns: set(own) for netns, own in LOCAL.items()}
         self.table = SessionTable(Settings(**settings), kernel=KERNEL, is_local=self.is_local, started_ns=started_ns)
         self.now = START
 
     def is_local(self, netns: int, address: bytes) -> bool | None:
         if not self.knows_addresses:
             return None
-        return is_loopback(address) or any(packed(own) == address for own in LOCAL.get(netns, ()))
+        return is_loopback(address) or any(packed(own) == address for own in self.addresses.get(netns, ()))
 
     def feed(self, *parts: Iterable[Hop]) -> "World":
         """Record the hops in the order given."""

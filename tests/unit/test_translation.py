@@ -240,12 +240,14 @@ def test_node_local_dnscache_answers_at_its_link_local_address_without_translati
 
 
 def test_a_virtual_address_that_is_answered_as_it_is_was_not_translated(world):
+    world.addresses[world.SERVER].add(VIP)
     outcome = world.outcome(world.Lookup(dnat=False).both())
     assert translated_by(outcome, NothingKnown(), Kubernetes(), client=pod()) == "none"
     assert translated_by(outcome, NothingKnown()) is None
 
 
 def test_any_address_that_node_local_dnscache_listens_on_is_one(world):
+    world.addresses[world.SERVER].add("192.0.2.77")
     outcome = world.outcome(world.Lookup(vip=("192.0.2.77", 53), dnat=False).both())
     cache = NodeLocal(pod(), (endpoint("192.0.2.77").address,))
     assert translated_by(outcome, NothingKnown(), Kubernetes(node_local=cache)) == "none"

@@ -893,7 +893,7 @@ def test_a_chain_of_servers_on_this_node_is_a_session_at_each_of_them(world, tcp
     pod, middle = of_client(outcomes, "172.20.2.25"), of_client(outcomes, "192.0.2.10", 41000)
     assert [masks(pod), masks(middle)] == [("Succeeded", 15, 15)] * 2
     assert (pod.server_netns, middle.server_netns) == (world.NODE, world.SERVER)
-    assert told(pod) == [("10.244.1.53", 500, "NOERROR")]
+    assert told(pod) == [("10.96.0.10", 500, "NOERROR")]
     assert told(middle) == [("100.100.2.136", 600, "NOERROR")]
     line = line_of(middle)
     assert (line.protocol, line.server.address, line.server.backend) == (

@@ -1,0 +1,167 @@
+"""The words for lookups that a DNS proxy of this node took, and the causes that only such lookups have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.explain.causes import CauseText
+from agent.explain.evidence import death_words, errors, icmp_words, no_socket
+from agent.explain.verdict import Cause
+from agent.session.addressed import addressed
+from agent.session.model import Endpoint
+from agent.session.outcome import FQ, FR
+from agent.session.proxies import Means, Proxy, proxy_of, redirection
+from agent.session.sighting import TX, endpoint_to_text, name_text
+
+if TYPE_CHECKING:
+    from agent.explain.rules import Case
+    from agent.session.outcome import Outcome
+    from agent.session.sighting import Sighting
+
+PORT_UNREACHABLE = frozenset({(4, 3, 3), (6, 1, 4)})
+"""IP version, type and code (RFC 792, RFC 4443 3.1)."""
+LOOK_AT_THE_PROXY = (
+    "Look at that proxy, which belongs to the pod, the node or its network (service mesh, CNI, Docker): overloaded, "
+    "stopped, or configured to drop this query."
+)
+THE_SERVER = "The DNS server"
+"""How the sentences begin that say what a server did."""
+
+TEXTS: dict[str, CauseText] = {
+    "ServerNoReply": CauseText(
+        "{proxy} took the query for {asked} and did not answer; {then}.",
+        LOOK_AT_THE_PROXY,
+    ),
+    "UpstreamTimeout": CauseText(
+        "{proxy} took the query for {asked}, asked {upstream} and got no answer.",
+        "Look at the server that the proxy asked, and at the network from the proxy to it.",
+    ),
+    "UpstreamTCPUnavailable": CauseText(
+        "{proxy} took the query for {asked}, asked {upstream} over TCP and got no connection.",
+        "Open TCP port 53 of the server that the proxy asked, or let the proxy ask over UDP.",
+    ),
+}
+"""Instead of the plain ones, which speak of the server that was asked."""
+
+REDIRECTED = CauseText(
+    "A rule on this node redirects queries for {asked} to {listens} in network namespace {netns}, and nothing listens "
+    "there.",
+    "Look at the DNS proxy or server that should listen there: it is down or restarting, and its rule is still there.",
+)
+GONE = CauseText(
+    "{proxy} took earlier queries for {asked} and listens no more, so the rule that leads to it dropped the {message}.",
+    "Look at that proxy: it is down or restarting, and the rule is still in place. If it runs, look at the firewall "
+    "rules of that namespace.",
+)
+
+
+def in_its_words(outcome: Outcome, cause: Cause) -> Cause:
+    """The cause as it is, or with the proxy named if one took the query."""
+    text = TEXTS.get(cause.code)
+    spoken = text is None and cause.message.startswith(THE_SERVER)
+    proxy = proxy_of(outcome) if spoken or text is not None else None
+    if proxy is None:
+        return cause
+    evidence = [*cause.evidence, *_taken_words(proxy)]
+    if text is None:
+        return cause._replace(message=cause.message.replace(THE_SERVER, _name(proxy), 1), evidence=evidence)
+    words = {
+        "proxy": _name(proxy),
+        "asked": endpoint_to_text(*proxy.asked),
+        "upstream": ", ".join(dict.fromkeys(_asked(outcome))),
+        "then": _then(outcome),
+    }
+    return Cause(cause.code, cause.confidence, text.sentence.format(**words), evidence, text.remedy)
+
+
+def _name(proxy: Proxy) -> str:
+    program = f" {name_text(proxy.program)}" if proxy.program else ""
+    return f"The DNS proxy{program} on this node (network namespace {proxy.netns})"
+
+
+def _then(outcome: Outcome) -> str:
+    if outcome.bits & FR:
+        return f"the server that it asked, {', '.join(dict.fromkeys(_asked(outcome)))}, had answered"
+    if outcome.bits & FQ:
+        return "it asked on and got no answer"
+    return "it asked no server from there"
+
+
+def _asked(outcome: Outcome) -> list[str]:
+    first = (one.hops[0] for each in outcome.exchanges for one in each.queries.transmissions)
+    return [endpoint_to_text(*addressed(hop, response=False)) for hop in first]
+
+
+def _taken_words(proxy: Proxy) -> list[str]:
+    if proxy.listens is not None:
+        return [f"{endpoint_to_text(*proxy.asked)} is redirected to {endpoint_to_text(*proxy.listens)}"]
+    return [f"the query was taken in network namespace {proxy.netns}, which does not have the address that was asked"]
+
+
+def redirected_to_nobody(case: Case) -> Cause | None:
+    """A translation within one namespace leads to a port of it without a socket: the proxy is gone, its rule is not."""
+    outcome = case.outcome
+    for death in case.deaths:
+        if death.message == "query" and no_socket(death.drop):
+            return _to_nobody(outcome, death.hop.netns, [death_words(death)])
+    if outcome.session.refused:
+        last = outcome.session.queries.transmissions[-1].hops[-1]
+        return _to_nobody(outcome, last.netns, ["RST answered the request for a connection"])
+    return None
+
+
+def _to_nobody(outcome: Outcome, netns: int, evidence: list[str]) -> Cause | None:
+    found = redirection(outcome.session.queries.transmissions, netns, outcome.knowledge)
+    if found is None:
+        return None
+    asked, listens = (endpoint_to_text(*one) for one in found)
+    return _say(REDIRECTED, "NoListener", "high", evidence, asked=asked, listens=listens, netns=netns)
+
+
+def refused_where_it_came(case: Case) -> Cause | None:
+    """The namespace that the query came to says that a port is closed, and the address that was asked is not of there.
+
+    So the query was redirected to a port of that namespace. Its death has another port than DNS, and may not be seen.
+    """
+    outcome = case.outcome
+    if outcome.delivered or case.deaths:
+        return None
+    for error in errors(outcome):
+        kind = error.family, error.detail.icmp_type, error.detail.icmp_code
+        if kind in PORT_UNREACHABLE and error.event == TX and _came_to(outcome, error):
+            detail = error.detail
+            asked = endpoint_to_text(detail.daddr, detail.dport)
+            evidence = [f"the {icmp_words(error)} left that namespace first"]
+            return _say(REDIRECTED, "NoListener", "medium", evidence, asked=asked, listens="a port", netns=error.netns)
+    return None
+
+
+def _came_to(outcome: Outcome, error: Sighting) -> bool:
+    lasts = [one.hops[-1] for one in outcome.session.queries.transmissions]
+    known = outcome.knowledge.is_local(error.netns, error.detail.daddr)
+    return known is False and any(last.netns == error.netns and last.event != TX for last in lasts)
+
+
+def proxy_gone(case: Case) -> Cause | None:
+    """A TPROXY rule drops what it finds no socket for (net/netfilter/xt_TPROXY.c), as any rule that refuses does."""
+    for death in case.deaths:
+        drop = death.drop
+        if drop.hook != "PREROUTING" or death.message != "query":
+            continue
+        taker = case.outcome.knowledge.takers.find(death.hop)
+        if taker is None or taker.means not in {Means.TRANSPARENT, Means.UNKNOWN}:
+            continue
+        detail = death.hop.detail
+        proxy = Proxy(death.hop.netns, Endpoint(detail.daddr, detail.dport), None, taker.program)
+        evidence = [
+            death_words(death),
+            "earlier queries that came in by this device were answered from there",
+            "a rule that refuses such queries would look the same",
+        ]
+        asked = endpoint_to_text(detail.daddr, detail.dport)
+        return _say(GONE, "NoListener", "medium", evidence, proxy=_name(proxy), asked=asked, message=death.message)
+    return None
+
+
+def _say(text: CauseText, code: str, confidence: str, evidence: list[str], **found: object) -> Cause:
+    return Cause(code, confidence, text.sentence.format(**found), evidence, text.remedy)

@@ -1,0 +1,280 @@
+"""Programs of this node that answer for servers elsewhere: what rules redirect to, and transparent proxies.
+
+Istio's and Docker's proxies have queries redirected to a port of their own (REDIRECT, DNAT to an address of the very
+namespace); Cilium's takes them as they are (TPROXY, bpf_sk_assign()) and answers with the server's address. Such a
+proxy may ask the same server that the client asked, even with the client's own address, port and message id.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from itertools import pairwise, starmap
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.session.addressed import addressed
+from agent.session.identity import REPLY_CT_INFO, is_loopback
+from agent.session.model import Endpoint
+from agent.session.sighting import CONNTRACK, DROP, PROCESS, RX, SOCKET_RX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from agent.session.knowledge import Knowledge
+    from agent.session.model import Session, Transmission
+    from agent.session.outcome import Outcome
+    from agent.session.sighting import Detail, Sighting
+
+MAX_TAKERS = 4096
+DESTINATION_NAT = 1 << 5
+"""enum ip_conntrack_status, IPS_DST_NAT: set with every translation that nf_nat makes (nf_nat_setup_info())."""
+
+
+class Means(Enum):
+    """How a query came to a program that does not have the address it was sent to."""
+
+    TRANSPARENT = "transparent"
+    """As it is: connection tracking has seen the server's own address on the reply."""
+    NAT = "nat"
+    """Its destination was translated to one of the namespace by nf_nat."""
+    IPVS = "ipvs"
+    """The same by ip_vs."""
+    REWRITTEN = "rewritten"
+    """The same by a program, behind the back of connection tracking."""
+    UNKNOWN = "unknown"
+    """Nothing shows it: the reply has no entry in the connection table."""
+
+
+class Taker(NamedTuple):
+    """Who replied with an address that its namespace does not have."""
+
+    program: bytes
+    """Empty where it is not known."""
+    listens: Endpoint | None
+    """Where it really answers; None where it is not known to be elsewhere."""
+    means: Means
+
+
+NOBODY = Taker(b"", None, Means.UNKNOWN)
+
+
+def taker_of(reply: Sighting, detail: Detail, is_local: Callable[[int, bytes], bool | None]) -> Taker | None:
+    """Who sent this reply, if it carries the address of somebody else.
+
+    Args:
+        reply: at its sender's socket.
+        detail: of the reply.
+        is_local: whether a namespace has an address; where that is not known nothing is claimed.
+    """
+    if is_local(reply.netns, detail.saddr) is not False:
+        return None
+    program = detail.comm if reply.flags & PROCESS else b""
+    if not reply.flags & CONNTRACK:
+        return Taker(program, None, Means.UNKNOWN)
+    spelled = Endpoint(detail.saddr, detail.sport)
+    forward = detail.ct_info >= REPLY_CT_INFO
+    own = (
+        Endpoint(detail.ct_reply_saddr, detail.ct_reply_sport)
+        if forward
+        else Endpoint(detail.ct_original_saddr, detail.ct_original_sport)
+    )
+    if own == spelled:
+        return Taker(program, None, Means.TRANSPARENT)
+    if Endpoint(detail.ct_original_daddr, detail.ct_original_dport) != spelled:
+        return Taker(program, own, Means.REWRITTEN)
+    return Taker(program, own, Means.NAT if detail.ct_status & DESTINATION_NAT else Means.IPVS)
+
+
+class Takers:
+    """Whose queries are taken where, by the replies that were seen; bounded, all are forgotten when there are too many.
+
+    By device, because proxies take the queries of some pods and let those of others pass.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, Endpoint], Taker] = {}
+        self._programs: set[tuple[int, bytes]] = set()
+
+    def note(self, reply: Sighting, detail: Detail, taker: Taker) -> None:
+        """Take note of who replied in the name of that server, by that device."""
+        if len(self._known) >= MAX_TAKERS:
+            self._known.clear()
+        self._known[reply.netns, reply.ifindex, Endpoint(detail.saddr, detail.sport)] = taker
+        if taker.means is Means.TRANSPARENT:
+            self.note_proxy(reply, detail)
+
+    def note_proxy(self, sent: Sighting, detail: Detail) -> None:
+        """Take note that the program which sent this packet is a proxy."""
+        if len(self._programs) >= MAX_TAKERS:
+            self._programs.clear()
+        if sent.flags & PROCESS:
+            self._programs.add((sent.netns, detail.comm))
+
+    def find(self, arrival: Sighting) -> Taker | None:
+        """Who took earlier queries that came in like this one."""
+        if not self._known:
+            return None
+        detail = arrival.detail
+        return self._known.get((arrival.netns, arrival.ifindex, Endpoint(detail.daddr, detail.dport)))
+
+    def is_proxy(self, netns: int, program: bytes) -> bool:
+        """Whether the program of that namespace is known to be a proxy."""
+        return (netns, program) in self._programs
+
+    def is_proxys(self, asked: Sighting) -> bool:
+        """Whether the program that sends this query is known to be a proxy."""
+        return bool(self._programs) and bool(asked.flags & PROCESS) and self.is_proxy(asked.netns, asked.detail.comm)
+
+
+def asks_what_it_took(session: Session, asked: Sighting) -> bool:
+    """Whether the server is asked that this query was addressed to when it came there: only proxies do so."""
+    there = addressed(asked, response=False)
+    return any(
+        hop.netns == asked.netns and hop.event in (RX, SOCKET_RX) and addressed(hop, response=False) == there
+        for one in session.queries.transmissions
+        for hop in one.hops
+    )
+
+
+def poses(asked: Sighting, knowledge: Knowledge) -> bool:
+    """Whether a query leaves its socket with an address that its namespace does not have (IP_TRANSPARENT)."""
+    return knowledge.is_local(asked.netns, asked.detail.saddr) is False
+
+
+def was_taken(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
+    """Whether the program that asks now has taken this query, which was not addressed to its namespace."""
+    ends = (one.hops[-1] for one in session.queries.transmissions)
+    here = [last for last in ends if last.netns == asked.netns and last.event in (RX, SOCKET_RX)]
+    if not here:
+        return False
+    if poses(asked, knowledge) and asked.detail.saddr == here[-1].detail.saddr:
+        return True
+    if not knowledge.takers.is_proxys(asked):
+        return False
+    return any(knowledge.is_local(last.netns, last.detail.daddr) is False for last in here)
+
+
+def may_be_taken(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
+    """Whether a proxy is known to take such queries where this is asked, by a program that is not known."""
+    if asked.flags & PROCESS:
+        return False
+    ends = (one.hops[-1] for one in session.queries.transmissions)
+    return any(last.netns == asked.netns and knowledge.takers.find(last) is not None for last in ends)
+
+
+def ends_at_proxy(last: Sighting, session: Session, knowledge: Knowledge) -> bool:
+    """Whether the query was taken where it was last seen, although the address it was sent to is not of there."""
+    if any(_asker(one) == last.netns for one in session.upstream):
+        return True
+    connection = session.connection
+    if connection is not None and (last.netns, False) in connection.ends:
+        return True
+    return knowledge.takers.find(last) is not None
+
+
+def _asker(exchange: Session) -> int | None:
+    return next((one.hops[0].netns for one in exchange.queries.transmissions), None)
+
+
+class Proxy(NamedTuple):
+    """The program of this node that took a query addressed to another server."""
+
+    netns: int
+    asked: Endpoint
+    """The server that the client asked."""
+    listens: Endpoint | None
+    """Where a rule of this node redirects such queries to."""
+    program: bytes
+    """Empty where no earlier packet showed it."""
+
+
+def proxy_of(outcome: Outcome) -> Proxy | None:
+    """Who took the query of this lookup in the server's stead; None if nobody did, or if that is not certain.
+
+    A server of the node's own namespace behind a Service's address gets its queries by the very same rules: what tells
+    a proxy apart is that it listens on loopback or on another port, takes packets as they are, or asks that server.
+    """
+    there = outcome.server_netns
+    if there is None:
+        return None
+    knowledge, session = outcome.knowledge, outcome.session
+    found = redirection(session.queries.transmissions, there, knowledge)
+    listens: Endpoint | None
+    arrival = next((hop for one in reversed(session.queries.transmissions) for hop in one.arrivals(there)), None)
+    if found is not None:
+        asked, listens = found
+        taker = (knowledge.takers.find(arrival) if arrival is not None else None) or NOBODY
+    elif arrival is not None and knowledge.is_local(there, arrival.detail.daddr) is False:
+        asked = Endpoint(arrival.detail.daddr, arrival.detail.dport)
+        taker = knowledge.takers.find(arrival) or NOBODY
+        listens = taker.listens
+    else:
+        return None
+    program = _program(outcome, there) or taker.program or _only_program(knowledge, there)
+    is_one = (
+        taker.means is Means.TRANSPARENT
+        or _is_elsewhere(asked, listens)
+        or knowledge.takers.is_proxy(there, program)
+        or _asks(session, asked, there)
+    )
+    return Proxy(there, asked, listens, program) if is_one else None
+
+
+def redirection(queries: list[Transmission], netns: int, knowledge: Knowledge) -> tuple[Endpoint, Endpoint] | None:
+    """The server that was asked, and where in this namespace its own connection table has the query go instead."""
+    hops = [hop for one in reversed(queries) for hop in reversed(one.hops) if hop.netns == netns]
+    for found in (*map(_by_entry, hops), *starmap(_by_rewriting, pairwise(hops))):
+        if found is not None and found[0] != found[1] and knowledge.owns(netns, found[1].address):
+            return found
+    return None
+
+
+def _by_entry(hop: Sighting) -> tuple[Endpoint, Endpoint] | None:
+    detail = hop.detail
+    if not hop.flags & CONNTRACK or detail.ct_info >= REPLY_CT_INFO or not detail.ct_status & DESTINATION_NAT:
+        return None
+    asked = Endpoint(detail.ct_original_daddr, detail.ct_original_dport)
+    return asked, Endpoint(detail.ct_reply_saddr, detail.ct_reply_sport)
+
+
+def _by_rewriting(after: Sighting, before: Sighting) -> tuple[Endpoint, Endpoint] | None:
+    """What came in with one address and died with another."""
+    if before.event != RX or after.event != DROP:
+        return None
+    old, new = before.detail, after.detail
+    return Endpoint(old.daddr, old.dport), Endpoint(new.daddr, new.dport)
+
+
+def _is_elsewhere(asked: Endpoint, listens: Endpoint | None) -> bool:
+    return listens is not None and (is_loopback(listens.address) or listens.port != asked.port)
+
+
+def _asks(session: Session, asked: Endpoint, netns: int) -> bool:
+    """Whether what has the query asks the very server that the client asked."""
+    return any(
+        hop.netns == netns and (addressed(hop, response=False) == asked or _poses(exchange, netns))
+        for exchange in session.upstream
+        for hop in _first(exchange)
+    )
+
+
+def _poses(exchange: Session, netns: int) -> bool:
+    """Whether it was asked with the address of somebody else."""
+    return exchange.key.scope == netns and not is_loopback(exchange.key.client.address)
+
+
+def _first(exchange: Session) -> Iterator[Sighting]:
+    return (one.hops[0] for one in exchange.queries.transmissions)
+
+
+def _program(outcome: Outcome, netns: int) -> bytes:
+    """As the packets of this lookup show it: its replies, else what it asked."""
+    session = outcome.session
+    sent = [one.origin for one in session.replies.transmissions]
+    sent += [one.origin for exchange in session.upstream for one in exchange.queries.transmissions]
+    known = (hop for hop in sent if hop is not None and hop.netns == netns and hop.flags & PROCESS)
+    return next((hop.detail.comm for hop in known), b"")
+
+
+def _only_program(knowledge: Knowledge, netns: int) -> bytes:
+    servers = knowledge.serving.get(netns)
+    return next(iter(servers.programs)) if servers is not None and len(servers.programs) == 1 else b""
