@@ -62,7 +62,6 @@ class Replay:
             kernel=self._recorded.names.kernel,
             is_local=self._is_local,
             started_ns=min((one.begins_ns for one in inputs.all if one.first), default=0),
-            ports=ports,
         )
         self._printer = Printer(options.lines, out, 0)
         self._progress = Progress(sys.stderr, inputs.size)

@@ -121,7 +121,6 @@ class Agent:
             kernel=capture.kernel,
             is_local=LocalAddresses(processes).is_local,
             started_ns=capture.started_ns,
-            ports=frozenset(options.ports),
         )
         self._surroundings = LiveSurroundings(processes, options.ports, was_read=capture.was_read)
         self._servers_known = 0

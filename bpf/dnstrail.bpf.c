@@ -4,7 +4,13 @@
  *
  * Three raw tracepoints share one path: find the IP header, look at the ports,
  * and only for DNS fill a record and put it into the ring. The path of a packet
- * that is not DNS is two reads of kernel memory.
+ * that is not DNS is two reads of kernel memory, and a third where it is the
+ * first of a tracked connection.
+ *
+ * A port of --ports is DNS. Behind a translation the server has any port; then
+ * one of three things tells (see recognise()): the packet's conntrack entry,
+ * what the same packet was at its last hop, or that others showed before that
+ * a DNS server has this address and port.
  *
  * No kernel header is included. Offsets arrive as -D flags named after what
  * they point at (agent/capture/offsets.py): SK_BUFF_HEAD is the offset of
@@ -30,6 +36,8 @@
 #define UDP_HEADER 8
 #define TCP_HEADER 20
 #define DNS_HEADER 12
+#define LAST_OPCODE 6		/* DSO (RFC 8490) */
+#define MDNS 5353
 #define IPV4_HEADER 20
 #define IPV6_HEADER 40
 #define FRAGMENT_OFFSET 0x1fff
@@ -56,6 +64,26 @@
 /* Where the work space of datagram_read() is, behind those of the events */
 #define READ_SLOT 6
 
+/* enum ip_conntrack_info, in the low three bits of _nfct (NFCT_PTRMASK) */
+#define CT_INFO 7ULL
+#define CT_NEW 2
+#define CT_REPLY_INFO 3
+
+/*
+ * An endpoint that no DNS was seen at for so long may be another server's: pods
+ * take over addresses. Longer than conntrack keeps a silent UDP flow.
+ */
+#define ENDPOINT_NS 300000000000ULL
+#define ENDPOINT_RENEW_NS 1000000000ULL
+/* As long, in a port's mark: units of 2^35 ns, modulo 128 (struct port_table) */
+#define MARK_SHIFT 35
+#define MARK_SET 0x80
+#define MARK_AGE 0x7f
+#define MARK_OLD 9
+/* From hop to hop within a namespace: the same softirq, or the next. */
+#define PASSING_NS 1000000ULL
+#define PASSING_SLOTS 1024
+
 /* First and second argument of a kprobed function, in struct pt_regs */
 #if defined(__aarch64__)
 #define PT_REGS_FIRST 0
@@ -80,10 +108,49 @@ struct counters {
 	u64 lost[8];		/* ring full, by event */
 	u64 last_lost_ns;
 	u64 read_failed;	/* a read of kernel memory on a DNS packet */
-	u64 seen_failed;	/* the seen or fragments map refused an update */
+	u64 seen_failed;	/* a map refused an update */
 	u64 nested;		/* an interrupt hit the program at work */
 	u64 cut;		/* hop that could not read all of the message */
 	u64 reserved[3];
+};
+
+/* What makes a packet one of DNS: the table of recognise(). */
+enum sign {
+	NOTHING,
+	BY_PORT,		/* one of --ports */
+	BY_PASSING,		/* it was DNS at its last hop */
+	BY_DESTINATION,		/* it goes to a server that was learned */
+	BY_SOURCE,		/* it comes from one */
+	BY_ENTRY,		/* its connection was asked of a DNS port */
+};
+
+/* Where the parts of the packet at hand lie. */
+struct packet {
+	u64 skb;
+	u64 ip;			/* address of the IP header */
+	u64 net;		/* struct net, 0 while not known */
+	u64 payload;		/* address of the DNS message */
+	u64 nfct;		/* conntrack entry and enum ip_conntrack_info */
+	u64 data;
+	u32 len;
+	u32 nonlinear;		/* octets in page fragments */
+	u32 payload_at;		/* its offset from the IP header */
+	u32 readable;		/* octets of it that this program can read */
+	u8 event;		/* a constant in each program */
+	u8 sign;		/* enum sign */
+	u8 response;		/* it comes from the server, as far as that is known */
+};
+
+/* What the IP header says, before it is known whether the packet is DNS. */
+struct ip_facts {
+	u32 l4;			/* offset of the transport header */
+	u32 length;		/* of the packet */
+	u32 identification;
+	u16 fragment;		/* as in Head.fragment */
+	u16 sport;
+	u16 dport;
+	u16 upper_length;	/* of UDP, by its header */
+	u8 protocol;
 };
 
 /* Work space of one program on one CPU: too large for the 512-byte stack. */
@@ -94,18 +161,9 @@ struct scratch {
 	u8 prefix[PREFIX_BUFFER];
 	u8 ct[CT_SPAN];
 	u64 anchor;		/* pointers are put here to become numbers */
-};
-
-/* Where the parts of the packet at hand lie. */
-struct packet {
-	u64 skb;
-	u64 ip;			/* address of the IP header */
-	u64 net;		/* struct net, 0 while not known */
-	u64 payload;		/* address of the DNS message */
-	u32 payload_at;		/* its offset from the IP header */
-	u32 readable;		/* octets of it that this program can read */
-	u8 version;		/* of IP */
-	u8 event;		/* a constant in each program */
+	u8 header[IPV6_HEADER + UDP_HEADER];
+	struct packet packet;
+	struct ip_facts facts;
 };
 
 /* A datagram whose later fragments we want to recognise. */
@@ -122,6 +180,36 @@ struct fragment_value {
 	u16 dport;
 	u8 flags;
 	u8 pad[3];
+};
+
+/* Where a DNS server is, whatever --ports says. */
+struct endpoint {
+	u8 address[16];
+	u32 netns;		/* of loopback addresses, else 0 */
+	u16 port;
+	u8 protocol;
+	u8 pad;
+};
+
+/*
+ * In front of the endpoints: what most packets have to ask. A mark is the time
+ * when the port was learned or confirmed last, MARK_SET with the lower bits of
+ * now >> MARK_SHIFT; 0 for a port that no endpoint has. User space maps it.
+ */
+struct port_table {
+	u8 marks[65536];
+	u64 armed;		/* set by user space when all programs are attached */
+};
+
+/* The last DNS hop of an sk_buff. */
+struct passing {
+	u64 skb;
+	u64 identity;
+	u64 ts_ns;
+	u32 netns;
+	u16 fragment;
+	u8 event;
+	u8 flags;
 };
 
 /* RING_PAGES pages. Full: the record is dropped and counted in `lost`. */
@@ -151,6 +239,22 @@ BPF_TABLE("lru_hash", struct fragment_key, struct fragment_value, fragments,
  * Full: the oldest is forgotten, and counts as not known.
  */
 BPF_TABLE("lru_hash", u64, u64, reads, 16384);
+
+/*
+ * DNS servers on other ports: 4 Ki entries, about 500 KiB. Full: the one longest
+ * not asked is forgotten, and is learned again from its next new client.
+ */
+BPF_TABLE("lru_hash", struct endpoint, u64, endpoints, 4096);
+
+/* 64 KiB. Cannot fill up. */
+BPF_F_TABLE("array", int, struct port_table, port_tables, 1, BPF_F_MMAPABLE);
+
+/*
+ * DNS packets on their way through this node, by the address of their sk_buff:
+ * 32 KiB. Full: of two with one slot the newer is kept; a hop of the other that
+ * only it would have told is not seen, or its arrival is told twice.
+ */
+BPF_TABLE("array", int, struct passing, passings, PASSING_SLOTS);
 
 static __always_inline struct counters *my_counters(void)
 {
@@ -202,6 +306,13 @@ static __always_inline u32 netns_of(u64 net)
 	return net ? read_u32(net + NET_NS_INUM) : 0;
 }
 
+static __always_inline u32 device_netns(u64 skb)
+{
+	u64 dev = read_pointer(skb + SK_BUFF_DEV);
+
+	return dev ? netns_of(read_pointer(dev + NET_DEVICE_NET)) : 0;
+}
+
 static __always_inline u32 socket_netns(u64 sk)
 {
 	return sk ? netns_of(read_pointer(sk + SOCK_NET)) : 0;
@@ -214,48 +325,69 @@ static __always_inline void map_ipv4(u8 *to, const u8 *from)
 	__builtin_memcpy(to + 12, from, 4);
 }
 
+/* 127.0.0.0/8 and ::1 are somebody else in every namespace. */
+static __always_inline bool is_loopback(const u8 *address)
+{
+	const u64 *words = (const u64 *)address;
+
+	if (words[0])
+		return false;
+	return *(const u16 *)(address + 10) == 0xffff ? address[12] == 127 :
+							words[1] == 1ULL << 56;
+}
+
+/* 224.0.0.0/4, all above it, and ff00::/8: no server has such an address. */
+static __always_inline bool is_multicast(const u8 *address)
+{
+	const u64 *words = (const u64 *)address;
+
+	return words[0] ? address[0] == 0xff :
+			  *(const u32 *)(address + 8) == 0xffff0000 &&
+				  address[12] >= 224;
+}
+
 /*
- * Address of the IP header. At rx the device layer has just set `data` to it
- * (or to the VLAN tags before it) and __netif_receive_skb_core() resets
- * network_header only later; elsewhere network_header is right, and `data` may
- * be anywhere.
+ * Find the IP header, and what else lies beside its place in the sk_buff. At rx
+ * the device layer has just set `data` to it (or to the VLAN tags before it) and
+ * __netif_receive_skb_core() resets network_header only later; elsewhere
+ * network_header is right, and `data` may be anywhere.
+ *
+ * Returns the protocol, 0 for what is not IP.
  */
-static __always_inline u64 ip_header(u64 skb, u8 event)
+static __always_inline u16 find_ip(struct packet *p)
 {
 	u8 window[SKB_WINDOW_SPAN] __attribute__((aligned(8)));
 	u8 tag[VLAN_TAG];
 	u16 protocol;
-	u64 data;
 
-	if (read_kernel(window, sizeof(window), skb + SKB_WINDOW))
+	if (read_kernel(window, sizeof(window), p->skb + SKB_WINDOW))
 		return 0;
 	protocol = be16(*(u16 *)(window + SK_BUFF_PROTOCOL - SKB_WINDOW));
 	if (protocol != ETH_P_IP && protocol != ETH_P_IPV6 &&
 	    protocol != ETH_P_8021Q && protocol != ETH_P_8021AD)
 		return 0;
-	if (event != EVENT_RX)
-		return *(u64 *)(window + SK_BUFF_HEAD - SKB_WINDOW) +
-		       *(u16 *)(window + SK_BUFF_NETWORK_HEADER - SKB_WINDOW);
-	data = *(u64 *)(window + SK_BUFF_DATA - SKB_WINDOW);
+#ifdef HAS_CONNTRACK
+	p->nfct = *(u64 *)(window + SK_BUFF_NFCT - SKB_WINDOW);
+#endif
+	p->data = *(u64 *)(window + SK_BUFF_DATA - SKB_WINDOW);
+	p->len = *(u32 *)(window + SK_BUFF_LEN - SKB_WINDOW);
+	p->nonlinear = *(u32 *)(window + SK_BUFF_DATA_LEN - SKB_WINDOW);
+	if (p->event != EVENT_RX) {
+		p->ip = *(u64 *)(window + SK_BUFF_HEAD - SKB_WINDOW) +
+			*(u16 *)(window + SK_BUFF_NETWORK_HEADER - SKB_WINDOW);
+		return protocol;
+	}
+	p->ip = p->data;
 	for (int i = 0; i < 2; i++) {
 		if (protocol != ETH_P_8021Q && protocol != ETH_P_8021AD)
 			break;
-		if (read_kernel(tag, sizeof(tag), data))
+		if (read_kernel(tag, sizeof(tag), p->ip))
 			return 0;
 		protocol = be16(*(u16 *)(tag + 2));
-		data += VLAN_TAG;
+		p->ip += VLAN_TAG;
 	}
-	return data;
+	return protocol;
 }
-
-/* What the IP header says, before it is known whether the packet is DNS. */
-struct ip_facts {
-	u32 l4;			/* offset of the transport header */
-	u32 length;		/* of the packet */
-	u32 identification;
-	u16 fragment;		/* as in Head.fragment */
-	u8 protocol;
-};
 
 /* Walk IPv6 extension headers; false when nothing of interest is behind. */
 static __always_inline bool skip_extensions(u64 ip, struct ip_facts *f)
@@ -326,6 +458,176 @@ static __always_inline void note_addresses(struct record *r, const u8 *h)
 	}
 }
 
+static __always_inline struct port_table *my_ports(void)
+{
+	int zero = 0;
+
+	return port_tables.lookup(&zero);
+}
+
+static __always_inline u8 mark_of(u64 ns)
+{
+	return MARK_SET | (ns >> MARK_SHIFT & MARK_AGE);
+}
+
+/* Show the verifier that a port is one. */
+static __always_inline u32 as_index(u32 port)
+{
+	asm volatile("" : "+r"(port));
+	return port & 0xffff;
+}
+
+/* Whether some DNS server may have this port, whatever its address. */
+static __always_inline bool is_marked(struct port_table *table, u16 port)
+{
+	u32 at = as_index(port);
+	u8 mark = table->marks[at];
+
+	if (!mark)
+		return false;
+	if (((mark_of(bpf_ktime_get_ns()) - mark) & MARK_AGE) < MARK_OLD)
+		return true;
+	table->marks[at] = 0;
+	return false;
+}
+
+static __always_inline bool is_learned(struct packet *p, const u8 *address,
+				       u16 port, u8 protocol)
+{
+	struct endpoint key = { .port = port, .protocol = protocol };
+	u64 *confirmed;
+
+	__builtin_memcpy(key.address, address, 16);
+	if (is_loopback(address))
+		key.netns = p->net ? netns_of(p->net) : device_netns(p->skb);
+	confirmed = endpoints.lookup(&key);
+	return confirmed && bpf_ktime_get_ns() - *confirmed < ENDPOINT_NS;
+}
+
+static __always_inline void learn(const u8 *address, u16 port, u8 protocol,
+				  u32 netns, u64 now)
+{
+	struct endpoint key = { .port = port, .protocol = protocol };
+	struct port_table *table = my_ports();
+	u64 *confirmed;
+
+	if (is_multicast(address) || !table)
+		return;
+	__builtin_memcpy(key.address, address, 16);
+	if (is_loopback(address))
+		key.netns = netns;
+	confirmed = endpoints.lookup(&key);
+	if (confirmed && now - *confirmed < ENDPOINT_RENEW_NS)
+		return;
+	if (endpoints.update(&key, &now))
+		COUNT(seen_failed);
+	table->marks[as_index(port)] = mark_of(now);
+}
+
+/*
+ * Servers that were learned. Multicast DNS (RFC 6762) has port 5353 too: it goes
+ * to a multicast address, or from 5353 to 5353.
+ */
+static __always_inline u8 by_endpoint(struct packet *p, const u8 *h,
+				      u8 protocol, u16 sport, u16 dport)
+{
+	struct port_table *table = my_ports();
+	u8 saddr[16], daddr[16];
+	bool to, from;
+
+	if (!table)
+		return NOTHING;
+	to = is_marked(table, dport);
+	from = is_marked(table, sport);
+	if ((!to && !from) || (sport == MDNS && dport == MDNS))
+		return NOTHING;
+	if (h[0] >> 4 == 4) {
+		map_ipv4(saddr, h + 12);
+		map_ipv4(daddr, h + 16);
+	} else {
+		__builtin_memcpy(saddr, h + 8, 16);
+		__builtin_memcpy(daddr, h + 24, 16);
+	}
+	if (is_multicast(daddr))
+		return NOTHING;
+	if (to && is_learned(p, daddr, dport, protocol))
+		return BY_DESTINATION;
+	return from && is_learned(p, saddr, sport, protocol) ? BY_SOURCE :
+							       NOTHING;
+}
+
+/*
+ * What the client asked for, from the entry that hangs on the packet; nf_nat and
+ * ip_vs both leave it there. Only of connections that begin: of one that goes
+ * on, the server has been learned.
+ */
+static __always_inline u8 by_entry(struct packet *p, u8 protocol)
+{
+#ifdef HAS_CONNTRACK
+	u8 end[TUPLE_PROTOCOL - TUPLE_DPORT + 1] __attribute__((aligned(8)));
+	u64 entry = p->nfct & ~CT_INFO;
+	u16 asked;
+
+	if (!entry)
+		return NOTHING;
+	if ((p->nfct & CT_INFO) != CT_NEW && p->event != EVENT_DROP)
+		return NOTHING;
+	if (read_kernel(end, sizeof(end), entry + CT_ORIGINAL + TUPLE_DPORT))
+		return NOTHING;
+	asked = be16(*(u16 *)end);
+	/* Offsets may be a guess where BTF lacks nf_conntrack. */
+	if (!IS_DNS_PORT(asked) || end[TUPLE_PROTOCOL - TUPLE_DPORT] != protocol)
+		return NOTHING;
+	p->response = (p->nfct & CT_INFO) >= CT_REPLY_INFO;
+	return BY_ENTRY;
+#else
+	return NOTHING;
+#endif
+}
+
+static __always_inline struct passing *passing_of(u64 skb)
+{
+	int slot = skb * 0x9E3779B97F4A7C15ULL >> 54;
+
+	return passings.lookup(&slot);
+}
+
+/* A packet that has no port of DNS now, and had one at its last hop. */
+static __always_inline u8 by_passing(struct packet *p)
+{
+	struct passing *last;
+
+	/* What leaves a socket had no hop before. */
+	if (p->event == EVENT_SOCKET_TX)
+		return NOTHING;
+	last = passing_of(p->skb);
+	if (!last || last->skb != p->skb)
+		return NOTHING;
+	p->response = last->flags & FLAG_RESPONSE;
+	return BY_PASSING;
+}
+
+/*
+ * What makes the packet one of DNS. by_endpoint() and by_passing() are to be
+ * confirmed when the message has been read. The address of an sk_buff says least:
+ * it may be another packet's by now.
+ */
+static __always_inline u8 recognise(struct packet *p, const u8 *h, u8 protocol,
+				    u16 sport, u16 dport)
+{
+	u8 sign;
+
+	if (IS_DNS_PORT(sport) || IS_DNS_PORT(dport)) {
+		p->response = IS_DNS_PORT(sport) && !IS_DNS_PORT(dport);
+		return BY_PORT;
+	}
+	sign = by_endpoint(p, h, protocol, sport, dport);
+	p->response = sign == BY_SOURCE;
+	if (!sign)
+		sign = by_entry(p, protocol);
+	return sign ? sign : by_passing(p);
+}
+
 /* TCP: segments that carry something or change the connection. */
 static __always_inline bool parse_tcp(struct packet *p, struct record *r,
 				      const struct ip_facts *f)
@@ -368,13 +670,6 @@ static __always_inline bool later_fragment(struct packet *p, struct record *r,
 	r->flags = first->flags | FLAG_FRAGMENT;
 	r->payload_bytes = f->length > f->l4 ? f->length - f->l4 : 0;
 	return true;
-}
-
-static __always_inline u32 device_netns(u64 skb)
-{
-	u64 dev = read_pointer(skb + SK_BUFF_DEV);
-
-	return dev ? netns_of(read_pointer(dev + NET_DEVICE_NET)) : 0;
 }
 
 /* A first fragment: remember whose later fragments will come. */
@@ -433,7 +728,11 @@ static __always_inline bool parse_error(struct packet *p, struct record *r,
 		return false;
 	sport = be16(*(u16 *)l4);
 	dport = be16(*(u16 *)(l4 + 2));
-	if (!IS_DNS_PORT(sport) && !IS_DNS_PORT(dport))
+	if (IS_DNS_PORT(sport) || IS_DNS_PORT(dport))
+		p->sign = BY_PORT;
+	else
+		p->sign = by_endpoint(p, quoted, q.protocol, sport, dport);
+	if (!p->sign)
 		return false;
 
 	__builtin_memset(r, 0, sizeof(*r));
@@ -456,58 +755,72 @@ static __always_inline bool parse_error(struct packet *p, struct record *r,
 }
 
 /*
- * Recognise a DNS packet by its ports and note flow and payload. One read holds
- * the ports of IPv6 and of IPv4 without options: a packet that is not DNS ends
- * here, after it.
+ * Whether the packet can be one of DNS: all that most packets are asked. One
+ * read holds the ports of IPv6 and of IPv4 without options.
  */
-static __always_inline bool parse_flow(struct packet *p, struct record *r)
+static __always_inline bool is_interesting(struct packet *p, u8 *h,
+					   struct ip_facts *f)
 {
-	u8 h[IPV6_HEADER + UDP_HEADER], l4[UDP_HEADER];
-	struct ip_facts f = {};
-	u16 sport, dport, length;
+	u16 protocol = find_ip(p);
+	bool v4 = protocol == ETH_P_IP;
+	u8 far[UDP_HEADER], *l4;
 
-	if (read_kernel(h, sizeof(h), p->ip) || !parse_ip(p->ip, h, &f))
+	if (!protocol ||
+	    read_kernel(h, (v4 ? IPV4_HEADER : IPV6_HEADER) + UDP_HEADER, p->ip) ||
+	    (v4 && h[0] >> 4 != 4) || !parse_ip(p->ip, h, f))
 		return false;
-	p->version = h[0] >> 4;
-	if (f.fragment & FRAGMENT_OFFSET) {
-		if (f.protocol != IPPROTO_UDP ||
-		    !later_fragment(p, r, &f, h, device_netns(p->skb)))
+	/* It is DNS if its first fragment was: note_flow() will see. */
+	if (f->fragment & FRAGMENT_OFFSET)
+		return f->protocol == IPPROTO_UDP;
+	if (f->protocol == IPPROTO_ICMP || f->protocol == IPPROTO_ICMPV6)
+		return p->event == EVENT_TX || p->event == EVENT_RX;
+	l4 = f->l4 == IPV4_HEADER ? h + IPV4_HEADER : h + IPV6_HEADER;
+	if (f->l4 != IPV4_HEADER && f->l4 != IPV6_HEADER) {
+		if (read_kernel(far, sizeof(far), p->ip + f->l4))
+			return false;
+		l4 = far;
+	}
+	f->sport = be16(*(u16 *)l4);
+	f->dport = be16(*(u16 *)(l4 + 2));
+	f->upper_length = be16(*(u16 *)(l4 + 4));
+	p->sign = recognise(p, h, f->protocol, f->sport, f->dport);
+	return p->sign != NOTHING;
+}
+
+/* Note flow and place of the payload; false when it is no DNS, or tells nothing. */
+static __always_inline bool note_flow(struct packet *p, struct record *r,
+				      const u8 *h, const struct ip_facts *f)
+{
+	if (f->fragment & FRAGMENT_OFFSET) {
+		if (!later_fragment(p, r, f, h, device_netns(p->skb)))
 			return false;
 		goto fragmented;
 	}
-	if (f.protocol == IPPROTO_ICMP || f.protocol == IPPROTO_ICMPV6)
-		return parse_error(p, r, &f, h);
-	if (f.l4 == IPV4_HEADER)
-		__builtin_memcpy(l4, h + IPV4_HEADER, UDP_HEADER);
-	else if (f.l4 == IPV6_HEADER)
-		__builtin_memcpy(l4, h + IPV6_HEADER, UDP_HEADER);
-	else if (read_kernel(l4, sizeof(l4), p->ip + f.l4))
-		return false;
-	sport = be16(*(u16 *)l4);
-	dport = be16(*(u16 *)(l4 + 2));
-	if (!IS_DNS_PORT(sport) && !IS_DNS_PORT(dport))
-		return false;
+	if (f->protocol == IPPROTO_ICMP || f->protocol == IPPROTO_ICMPV6)
+		return parse_error(p, r, f, h);
 
 	__builtin_memset(r, 0, sizeof(*r));
 	note_addresses(r, h);
-	r->sport = sport;
-	r->dport = dport;
-	if (f.protocol == IPPROTO_TCP) {
+	r->sport = f->sport;
+	r->dport = f->dport;
+	if (f->protocol == IPPROTO_TCP) {
 		r->protocol = IPPROTO_TCP;
-		if (!parse_tcp(p, r, &f))
+		if (p->response)
+			r->flags |= FLAG_RESPONSE;
+		if (!parse_tcp(p, r, f))
 			return false;
 		p->payload = p->ip + p->payload_at;
 		return true;
 	}
-	length = be16(*(u16 *)(l4 + 4));
-	r->payload_bytes = length > UDP_HEADER ? length - UDP_HEADER : 0;
-	p->payload_at = f.l4 + UDP_HEADER;
+	if (f->upper_length > UDP_HEADER)
+		r->payload_bytes = f->upper_length - UDP_HEADER;
+	p->payload_at = f->l4 + UDP_HEADER;
 	p->payload = p->ip + p->payload_at;
 fragmented:
 	r->protocol = IPPROTO_UDP;
-	if (f.fragment) {
-		r->fragment = f.fragment;
-		r->sequence = f.identification;
+	if (f->fragment) {
+		r->fragment = f->fragment;
+		r->sequence = f->identification;
 	}
 	return true;
 }
@@ -518,10 +831,7 @@ fragmented:
  */
 static __always_inline void find_readable(struct packet *p, struct record *r)
 {
-	u64 data = read_pointer(p->skb + SK_BUFF_DATA);
-	u32 len = read_u32(p->skb + SK_BUFF_LEN);
-	u32 nonlinear = read_u32(p->skb + SK_BUFF_DATA_LEN);
-	u64 end = data + len - nonlinear;
+	u64 end = p->data + p->len - p->nonlinear;
 
 	p->readable = 0;
 	if (r->flags & FLAG_FRAGMENT)
@@ -588,17 +898,6 @@ static __always_inline u32 question_end(const u8 *prefix, u32 size)
 	return 0;
 }
 
-/* 127.0.0.0/8 and ::1 are somebody else in every namespace. */
-static __always_inline bool is_loopback(const u8 *address)
-{
-	const u64 *words = (const u64 *)address;
-
-	if (words[0])
-		return false;
-	return *(const u16 *)(address + 10) == 0xffff ? address[12] == 127 :
-							words[1] == 1ULL << 56;
-}
-
 /*
  * A number that all hops of one message share, whatever translation does to the
  * server's address: DNS header and question, and the client's address and port.
@@ -628,26 +927,130 @@ static __always_inline u64 message_of(const struct record *r, const u8 *prefix,
 	return hash ? hash : 1;
 }
 
-static __always_inline void identify(void *ctx, struct packet *p,
+/*
+ * Whether what goes to or comes from a learned server looks like a DNS message
+ * of that direction: the address may have another owner by now. The header tells
+ * (RFC 1035 4.1.1): direction, an opcode there is, one question or none.
+ */
+static __always_inline bool is_plausible(const struct packet *p,
+					 const u8 *message)
+{
+	bool response = message[2] & 0x80;
+	u16 questions = be16(*(const u16 *)(message + 4));
+
+	if ((message[2] >> 3 & 0xf) > LAST_OPCODE)
+		return false;
+	return p->sign == BY_SOURCE ? response && questions <= 1 :
+				      !response && questions == 1;
+}
+
+/* Number the message; false when it turns out to be none. */
+static __always_inline bool identify(void *ctx, struct packet *p,
 				     struct scratch *s)
 {
 	struct record *r = &s->record;
 	u32 size = p->readable < PREFIX ? p->readable : PREFIX;
 	u32 end;
 
-	if (r->protocol != IPPROTO_UDP || size < DNS_HEADER)
-		return;
+	bool foreign = p->sign == BY_DESTINATION || p->sign == BY_SOURCE;
+
+	if (r->protocol != IPPROTO_UDP || r->flags & FLAG_FRAGMENT)
+		return true;
+	if (size < DNS_HEADER)
+		return !foreign || r->payload_bytes >= DNS_HEADER;
 	__builtin_memset(s->prefix, 0, sizeof(s->prefix));
 	size = at_least_one(size, PREFIX_BUFFER);
 	if (read_message(ctx, p, s->prefix, size)) {
 		COUNT(read_failed);
-		return;
+		return true;
 	}
+	if (foreign && !is_plausible(p, s->prefix))
+		return false;
 	if (s->prefix[2] & 0x80)
 		r->flags |= FLAG_RESPONSE;
 	end = question_end(s->prefix, size);
 	if (end)
 		r->message = message_of(r, s->prefix, end);
+	return true;
+}
+
+/* Equal at all hops of one packet, as long as its client has one address. */
+static __always_inline u64 identity_of(const struct scratch *s)
+{
+	const struct record *r = &s->record;
+
+	if (r->protocol == IPPROTO_TCP)
+		return mix((u64)r->sequence << 32 | r->acknowledgement,
+			   r->payload_bytes);
+	return r->message ? r->message : *(const u64 *)s->prefix;
+}
+
+/* Whether the packet is the one that it was taken for by the sk_buff's address. */
+static __always_inline bool is_same(const struct packet *p,
+				    const struct scratch *s)
+{
+	struct passing *last = passing_of(p->skb);
+
+	return last && last->skb == p->skb &&
+	       s->record.ts_ns - last->ts_ns < PASSING_NS &&
+	       last->identity == identity_of(s);
+}
+
+/* The sk_buff has become another packet's. */
+static __always_inline void forget_passing(u64 skb)
+{
+	struct passing *last = passing_of(skb);
+
+	if (last && last->skb == skb)
+		last->skb = 0;
+}
+
+/* Remember the hop: it tells what the packet is at the next one. */
+static __always_inline void note_passing(const struct packet *p,
+					 const struct scratch *s)
+{
+	const struct record *r = &s->record;
+	struct passing *last;
+
+	if (r->flags & FLAG_ICMP || p->event == EVENT_DROP ||
+	    p->event == EVENT_SOCKET_RX)
+		return;
+	last = passing_of(p->skb);
+	if (!last)
+		return;
+	last->identity = identity_of(s);
+	last->ts_ns = r->ts_ns;
+	last->netns = r->netns;
+	last->fragment = r->fragment;
+	last->event = p->event;
+	last->flags = r->flags;
+	last->skb = p->skb;
+}
+
+/*
+ * Learn the server behind a translation, or that one who was learned is still
+ * there. Over TCP only the entry and the last hop say so: segments on a port
+ * prove nothing.
+ */
+static __always_inline void note_server(const struct packet *p,
+					const struct scratch *s)
+{
+	const struct record *r = &s->record;
+	bool response = r->flags & FLAG_RESPONSE;
+
+	if (r->flags & (FLAG_ICMP | FLAG_FRAGMENT))
+		return;
+	if (r->flags & FLAG_CONNTRACK && IS_DNS_PORT(r->ct_original_dport)) {
+		if (!IS_DNS_PORT(r->ct_reply_sport))
+			learn(r->ct_reply_saddr, r->ct_reply_sport, r->protocol,
+			      r->netns, r->ts_ns);
+		return;
+	}
+	if (p->sign != BY_PORT &&
+	    (r->protocol == IPPROTO_UDP || is_same(p, s)))
+		learn(response ? r->saddr : r->daddr,
+		      response ? r->sport : r->dport, r->protocol, r->netns,
+		      r->ts_ns);
 }
 
 /* Device and namespace of the hop, and what the socket on the packet tells. */
@@ -715,25 +1118,24 @@ static __always_inline void copy_address(u8 *to, const u8 *from, u8 family)
 }
 
 /*
- * The translation, from the entry that hangs on the packet. The low three bits
- * of _nfct are enum ip_conntrack_info (include/linux/skbuff.h, NFCT_PTRMASK).
+ * The translation, from the entry that hangs on the packet.
  */
 static __always_inline void note_conntrack(struct packet *p, struct scratch *s)
 {
 #ifdef HAS_CONNTRACK
 	struct record *r = &s->record;
-	u64 nfct = read_pointer(p->skb + SK_BUFF_NFCT);
+	u64 nfct = p->nfct;
 	u8 *original = s->ct, *reply = s->ct + CT_REPLY - CT_ORIGINAL;
 
-	if (!(nfct & ~7ULL))
+	if (!(nfct & ~CT_INFO))
 		return;
-	if (read_kernel(s->ct, CT_SPAN, (nfct & ~7ULL) + CT_ORIGINAL))
+	if (read_kernel(s->ct, CT_SPAN, (nfct & ~CT_INFO) + CT_ORIGINAL))
 		return;
 	/* Offsets may be a guess where BTF lacks nf_conntrack: check the entry. */
 	if (original[TUPLE_PROTOCOL] != r->protocol)
 		return;
-	r->ct_info = nfct & 7;
-	r->ct_status = read_u32((nfct & ~7ULL) + CT_STATUS);
+	r->ct_info = nfct & CT_INFO;
+	r->ct_status = read_u32((nfct & ~CT_INFO) + CT_STATUS);
 	copy_address(r->ct_original_saddr, original + TUPLE_SADDR, r->family);
 	copy_address(r->ct_original_daddr, original + TUPLE_DADDR, r->family);
 	copy_address(r->ct_reply_saddr, reply + TUPLE_SADDR, r->family);
@@ -906,40 +1308,43 @@ static __always_inline void submit(void *ctx, struct packet *p,
 		COUNT(seen_failed);
 }
 
-/* Octets in page fragments: what a tracepoint cannot read. */
-static __always_inline bool is_paged(u64 skb)
+/*
+ * Whether the tracepoint saw this very sk_buff come into this namespace. Bridges
+ * and VLAN devices change the device, not the namespace.
+ */
+static __always_inline bool came_in_here(const struct packet *p)
 {
-	return read_u32(skb + SK_BUFF_DATA_LEN) != 0;
+	struct passing *last = passing_of(p->skb);
+
+	return last && last->skb == p->skb && last->event == EVENT_RX &&
+	       !last->fragment && last->netns == device_netns(p->skb);
 }
 
 /*
- * Put together of fragments (IPCB() and IP6CB(), frag_max_size), which is all
- * that the tracepoints have seen; a small one is not paged for that.
+ * At the socket, only what the tracepoints miss: TCP's octets, datagrams in page
+ * fragments or put together of fragments, and arrivals that a data plane hides
+ * (bpf_redirect_peer(), macvlan, ipvlan).
  */
-static __always_inline bool is_reassembled(const struct packet *p)
+static __always_inline bool is_missed(const struct packet *p,
+				      const struct record *r)
 {
-	u64 cb = p->skb + SK_BUFF_CB;
-	u16 largest = 0;
-
-	read_kernel(&largest, sizeof(largest),
-		    cb + (p->version == 4 ? INET_FRAG_MAX : INET6_FRAG_MAX));
-	return largest != 0;
+	if (!AT_SOCKET(p->event) || r->protocol != IPPROTO_UDP || p->nonlinear)
+		return true;
+	return p->event == EVENT_SOCKET_RX && !came_in_here(p);
 }
 
-static __always_inline void observe(void *ctx, struct packet *p,
+/* Returns whether the packet was one of DNS. */
+static __always_inline bool observe(void *ctx, struct packet *p,
 				    struct scratch *s, u64 location, u32 reason,
 				    u64 rx_sk)
 {
 	struct record *r = &s->record;
 	u8 event = p->event;
 
-	if (!parse_flow(p, r))
-		return;
-	/* At the socket, only what the tracepoints miss. */
-	if (AT_SOCKET(event) && r->protocol == IPPROTO_UDP &&
-	    !is_paged(p->skb) &&
-	    !(event == EVENT_SOCKET_RX && is_reassembled(p)))
-		return;
+	if (!note_flow(p, r, s->header, &s->facts))
+		return false;
+	if (!is_missed(p, r))
+		return true;
 	r->ts_ns = bpf_ktime_get_ns();
 	r->event = event;
 	r->skb = p->skb;
@@ -947,7 +1352,10 @@ static __always_inline void observe(void *ctx, struct packet *p,
 	r->reason = reason;
 	note_place(p, r, rx_sk);
 	find_readable(p, r);
-	identify(ctx, p, s);
+	if (p->sign == BY_DESTINATION || p->sign == BY_SOURCE)
+		r->flags |= FLAG_LEARNED;
+	if (!identify(ctx, p, s) || (p->sign == BY_PASSING && !is_same(p, s)))
+		return false;
 	if (r->fragment == FRAGMENT_MORE && r->message)
 		remember_fragment(r);
 	if ((event == EVENT_TX || event == EVENT_SOCKET_TX) &&
@@ -959,19 +1367,48 @@ static __always_inline void observe(void *ctx, struct packet *p,
 	if (event == EVENT_RX || event == EVENT_DROP ||
 	    (event == EVENT_TX && !(r->flags & (FLAG_CONNTRACK | FLAG_ORIGIN))))
 		note_counters(p, s);
+	note_server(p, s);
+	note_passing(p, s);
 	r->cpu = bpf_get_smp_processor_id();
 	submit(ctx, p, r, event);
+	return true;
+}
+
+/* Nothing is recorded until all programs are attached: lookups have all hops. */
+static __always_inline bool is_armed(void)
+{
+	const struct port_table *table = my_ports();
+
+	return table && table->armed;
+}
+
+/*
+ * Pass what was found through memory whose contents the verifier does not know.
+ * Or it would follow each way of recognising a packet to the end of the program.
+ */
+static __always_inline void settle(struct scratch *s, struct packet *p,
+				   const u8 *h, const struct ip_facts *f)
+{
+	u8 event = p->event;
+
+	s->packet = *p;
+	s->facts = *f;
+	__builtin_memcpy(s->header, h, sizeof(s->header));
+	asm volatile("" ::: "memory");
+	*p = s->packet;
+	p->event = event;
 }
 
 static __always_inline void handle(void *ctx, u64 skb, u8 event, u64 location,
 				   u32 reason, u64 rx_sk)
 {
 	struct packet p = { .skb = skb, .event = event };
+	u8 h[IPV6_HEADER + UDP_HEADER] __attribute__((aligned(8)));
+	struct ip_facts f = {};
 	int slot = event;
 	struct scratch *s;
 
-	p.ip = ip_header(skb, event);
-	if (!p.ip)
+	if (!is_interesting(&p, h, &f) || !is_armed())
 		return;
 	s = scratch.lookup(&slot);
 	if (!s)
@@ -985,7 +1422,10 @@ static __always_inline void handle(void *ctx, u64 skb, u8 event, u64 location,
 		return;
 	}
 	s->busy = 1;
-	observe(ctx, &p, s, location, reason, rx_sk);
+	settle(s, &p, h, &f);
+	if (!observe(ctx, &p, s, location, reason, rx_sk) &&
+	    p.sign == BY_PASSING)
+		forget_passing(p.skb);
 	s->busy = 0;
 }
 
@@ -1026,25 +1466,29 @@ int datagram_read(void *ctx)
 {
 	struct packet p = { .skb = *(u64 *)(ctx + PT_REGS_SECOND),
 			    .event = EVENT_DROP };
-	u64 now = bpf_ktime_get_ns();
+	u64 sk = *(u64 *)(ctx + PT_REGS_FIRST), now = bpf_ktime_get_ns();
+	u8 h[IPV6_HEADER + UDP_HEADER] __attribute__((aligned(8)));
+	struct ip_facts f = {};
 	int slot = READ_SLOT;
 	struct scratch *s;
 
-	p.ip = ip_header(p.skb, p.event);
+	p.net = read_pointer(sk + SOCK_NET);
+	if (!is_interesting(&p, h, &f))
+		return 0;
 	s = scratch.lookup(&slot);
-	if (!p.ip || !s)
+	if (!s)
 		return 0;
 	if (s->busy) {
 		COUNT(nested);
 		return 0;
 	}
 	s->busy = 1;
-	if (parse_flow(&p, &s->record) && s->record.protocol == IPPROTO_UDP) {
-		s->record.netns =
-			socket_netns(*(u64 *)(ctx + PT_REGS_FIRST));
+	settle(s, &p, h, &f);
+	if (note_flow(&p, &s->record, s->header, &s->facts) &&
+	    s->record.protocol == IPPROTO_UDP) {
+		s->record.netns = netns_of(p.net);
 		find_readable(&p, &s->record);
-		identify(ctx, &p, s);
-		if (s->record.message &&
+		if (identify(ctx, &p, s) && s->record.message &&
 		    reads.update(&s->record.message, &now))
 			COUNT(seen_failed);
 	}
@@ -1064,6 +1508,14 @@ int cgroup_egress(struct __sk_buff *skb)
 
 int cgroup_ingress(struct __sk_buff *skb)
 {
-	handle(skb, (u64)skb, EVENT_SOCKET_RX, 0, 0, 0);
+	int slot = EVENT_SOCKET_RX;
+	struct scratch *s = scratch.lookup(&slot);
+
+	if (!s)
+		return 1;
+	/* The verifier lets nobody calculate with the context's address. */
+	s->anchor = (u64)skb;
+	asm volatile("" ::: "memory");
+	handle(skb, s->anchor, EVENT_SOCKET_RX, 0, 0, 0);
 	return 1;
 }

@@ -16,6 +16,7 @@
 #define FLAG_FRAGMENT 16
 #define FLAG_COUNTERS 32
 #define FLAG_ICMP 64
+#define FLAG_LEARNED 128
 
 #define STACK_FRAMES 16
 

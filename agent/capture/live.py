@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from agent.capture.counters import CounterMap, Counters
+from agent.capture.endpoints import EndpointMap
 from agent.capture.loader import load
 from agent.capture.offsets import TRACEPOINTS
 from agent.capture.ring import Ring
@@ -47,7 +48,6 @@ class Capture:
     """
 
     def __init__(self, ports: list[int], ring_bytes: int) -> None:
-        self.started_ns = time.monotonic_ns()
         self._loaded = load(ports, ring_bytes)
         self._ring = Ring(self._loaded.fds["ring"], self._loaded.ring_bytes)
         self._counters = CounterMap(self._loaded.fds["counters"], self._loaded.cpus)
@@ -55,6 +55,10 @@ class Capture:
         self._names: dict[int, str | None] = {}
         self._poll = select.epoll()
         self._poll.register(self._loaded.fds["ring"], select.EPOLLIN)
+        self._endpoints = EndpointMap(self._loaded.fds["endpoints"], self._loaded.fds["port_tables"])
+        self.started_ns = time.monotonic_ns()
+        # All programs are attached: from now on a lookup has all its hops.
+        self._endpoints.arm()
         self._lost = 0
         self._missed = 0
         self._misses_read = 0.0
@@ -71,6 +75,7 @@ class Capture:
         self._poll.close()
         self._ring.close()
         self._counters.close()
+        self._endpoints.close()
         for fd in self._loaded.fds.values():
             os.close(fd)
 

@@ -19,13 +19,14 @@ from agent.capture import cgroup, privileges
 from agent.capture.btf import BtfError
 from agent.capture.compiler import KERNEL_SOURCE, bcc, source_directory
 from agent.capture.counters import COUNTERS_ASSERTION
+from agent.capture.endpoints import ENDPOINTS_ASSERTION
 from agent.capture.errors import CaptureError
 from agent.capture.kernel_types import kernel_types
 from agent.capture.layout import c_assertions
 from agent.capture.offsets import TRACEPOINTS, drop_reasons, kernel_flags
 from agent.capture.syscall import create_anchor
 
-MAPS = ("ring", "counters")
+MAPS = ("ring", "counters", "endpoints", "port_tables")
 CHILD_TIMEOUT_SECONDS = 120
 HAS_COUNTERS = "HAS_CONNTRACK_STAT"
 COUNTERS_LOSS = (
@@ -51,10 +52,10 @@ class Loaded(NamedTuple):
 
 
 def load(ports: list[int], ring_bytes: int) -> Loaded:
-    """Compile, load and attach the program for these ports.
+    """Compile, load and attach the program for these ports. It records nothing until it is armed.
 
     Args:
-        ports: UDP ports that count as DNS.
+        ports: UDP and TCP ports that count as DNS.
         ring_bytes: size of the ring, a power of two and at least a page.
 
     Raises:
@@ -141,7 +142,8 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
 
 def _compile(bpf: Any, order: dict[str, Any], cpus: int, offsets: dict[str, int]) -> tuple[Any, list[str]]:  # noqa: ANN401
     """Compile and load; without the conntrack counters where the kernel has none or does not let them be read."""
-    source = (source_directory() / "dnstrail.bpf.c").read_text() + c_assertions() + COUNTERS_ASSERTION
+    assertions = c_assertions() + COUNTERS_ASSERTION + ENDPOINTS_ASSERTION
+    source = (source_directory() / "dnstrail.bpf.c").read_text() + assertions
     ports, ring_bytes = order["ports"], order["ring_bytes"]
     if HAS_COUNTERS in offsets:
         try:

@@ -24,8 +24,6 @@ OFFSETS = {
     "SK_BUFF_NETWORK_HEADER": ("sk_buff", "network_header"),
     "SK_BUFF_DEV": ("sk_buff", "dev"),
     "SK_BUFF_SK": ("sk_buff", "sk"),
-    "SK_BUFF_CB": ("sk_buff", "cb"),
-    "INET_FRAG_MAX": ("inet_skb_parm", "frag_max_size"),
     "NET_DEVICE_NET": ("net_device", "nd_net.net"),
     "NET_DEVICE_IFINDEX": ("net_device", "ifindex"),
     "NET_DEVICE_NAME": ("net_device", "name"),
@@ -41,10 +39,17 @@ OFFSETS = {
     "NSPROXY_NET": ("nsproxy", "net_ns"),
 }
 
-IPV6_OFFSETS = {"INET6_FRAG_MAX": ("inet6_skb_parm", "frag_max_size")}
-
 # Read together, so that a packet that is not DNS costs one read of its sk_buff.
-WINDOW = {"SK_BUFF_HEAD": 8, "SK_BUFF_DATA": 8, "SK_BUFF_PROTOCOL": 2, "SK_BUFF_NETWORK_HEADER": 2}
+WINDOW = {
+    "SK_BUFF_HEAD": 8,
+    "SK_BUFF_DATA": 8,
+    "SK_BUFF_LEN": 4,
+    "SK_BUFF_DATA_LEN": 4,
+    "SK_BUFF_PROTOCOL": 2,
+    "SK_BUFF_NETWORK_HEADER": 2,
+}
+TRACKED_WINDOW = WINDOW | {"SK_BUFF_NFCT": 8}
+"""On kernels with connection tracking."""
 WINDOW_LIMIT = 128
 COUNTER_BYTES = 4
 
@@ -85,7 +90,7 @@ CONNTRACK_STAT_FALLBACK = {"CT_STAT_INVALID": 4, "CT_STAT_INSERT_FAILED": 12, "C
 STRUCTS = tuple(
     dict.fromkeys(
         struct
-        for table in (OFFSETS, IPV6_OFFSETS, CONNTRACK_OFFSETS, CONNTRACK_STAT_OFFSETS, COUNTER_PLACES)
+        for table in (OFFSETS, CONNTRACK_OFFSETS, CONNTRACK_STAT_OFFSETS, COUNTER_PLACES)
         for struct, _ in table.values()
     )
 )
@@ -99,20 +104,24 @@ def kernel_flags(kernel: Btf) -> dict[str, int]:
         BtfError: a structure is not as this program knows it.
     """
     flags = {name: kernel.offset(struct, path) for name, (struct, path) in OFFSETS.items()}
-    flags["SKB_WINDOW"] = min(flags[name] for name in WINDOW) // 8 * 8
-    flags["SKB_WINDOW_SPAN"] = max(flags[name] + size for name, size in WINDOW.items()) - flags["SKB_WINDOW"]
-    if flags["SKB_WINDOW_SPAN"] > WINDOW_LIMIT:
-        raise BtfError(f"struct sk_buff spreads its headers over {flags['SKB_WINDOW_SPAN']} octets")
+    flags |= conntrack_flags(kernel)
+    flags |= window_flags(flags)
     flags["KFREE_SKB_ARGS"] = kernel.tracepoint_args("kfree_skb")
-    return flags | ipv6_flags(kernel) | conntrack_flags(kernel) | counter_flags(kernel)
+    return flags | counter_flags(kernel)
 
 
-def ipv6_flags(kernel: Btf) -> dict[str, int]:
-    """What is only there with IPv6; on a kernel built without it nothing asks for these offsets."""
-    try:
-        return {name: kernel.offset(struct, path) for name, (struct, path) in IPV6_OFFSETS.items()}
-    except BtfError:
-        return dict.fromkeys(IPV6_OFFSETS, 0)
+def window_flags(offsets: dict[str, int]) -> dict[str, int]:
+    """The part of struct sk_buff that is read at every packet.
+
+    Raises:
+        BtfError: it is too large to be read at once.
+    """
+    window = TRACKED_WINDOW if "SK_BUFF_NFCT" in offsets else WINDOW
+    first = min(offsets[name] for name in window) // 8 * 8
+    span = max(offsets[name] + size for name, size in window.items()) - first
+    if span > WINDOW_LIMIT:
+        raise BtfError(f"struct sk_buff spreads its headers over {span} octets")
+    return {"SKB_WINDOW": first, "SKB_WINDOW_SPAN": span}
 
 
 def counter_flags(kernel: Btf) -> dict[str, int]:

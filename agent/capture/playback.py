@@ -161,7 +161,8 @@ class Playback:
         elif ip.protocol == TCP:
             tcp = parse_tcp(ip, self.flaws)
             if tcp is not None and self._is_dns(tcp):
-                yield from _segment(ip, tcp, place)
+                response = tcp.sport in self._ports and tcp.dport not in self._ports
+                yield from _segment(ip, tcp, place, RESPONSE if response else 0)
         else:
             self.other += 1
 
@@ -216,19 +217,19 @@ def _number(ip: Ip, udp: Udp, place: Place, *, response: bool) -> int:
     return hash((client, port, scope, udp.payload[: question_end(udp.payload)])) & NUMBER_MASK or 1
 
 
-def _segment(ip: Ip, tcp: Tcp, place: Place) -> Iterator[Sighting]:
-    """A TCP segment: at its socket where it is seen first, elsewhere at a device."""
+def _segment(ip: Ip, tcp: Tcp, place: Place, direction: int) -> Iterator[Sighting]:
+    """A TCP segment, `direction` being RESPONSE from the server: at its socket where seen first, else at a device."""
     begins = place.is_first_of(hash((ip.saddr, tcp.sport, tcp.seq, tcp.payload_bytes, tcp.flags)))
     at_device = _rest(ip, tcp, place, 0)
     at_socket = _rest(ip, tcp, place, len(tcp.payload)) + tcp.payload
     flags = tcp.flags & 0xFF
     if place.outbound is not False:
         left = _seen(ip, at_socket, place, SOCKET_TX, 0, ORIGIN) if begins else _seen(ip, at_device, place, TX)
-        yield left._replace(sequence=tcp.seq, tcp_flags=flags)
+        yield left._replace(flags=left.flags | direction, sequence=tcp.seq, tcp_flags=flags)
     if not place.outbound:
         socket = begins and place.outbound is not None
         came = _seen(ip, at_socket, place, SOCKET_RX) if socket else _seen(ip, at_device, place, RX)
-        yield came._replace(sequence=tcp.seq, tcp_flags=flags)
+        yield came._replace(flags=direction, sequence=tcp.seq, tcp_flags=flags)
 
 
 def _seen(  # noqa: PLR0917  positional for speed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.capture.pcapng import MAX_INTERFACES, PcapngWriter
 from agent.capture.recording import Lost, Mark, comment_of, mark_comment
 from agent.capture.synthetic import NO_MESSAGE, rebuild
-from agent.session.sighting import DROP, FRAGMENT, RX, SOCKET_RX, SOCKET_TX, TCP, TX, name_text
+from agent.session.sighting import DROP, FRAGMENT, RESPONSE, RX, SOCKET_RX, SOCKET_TX, TCP, TX, name_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -40,8 +40,7 @@ class Setting(NamedTuple):
 class KnownOctets:
     """The octets of recent messages and segments: the kernel program sends them with the first hop alone."""
 
-    def __init__(self, ports: tuple[int, ...], max_bytes: int = MAX_KNOWN_BYTES) -> None:
-        self._ports = frozenset(ports)
+    def __init__(self, max_bytes: int = MAX_KNOWN_BYTES) -> None:
         self._left = max_bytes
         self._known: OrderedDict[Hashable, bytes] = OrderedDict()
 
@@ -56,9 +55,10 @@ class KnownOctets:
         self._keep(key, own)
         return own
 
-    def _segment(self, sighting: Sighting, detail: Detail) -> Hashable:
+    @staticmethod
+    def _segment(sighting: Sighting, detail: Detail) -> Hashable:
         """Equal for all hops of one segment, whatever the server's address."""
-        response = detail.sport in self._ports
+        response = bool(sighting.flags & RESPONSE)
         client = (detail.daddr, detail.dport) if response else (detail.saddr, detail.sport)
         return client, response, sighting.sequence, detail.payload_bytes
 
@@ -100,7 +100,7 @@ class Recorder:
         self.files = 0
         self._ring = files
         self._setting = setting
-        self._octets = KnownOctets(setting.ports)
+        self._octets = KnownOctets()
         self._numbers = Numbers()
         self._lost: Lost | None = None
         self._file: BinaryIO

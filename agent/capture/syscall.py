@@ -9,6 +9,7 @@ import platform
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 BPF_MAP_CREATE = 0
 BPF_MAP_LOOKUP_ELEM = 1
+BPF_MAP_UPDATE_ELEM = 2
 BPF_OBJ_GET_INFO_BY_FD = 15
 PERCPU_ARRAY = 6
 """enum bpf_map_type: BPF_MAP_TYPE_PERCPU_ARRAY."""
@@ -41,6 +42,16 @@ def look_up(map_fd: int, key: int) -> int | None:
     except FileNotFoundError:
         return None
     return value.value
+
+
+def update(map_fd: int, key: bytes, value: bytes) -> None:
+    """Put an element into a map, whatever is there.
+
+    Raises:
+        OSError: what the kernel says.
+    """
+    place, content = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    bpf(BPF_MAP_UPDATE_ELEM, map_fd, 0, *_halves(ctypes.addressof(place)), *_halves(ctypes.addressof(content)), 0, 0)
 
 
 def btf_info(btf_fd: int, address: int, size: int) -> int:

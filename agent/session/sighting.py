@@ -42,7 +42,7 @@ class Flag(IntFlag):
     """What else the program knew at that hop."""
 
     RESPONSE = 1
-    """QR is set in the DNS header (RFC 1035 4.1.1)."""
+    """UDP: QR is set in the DNS header (RFC 1035 4.1.1). TCP: the segment goes from the server to the client."""
     ORIGIN = 2
     """The packet still belongs to the socket that sent it, in that socket's own namespace: its first hop."""
     PROCESS = 4
@@ -55,11 +55,13 @@ class Flag(IntFlag):
     """The `stat_` fields hold this CPU's conntrack counters."""
     ICMP = 64
     """An ICMP error about a DNS packet. Message, addresses, ports, protocol are those of the packet that it quotes."""
+    LEARNED = 128
+    """Neither port is one of DNS: it goes to or comes from an address and port where a DNS server was seen before."""
 
 
 # The hot path compares plain integers: an enum operation costs as much as a whole record's decoding.
 TX, RX, DROP, SOCKET_TX, SOCKET_RX = (int(event) for event in Event)
-RESPONSE, ORIGIN, PROCESS, CONNTRACK, FRAGMENT, COUNTERS, ICMP = (int(flag) for flag in Flag)
+RESPONSE, ORIGIN, PROCESS, CONNTRACK, FRAGMENT, COUNTERS, ICMP, LEARNED = (int(flag) for flag in Flag)
 
 UDP, TCP = 17, 6
 """IANA protocol numbers."""

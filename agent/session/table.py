@@ -20,7 +20,7 @@ from agent.session.knowledge import Knowledge, Losses, Servers
 from agent.session.model import MAX_MESSAGES, Background, Endpoint, Key, Session, Settings, Wire, place
 from agent.session.outcome import REFRESH_NS, Outcome, judge
 from agent.session.relatives import LastLookups
-from agent.session.sighting import DROP, FRAGMENT, ICMP, ORIGIN, TCP, Detail, Sighting
+from agent.session.sighting import DROP, FRAGMENT, ICMP, LEARNED, ORIGIN, RESPONSE, TCP, Detail, Sighting
 from agent.session.strays import Strays
 from agent.session.taken import is_good
 from agent.session.tcp import TcpStage
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 MAX_SAME_QUESTION = 256
 """Open sessions with one question that an upstream query is compared with."""
 MAX_RECENT = 256
-DNS_PORTS = frozenset({53})
 NO_MESSAGE = Wire(b"", 0, Summary(0, 0, 0, 0, 0, 0, None, 0))
 """Stands for the message that a segment of a handshake is not."""
 
@@ -60,6 +59,8 @@ class Counts:
     """Messages of sessions that were closed already."""
     started_mid_lookup: int = 0
     """Replies to queries that were sent before the agent started."""
+    unasked: int = 0
+    """Replies to no query that was seen, from other ports than those of DNS."""
     evicted: int = 0
     """Sessions closed before their time because there were too many."""
     overflowed: int = 0
@@ -78,7 +79,6 @@ class SessionTable:
         kernel: names drop reasons and places.
         is_local: whether an address belongs to a namespace of this node; None when that is not known.
         started_ns: when capture began; a reply whose query was before that is nobody's fault.
-        ports: ports that count as DNS.
     """
 
     def __init__(
@@ -88,14 +88,13 @@ class SessionTable:
         kernel: Kernel = UNKNOWN_KERNEL,
         is_local: Callable[[int, bytes], bool | None] = lambda _netns, _address: None,
         started_ns: int = 0,
-        ports: frozenset[int] = DNS_PORTS,
     ) -> None:
         self.settings = settings or Settings()
         self.counts = Counts()
         self.knowledge = Knowledge(kernel=kernel, is_local=is_local)
         self._started_ns = started_ns
         self._first_look_ns = 2 * self.settings.linger_ns
-        self._tcp = TcpStage(ports)
+        self._tcp = TcpStage()
         self._by_message: dict[int, tuple[Session, bool, Wire]] = {}
         self._by_key: dict[Key, Session] = {}
         self._by_question: dict[tuple[bytes, int, int], OrderedDict[Session, None]] = {}
@@ -221,7 +220,7 @@ class SessionTable:
 
     def _observe_segment(self, sighting: Sighting) -> None:
         detail = sighting.detail
-        response = self._tcp.is_response(detail)
+        response = bool(sighting.flags & RESPONSE)
         client, spelled = clients(detail, response=response)
         keys = ((client, self._scope(client, sighting)), (spelled, self._scope(spelled, sighting)))
         connection, messages = self._tcp.feed(sighting, detail, keys)
@@ -462,6 +461,9 @@ class SessionTable:
             return True
         if key in self._closed and self._closed[key] != place(sighting):
             self.counts.late += 1
+            return False
+        if response and sighting.flags & LEARNED and not self._losses:
+            self.counts.unasked += 1
             return False
         if response and not self._losses and sighting.ts_ns < self._started_ns + self.settings.timeout_ns:
             self.counts.started_mid_lookup += 1

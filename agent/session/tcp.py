@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agent.session.sighting import DETAIL, SOCKET_RX, SOCKET_TX, Detail, Sighting
+from agent.session.sighting import DETAIL, RESPONSE, SOCKET_RX, SOCKET_TX, Detail, Sighting
 from agent.wire.stream import Connection, ConnectionFacts, Side
 
 if TYPE_CHECKING:
@@ -122,8 +122,7 @@ def _as_message(sighting: Sighting, message: StreamMessage, number: int) -> Sigh
 class TcpStage:
     """All connections; bounded, the one longest unused is forgotten first."""
 
-    def __init__(self, ports: frozenset[int]) -> None:
-        self._ports = ports
+    def __init__(self) -> None:
         self._connections: OrderedDict[tuple[Endpoint, int], Tracked] = OrderedDict()
 
     def feed(
@@ -137,7 +136,7 @@ class TcpStage:
             keys: the client with its scope, before translation and as this segment spells it.
         """
         connection = self._connection(*keys)
-        side = Side.SERVER if self.is_response(detail) else Side.CLIENT
+        side = Side.SERVER if sighting.flags & RESPONSE else Side.CLIENT
         if sighting.event in (SOCKET_TX, SOCKET_RX):
             return connection, connection.at_socket(sighting, detail, side)
         if not detail.payload_bytes:
@@ -156,7 +155,3 @@ class TcpStage:
         while len(self._connections) > MAX_CONNECTIONS:
             self._connections.popitem(last=False)
         return connection
-
-    def is_response(self, detail: Detail) -> bool:
-        """Whether the segment goes from the server to the client: it comes from a DNS port."""
-        return detail.sport in self._ports and detail.dport not in self._ports

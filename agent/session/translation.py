@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.session.model import Endpoint
 from agent.session.outcome import CQ, translation
 from agent.session.proxies import DESTINATION_NAT, Means
-from agent.session.sighting import CONNTRACK, COUNTERS, TX, V4_MAPPED
+from agent.session.sighting import CONNTRACK, COUNTERS, RX, SOCKET_RX, TX, V4_MAPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -183,8 +183,9 @@ def by_other_address(case: _Case) -> Translation | None:
     found = next(_rewritten(case.outcome), None)
     if found is None:
         return None
-    virtual, after = _destination(found[0]), found[1]
-    by = Mechanism.PROGRAM if _is_not_tables(after) else None
+    before, after = found
+    virtual = _destination(before)
+    by = Mechanism.PROGRAM if _is_not_tables(after) or _was_redirected(before, after, case.outcome) else None
     return Translation(virtual, _destination(after), Mechanism.IPVS if case.balances(after.netns, virtual) else by)
 
 
@@ -232,6 +233,15 @@ TAKEN_BY = {
     Means.REWRITTEN: Mechanism.PROGRAM,
     Means.UNKNOWN: None,
 }
+
+
+def _was_redirected(before: Sighting, after: Sighting, outcome: Outcome) -> bool:
+    """Whether it went from one namespace's device into another namespace without having left by a device.
+
+    That is `bpf_redirect_peer()`: what the tables translate goes through the IP layer, and leaves.
+    """
+    arrivals = (RX, SOCKET_RX)
+    return before.event == RX and after.event in arrivals and before.netns != after.netns and not outcome.lossy
 
 
 def in_socket(case: _Case) -> Translation | None:

@@ -63,7 +63,6 @@ class Node:
             kernel=capture.kernel,
             is_local=LocalAddresses(processes).is_local,
             started_ns=capture.started_ns,
-            ports=frozenset({53}),
         )
 
     def outcome(self, client: Endpoint) -> Outcome:

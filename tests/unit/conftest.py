@@ -492,8 +492,16 @@ class Tcp:
             self.next[response] += len(data) + bool(flags & FIN)
         seen = self.starts[not response] + 1 if flags & SYN else self.next[not response]
         acknowledged = seen & 0xFFFFFFFF if flags & ACK else 0
+        direction = Flag.RESPONSE if response else Flag(0)
         hops = [
-            replace(hop, protocol=TCP, sequence=sequence, tcp_flags=flags, acknowledgement=acknowledged)
+            replace(
+                hop,
+                flags=hop.flags | direction,
+                protocol=TCP,
+                sequence=sequence,
+                tcp_flags=flags,
+                acknowledgement=acknowledged,
+            )
             for hop in self.lookup._hops(data, ts_ns, response=response)
         ]
         if hops[0].flags & Flag.ORIGIN:
@@ -553,7 +561,7 @@ def dropped(  # noqa: PLR0917  what, how far and why, in this order
         last,
         ts_ns=last.ts_ns + delay,
         event=Event.DROP,
-        flags=own,
+        flags=own | last.flags & Flag.RESPONSE,
         reason=reason,
         location=location,
         stack=tuple(stack),

@@ -172,7 +172,7 @@ def test_a_hop_whose_first_hop_is_gone_brings_the_message(tmp_path):
 
 
 def test_octets_are_kept_for_a_while_only():
-    known = KnownOctets((53,), max_bytes=100)
+    known = KnownOctets(max_bytes=100)
     for number in range(1, 50):
         one = sighting()._replace(message=number)
         known.of(one, one.detail)

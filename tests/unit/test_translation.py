@@ -153,8 +153,15 @@ def test_where_it_was_not_looked_for_an_entry_nothing_is_said_of_the_mechanism(w
 
 def test_a_lost_record_of_the_translating_hop_is_no_program(world):
     hops = [hop for hop in world.Lookup().both() if not (hop.conntrack and hop.event == Event.TX)]
+    world.table.record_loss(world.START, world.START + world.MS)
     outcome = world.outcome([replace(hop, stat=(0, 0, 0)) for hop in hops])
     assert translate(outcome, NothingKnown()) == Translation(endpoint(VIP), endpoint(BACKEND), None)
+
+
+def test_what_goes_from_device_to_device_without_leaving_by_one_was_rewritten_by_a_program(world):
+    hops = [hop for hop in world.Lookup().both() if not (hop.netns == NODE and hop.event == Event.TX)]
+    found = translate(world.outcome([replace(hop, conntrack=None) for hop in hops]), NothingKnown())
+    assert found == Translation(endpoint(VIP), endpoint(BACKEND), Mechanism.PROGRAM)
 
 
 def entry(virtual: str, backend: str, status: int) -> Entry:

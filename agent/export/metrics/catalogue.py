@@ -191,9 +191,10 @@ LOSS = Label(
 )
 IGNORED = Label(
     "reason",
-    ("malformed", "innocent_drop", "stray_icmp", "fragment", "late", "started_mid_lookup"),
+    ("malformed", "innocent_drop", "stray_icmp", "fragment", "late", "started_mid_lookup", "unasked"),
     "`malformed`: no DNS message; `innocent_drop`: a copy nobody waits for; `stray_icmp`: about no open session; "
-    "`fragment`: a later IP fragment; `late`: of a closed session; `started_mid_lookup`: asked before the agent began",
+    "`fragment`: a later IP fragment; `late`: of a closed session; `started_mid_lookup`: asked before the agent began; "
+    "`unasked`: a reply to no query, from another port than DNS's",
 )
 HELPER = Label("helper", ("read", "map_update"), "What the BPF program asked of the kernel in vain")
 HELD_BACK = Label(

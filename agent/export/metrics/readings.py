@@ -36,6 +36,7 @@ IGNORED_FIELDS = {
     "fragment": "fragments",
     "late": "late",
     "started_mid_lookup": "started_mid_lookup",
+    "unasked": "unasked",
 }
 """Label value and field of `agent.session.table.Counts`."""
 WATCH_FIELDS: dict[Metric, Callable[[WatchNumbers], float]] = {

@@ -1,0 +1,65 @@
+"""DNS servers on other ports than DNS's, as the BPF program knows them: taught here what only the cluster can tell.
+
+The program learns by itself what a translation on this node makes of a query. It cannot learn where a client's socket
+translates before there is a packet, or where another node has translated.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import TYPE_CHECKING
+
+from agent.capture.syscall import update
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agent.session.model import Endpoint
+
+_KEY = struct.Struct("=16sIHBx")
+_VALUE = struct.Struct("=Q")
+MARKS = 65536
+MARK_SHIFT, MARK_SET, MARK_AGE = 35, 0x80, 0x7F
+PORT_TABLE_BYTES = MARKS + 8
+ENDPOINTS_ASSERTION = (
+    f'_Static_assert(sizeof(struct port_table) == {PORT_TABLE_BYTES}, "size of struct port_table");\n'
+    f'_Static_assert(sizeof(struct endpoint) == {_KEY.size}, "size of struct endpoint");\n'
+    f"_Static_assert(MARK_SHIFT == {MARK_SHIFT} && MARK_SET == {MARK_SET} && MARK_AGE == {MARK_AGE}, "
+    '"marks of ports");\n'
+)
+RENEW_NS = 60_000_000_000
+"""The program believes what it was taught for ENDPOINT_NS, five minutes; this is how often it has to be told."""
+
+
+def mark_of(now_ns: int) -> int:
+    """What the program finds at a port that was learned at this time of CLOCK_MONOTONIC."""
+    return MARK_SET | (now_ns >> MARK_SHIFT & MARK_AGE)
+
+
+class EndpointMap:
+    """The maps `endpoints` and `port_tables` of the loaded program."""
+
+    def __init__(self, endpoints_fd: int, table_fd: int) -> None:
+        self._fd = endpoints_fd
+        self._table = mmap.mmap(table_fd, PORT_TABLE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+
+    def arm(self) -> None:
+        """Let all programs begin to record, at once."""
+        self._table[MARKS:] = _VALUE.pack(1)
+
+    def teach(self, servers: Iterable[tuple[int, Endpoint]], now_ns: int) -> None:
+        """Say that DNS servers are there.
+
+        Args:
+            servers: IANA protocol number, address and port of each.
+            now_ns: CLOCK_MONOTONIC.
+        """
+        value = _VALUE.pack(now_ns)
+        for protocol, (address, port) in servers:
+            update(self._fd, _KEY.pack(address, 0, port, protocol), value)
+            self._table[port] = mark_of(now_ns)
+
+    def close(self) -> None:
+        """Unmap."""
+        self._table.close()
