@@ -51,6 +51,11 @@ CAUSES: dict[str, CauseText] = {
         "A {mechanism} in {place} dropped the {message}.",
         "Look at the network policies and firewall rules of that namespace: DNS needs UDP and TCP port 53 both ways.",
     ),
+    "NoEndpoints": CauseText(
+        "The Service {service} has no ready endpoint, so the {message} got no further than {place}.",
+        "Look at the DNS server's pods (kubectl get pods,endpointslices in its namespace): none runs, none is ready, "
+        "or the Service's selector matches none. Their log and their readiness probe say why.",
+    ),
     "NoListener": CauseText(
         "The {message} reached {address}, but nothing listens on port {port} there.",
         "Look at the DNS server's pod and log: it is down, restarting, or bound to another address.",

@@ -5,10 +5,12 @@ No evidence, no accusation: when no rule speaks the cause is Unknown, with the l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from agent.explain import netfilter, proxied
+from agent.explain.case import QUERIES, Case
 from agent.explain.causes import CAPTURE_ENDED, RECORDS_LOST, TOO_MANY_OPEN, TOO_MANY_PACKETS
+from agent.explain.endpoints import SAME, may_have_no_endpoints, no_endpoints
 from agent.explain.evidence import (
     came_too_late,
     death_words,
@@ -60,7 +62,6 @@ ORIGINAL_ESTABLISHED = 0
 """enum ip_conntrack_info: a query over an entry that has seen a reply before."""
 PAIR_TYPES = {1: "A", 28: "AAAA"}
 UDP_ERRORS = ("RcvbufErrors", "MemErrors")
-QUERIES = frozenset({"query", "server's own query"})
 NOTHING_KNOWN = NothingKnown()
 NOBODY_KNOWN = NobodyKnown()
 READ_WORDS: dict[bool | None, list[str]] = {
@@ -68,16 +69,6 @@ READ_WORDS: dict[bool | None, list[str]] = {
     True: ["the server's program has read it"],
     False: ["no program has read it: the server is stopped, or far behind"],
 }
-
-
-class Case(NamedTuple):
-    """What a rule looks at."""
-
-    outcome: Outcome
-    around: Surroundings
-    cluster: Cluster
-    deaths: list[Death]
-    wall_offset_ns: int
 
 
 def explain(
@@ -249,10 +240,12 @@ def refused_by_netfilter(code: str) -> Callable[[Case], Cause | None]:
         for death in case.deaths:
             found = netfilter.refusal(death, case.around, case.outcome.session.first_ns)
             if found is not None and found.code == code:
-                evidence = [death_words(death), *found.evidence]
+                evidence, confidence = [death_words(death), *found.evidence], found.confidence
+                if code == netfilter.RULE and may_have_no_endpoints(case, death):
+                    evidence, confidence = [*evidence, SAME], "medium"
                 return say(
                     code,
-                    found.confidence,
+                    confidence,
                     evidence,
                     message=death.message,
                     place=place(death.hop),
@@ -485,11 +478,15 @@ def told_by_icmp(case: Case) -> Cause | None:
         if verdict is None:
             continue
         code, confidence = verdict
+        evidence = []
+        if code == "NoListener" and detail.icmp_saddr != detail.daddr:
+            # A host says so of its own address. Who says so of another's has a rule that refuses.
+            code, confidence, evidence = "PolicyDrop", "medium", [f"it was not the server that said so: {SAME}"]
         sender = address_to_text(detail.icmp_saddr)
         return say(
             code,
             confidence,
-            [],
+            evidence,
             address=address_to_text(detail.daddr),
             port=detail.dport,
             destination=address_to_text(detail.daddr),
@@ -600,11 +597,12 @@ def of_outcome(speak: Callable[[Outcome], Cause | None]) -> Callable[[Case], Cau
 
 RULES: tuple[Callable[[Case], Cause | None], ...] = (
     capture_loss,
-    # Refused. ip_vs refuses in netfilter's name.
+    # Refused. ip_vs refuses in netfilter's name, and kube-proxy by its rules for Services without endpoints.
     ipvs_stale_backend,
     refused_by_netfilter("ConntrackTableFull"),
     refused_by_netfilter("ConntrackRace"),
     proxied.proxy_gone,
+    no_endpoints,
     refused_by_netfilter("PolicyDrop"),
     program_said_no,
     # An old translation: how the packet died then is its consequence.

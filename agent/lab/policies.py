@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from agent.lab.faults import UnsupportedFaultError
 from agent.lab.packet_queue import QUEUE, refusing_reader
-from agent.lab.translation import VIP, VIP6
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -96,18 +95,6 @@ def denied_by_queue(pod: Pod, variant: Variant, message: Message = "query", *, r
     """
     rule = ("-p", "udp", f"--{PORTS[message]}", "53", "-j", "NFQUEUE", "--queue-num", str(QUEUE))
     with refusing_reader(pod) if read else nullcontext(), _iptables(pod, variant, "filter", "FORWARD", *rule):
-        yield
-
-
-@contextmanager
-def service_without_endpoints(lab: Lab) -> Iterator[None]:
-    """Take the DNS Service's endpoints away, over UDP: nothing is translated, and kube-proxy's rule rejects."""
-    with ExitStack() as stack:
-        for family, vip in (("ip", VIP), ("ip6", VIP6)):
-            if lab.translator == "nftables":
-                stack.enter_context(_nft_service_without_endpoints(lab.node, family, vip))
-            else:
-                stack.enter_context(_iptables_service_without_endpoints(lab.node, lab.translator, vip))
         yield
 
 
@@ -226,39 +213,3 @@ def _make(pod: Pod, argv: Sequence[str], stdin: str | None = None) -> None:
     done = pod.run(argv, check=False, stdin=stdin)
     if done.returncode != 0:
         raise UnsupportedFaultError(f"{argv[0]} cannot do it here: {done.stderr.strip()}")
-
-
-@contextmanager
-def _iptables_service_without_endpoints(node: Pod, tool: str, vip: str) -> Iterator[None]:
-    program = _program(tool, ipv6=":" in vip)
-    match = ("-d", vip, "-p", "udp", "--dport", "53")
-    rejected = ("-m", "conntrack", "--ctstate", "NEW", *match, "-j", "REJECT", "--reject-with")
-    unreachable = "icmp6-port-unreachable" if ":" in vip else "icmp-port-unreachable"
-    with (
-        _iptables(node, program, "nat", "KUBE-SERVICES", *match, "-j", "RETURN"),
-        _iptables(node, program, "filter", "FORWARD", *rejected, unreachable),
-        _iptables(node, program, "filter", "OUTPUT", *rejected, unreachable),
-    ):
-        yield
-
-
-@contextmanager
-def _nft_service_without_endpoints(node: Pod, family: str, vip: str) -> Iterator[None]:
-    service = f"{vip} . udp . 53"
-    check = f"ct state new {family} daddr . meta l4proto . th dport vmap @no-endpoint-services"
-    rules = f"""
-  map no-endpoint-services {{
-    type {"ipv6_addr" if family == "ip6" else "ipv4_addr"} . inet_proto . inet_service : verdict
-    elements = {{ {service} : goto no-endpoints }}
-  }}
-  chain no-endpoints {{ reject; }}
-  chain forward {{ type filter hook forward priority -110; {check}; }}
-  chain output {{ type filter hook output priority -110; {check}; }}
-"""
-    element = f"element {family} kube-proxy service-ips"
-    with _nft(node, family, rules):
-        node.run(["nft", f"delete {element} {{ {service} }}"])
-        try:
-            yield
-        finally:
-            node.run(["nft", f"add {element} {{ {service} : goto service-dns }}"])

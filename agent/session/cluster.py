@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from agent.session.model import Endpoint
 
+DELAY_NS = 2_000_000_000
+"""kube-proxy acts on changes about once a second, and the list's own changes are learned of with some delay."""
 NEVER: Mapping[Endpoint, int] = MappingProxyType({})
 
 
@@ -57,6 +59,15 @@ class Service(NamedTuple):
     """`publishNotReadyAddresses`: its endpoints have addresses in DNS before they are ready."""
 
 
+class Outage(NamedTuple):
+    """A time during which a Service had no ready endpoint."""
+
+    begin_ns: int
+    """0 when it had none from the first that was heard of it."""
+    end_ns: int | None
+    """None while it lasts."""
+
+
 class Backends(NamedTuple):
     """Endpoints of a Service's port, by the EndpointSlices."""
 
@@ -67,6 +78,8 @@ class Backends(NamedTuple):
     """When those were taken off the list that were on it some minutes ago."""
     current: bool = True
     """Whether the API server was heard of just now. If not, an endpoint that is missing here may well be a new one."""
+    outage: Outage | None = None
+    """The last time during which none was ready, as far as it was seen to begin or to end."""
 
     def lacked(self, endpoint: Endpoint, ts_ns: int) -> bool:
         """Whether this certainly was no endpoint any more at that time.
@@ -76,6 +89,13 @@ class Backends(NamedTuple):
         if not self.current or endpoint in self.ready or endpoint in self.not_ready:
             return False
         return self.gone.get(endpoint, 0) < ts_ns
+
+    def had_none_ready(self, ts_ns: int) -> bool:
+        """Whether none was ready at that time, give or take what translation and list are late by."""
+        if self.outage is None:
+            return not self.ready
+        begin_ns, end_ns = self.outage
+        return begin_ns - DELAY_NS <= ts_ns and (end_ns is None or ts_ns <= end_ns + DELAY_NS)
 
 
 class Member(NamedTuple):

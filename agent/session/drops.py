@@ -25,6 +25,9 @@ HOOKS = {
     "ip6_output": "POSTROUTING",
     "__ip_local_out": "OUTPUT",
     "__ip6_local_out": "OUTPUT",
+    "ip6_xmit": "OUTPUT",  # TCP
+    "raw_sendmsg": "OUTPUT",  # sockets that write the IP header themselves
+    "rawv6_sendmsg": "OUTPUT",
     "__netif_receive_skb_core": "netdev ingress",
     "__dev_queue_xmit": "netdev egress",
 }

@@ -6,14 +6,15 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.session.model import Endpoint
 from agent.session.proxies import Takers, taker_of
-from agent.session.sighting import ORIGIN, PROCESS, RX, TX, Sighting
+from agent.session.sighting import ORIGIN, PROCESS, RESPONSE, RX, TX, Sighting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.session.drops import Drop, Kernel
-    from agent.session.model import Endpoint, Session, Transmission
+    from agent.session.model import Session, Transmission
     from agent.session.sighting import Detail
 
 MAX_KNOWN_NETNS = 65536
@@ -23,6 +24,9 @@ MAX_SERVICES = 64
 MAX_BACKENDS = 1024
 KEPT_LOSSES = 1024
 WINDOW_NS = 60_000_000_000
+MAX_REFUSED = 1024
+PORT_UNREACHABLE = frozenset({(4, 3, 3), (6, 1, 4)})
+"""ICMP errors by IP version, type and code (RFC 792, RFC 4443 3.1)."""
 
 
 class Losses:
@@ -111,6 +115,9 @@ class Knowledge:
     """Servers that have answered, by the namespace that translates and the virtual address that was asked."""
     takers: Takers = field(default_factory=Takers)
     """Who answers for addresses that its namespace does not have."""
+    refused: dict[tuple[int, Endpoint], int] = field(default_factory=dict)
+    """When a namespace last saw "port unreachable" of an address and port. Rules that refuse do not say so each time:
+    the kernel limits ICMP errors to one a second for each receiver (net.ipv4.icmp_ratelimit), after a few at once."""
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...], bytes], Shape] = field(default_factory=dict)
     """Places of the query and of the reply and the addresses asked and answering, for lookups like earlier ones."""
 
@@ -138,6 +145,20 @@ class Knowledge:
             self.takers.note(reply, detail, taker)
         if (taker is None or taker.listens is not None) and len(servers.addresses) < MAX_SERVERS:
             servers.addresses.add(detail.saddr)
+
+    def learn_error(self, error: Sighting) -> None:
+        """Take note of an ICMP error about a query."""
+        detail = error.detail
+        if error.flags & RESPONSE or (error.family, detail.icmp_type, detail.icmp_code) not in PORT_UNREACHABLE:
+            return
+        if len(self.refused) >= MAX_REFUSED:
+            self.refused.clear()
+        self.refused[error.netns, Endpoint(detail.daddr, detail.dport)] = error.ts_ns
+
+    def is_refused(self, hop: Sighting) -> bool:
+        """Whether, about that time, this hop's namespace saw "port unreachable" of where the packet was going to."""
+        refused_ns = self.refused.get((hop.netns, Endpoint(hop.detail.daddr, hop.detail.dport)))
+        return refused_ns is not None and abs(hop.ts_ns - refused_ns) <= WINDOW_NS
 
     def owns(self, netns: int, address: bytes) -> bool | None:
         """Whether the namespace has, or had when it answered, this address: pods go while lookups wait."""

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 MAX_SAME_QUESTION = 256
 """Open sessions with one question that an upstream query is compared with."""
 MAX_RECENT = 256
+MAX_EARLY_ERRORS = 64
+EARLY_NS = 10_000_000
+"""How long an ICMP error waits for the first sighting of the packet that it quotes. A rule that refuses what a program
+of its own namespace sends has the error on its way before the packet dies, and that death is all that is seen of it."""
 NO_MESSAGE = Wire(b"", 0, Summary(0, 0, 0, 0, 0, 0, None, 0))
 """Stands for the message that a segment of a handshake is not."""
 
@@ -110,6 +114,7 @@ class SessionTable:
         self._strays = Strays()
         self._answers = LastAnswers()
         self._losses = Losses()
+        self._early_errors: deque[Sighting] = deque(maxlen=MAX_EARLY_ERRORS)
         self._ready: deque[Outcome] = deque()
 
     def __len__(self) -> int:
@@ -204,19 +209,24 @@ class SessionTable:
 
     def _observe_error(self, error: Sighting) -> None:
         """Note an ICMP error with the lookup whose packet it quotes; some quote too little to tell the message."""
+        self.knowledge.learn_error(error)
         found = self._by_message.get(error.message)
         session = stages.quoted_in(found[0], error) if found is not None else self._quoted(error)
         if session is None:
             self.counts.stray_errors += 1
+            self._early_errors.append(error)
         else:
             session.add_error(error)
 
     def _quoted(self, error: Sighting) -> Session | None:
-        detail = error.detail
-        ends = Endpoint(detail.saddr, detail.sport), Endpoint(detail.daddr, detail.dport)
-        return next(
-            (one for one in self._recent() if one.key.client in ends and one.key.protocol == error.protocol), None
-        )
+        return next((one for one in self._recent() if _quotes(error, one)), None)
+
+    def _take_early_errors(self, session: Session, sighting: Sighting) -> None:
+        """Note errors that came before the first sighting of the packet that they quote."""
+        for error in self._early_errors:
+            is_its = error.message == sighting.message if error.message else _quotes(error, session)
+            if is_its and 0 <= sighting.ts_ns - error.ts_ns <= EARLY_NS:
+                session.add_error(error)
 
     def _observe_segment(self, sighting: Sighting) -> None:
         detail = sighting.detail
@@ -479,6 +489,8 @@ class SessionTable:
         session = Session(key, sighting.ts_ns, sighting.ts_ns + self.settings.timeout_ns)
         self.counts.sessions += 1
         self._open[session] = None
+        if self._early_errors:
+            self._take_early_errors(session, sighting)
         self._alias(session, key)
         same = self._by_question.get(key.question)
         if same is None:
@@ -659,3 +671,10 @@ class SessionTable:
             self._closed[key] = begins
         while len(self._closed) > self.settings.tombstones:
             self._closed.popitem(last=False)
+
+
+def _quotes(error: Sighting, session: Session) -> bool:
+    """Whether an ICMP error quotes a packet between the same ends."""
+    detail = error.detail
+    ends = Endpoint(detail.saddr, detail.sport), Endpoint(detail.daddr, detail.dport)
+    return session.key.client in ends and session.key.protocol == error.protocol

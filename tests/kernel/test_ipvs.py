@@ -11,6 +11,7 @@ import pytest
 from agent.lab import VIP, VIP6, Lab, Pod, UnsupportedFaultError, wait_until
 from agent.lab.ipvs_faults import NAME as FIRST_NAME
 from agent.lab.ipvs_faults import Removal, ipvs_entries, stale_ipvs_backend
+from agent.lab.service_faults import service_without_endpoints
 from agent.lab.translation import UnsupportedTranslationError
 from tests.kernel.conftest import Line, Watch
 
@@ -130,6 +131,14 @@ def test_a_stale_entry_is_the_cause(lab: Lab, watch: Start, removal: Removal):
         assert not stale.ask(LATER_NAME)
         lines = dnstrail.wait_for(lab, 2)
     assert [causes_of(lines, name) for name in (FIRST_NAME, LATER_NAME)] == [[], ["IPVSStaleBackend"]]
+
+
+def test_a_service_without_real_servers_is_the_cause(lab: Lab, watch: Start, client: Pod, vip: str):
+    dnstrail = watch("--timeout", "2")
+    with service_without_endpoints(lab):
+        assert not client.ask(LATER_NAME, server=vip)
+        lines = dnstrail.wait_for(lab, 1)
+    assert causes_of(lines, LATER_NAME) == ["NoEndpoints"]
 
 
 def causes_of(lines: list[Line], name: str) -> list[str]:

@@ -128,6 +128,13 @@ def stale_entry(world, ct_info=0, status=CONFIRMED, *, other_answers=True):
     return next(one for one in stale if one.session.key.client.address == packed(POD[0]))
 
 
+def service_without_endpoints(world):
+    """After a lookup that was translated, the next one is refused under the Service's own address."""
+    world.outcome(world.Lookup(port=2000).both())
+    hops = world.dropped(world.Lookup().query(world.now + world.MS), 2, stack=FORWARD)
+    return world.outcome(hops, [world.icmp(hops[-1], 3, 3, HOST[0])])
+
+
 def stale_ipvs(world):
     return lost_query(world, 2, stack=INPUT)
 
@@ -158,6 +165,7 @@ CASES = {
     "UpstreamTCPUnavailable": (upstream_without_tcp, "high"),
     "UpstreamTimeout": (silent_upstream, "high"),
     "CaptureLoss": (sample_loss, "high"),
+    "NoEndpoints": (service_without_endpoints, "medium"),
     "NoListener": (lambda world: lost_query(world, 4, "NO_SOCKET", "__udp4_lib_rcv"), "high"),
     "PolicyDrop": (lambda world: lost_query(world, 2, "NETFILTER_DROP", "nft_do_chain"), "high"),
     "KernelDrop": (lambda world: lost_query(world, 2, "TCP_OLD_DATE", "ip_forward"), "medium"),
@@ -389,9 +397,17 @@ ICMP = {
 @pytest.mark.parametrize("kind", ICMP)
 def test_who_lost_it_beyond_the_node_may_say_so_by_icmp(world, kind):
     hops = world.Lookup(shape="client").query()
-    cause = explain(world.outcome(hops, [world.icmp(hops[0], *kind, UPSTREAM[0], mtu=1280)])).cause
+    sender = VIP[0] if ICMP[kind][0] == "NoListener" else UPSTREAM[0]
+    cause = explain(world.outcome(hops, [world.icmp(hops[0], *kind, sender, mtu=1280)])).cause
     assert (cause.code, cause.confidence) == ICMP[kind]
-    assert any(UPSTREAM[0] in line and f"({kind[0]}/{kind[1]})" in line for line in cause.evidence)
+    assert any(sender in line and f"({kind[0]}/{kind[1]})" in line for line in cause.evidence)
+
+
+def test_a_port_that_another_host_calls_unreachable_may_have_a_listener(world):
+    hops = world.Lookup(shape="client").query()
+    cause = explain(world.outcome(hops, [world.icmp(hops[0], 3, 3, UPSTREAM[0])])).cause
+    assert (cause.code, cause.confidence) == ("PolicyDrop", "medium")
+    assert any("not the server that said so" in line for line in cause.evidence)
 
 
 def test_icmp_does_not_overrule_what_this_node_itself_dropped(world):

@@ -6,7 +6,7 @@ from agent.enrich.kube.facts import EndpointFacts, PodFacts, ServiceFacts, Slice
 from agent.enrich.kube.mirror import UNRESTRICTED, Mirror, Step
 from agent.enrich.kube.pods import Pods
 from agent.enrich.kube.services import Services
-from agent.session.cluster import Backends, Pod, Service
+from agent.session.cluster import Backends, Outage, Pod, Service
 from agent.session.model import SECOND_NS, Endpoint
 from agent.session.sighting import TCP, UDP
 
@@ -371,6 +371,34 @@ def test_members_of_a_headless_service_are_named():
     known.update(None, part(member, service=("shop", "web")), ns(0))
     assert known.members(("shop", "web")) == ((octets(A), "web-0", "web-0", False),)
     assert known.members(("shop", "other")) == ()
+
+
+def test_a_time_without_ready_endpoints_is_known_from_its_beginning_to_its_end():
+    known = Endpoints()
+    known.update(None, ready := part(endpoint(A)), ns(0))
+    assert known.outage(KUBE_DNS, DNS) is None
+    known.update(ready, unready := part(endpoint(A, ready=False)), ns(10))
+    assert known.outage(KUBE_DNS, DNS) == (ns(10), None)
+    known.update(unready, None, ns(20))
+    assert known.outage(KUBE_DNS, DNS) == (ns(10), None)
+    known.update(None, ready, ns(30))
+    assert known.outage(KUBE_DNS, DNS) == (ns(10), ns(30))
+    known.forget(ns(31))
+    assert known.outage(KUBE_DNS, DNS) is None
+
+
+def test_a_service_that_never_had_a_ready_endpoint_has_lacked_one_all_the_time():
+    known = Endpoints()
+    known.update(None, part(endpoint(A, ready=False)), ns(10))
+    assert known.outage(KUBE_DNS, DNS) == (0, None)
+
+
+def test_none_was_ready_only_when_that_is_what_the_list_said_then():
+    ready = frozenset({Endpoint(octets(A), 53)})
+    assert Backends(frozenset(), ready).had_none_ready(ns(1))
+    assert not Backends(ready, frozenset()).had_none_ready(ns(1))
+    over = Backends(ready, frozenset(), outage=Outage(ns(10), ns(20)))
+    assert [over.had_none_ready(ns(second)) for second in (5, 9, 15, 21, 25)] == [False, True, True, True, False]
 
 
 def test_an_endpoint_was_lacking_only_when_that_is_certain():

@@ -15,7 +15,7 @@ from agent.session.sighting import Event
 CONTEXT = Context("node-a", 0)
 SHAPES = ("pod", "host", "client", "server")
 KINDS = ("answered", "error", "silent", "query dropped", "reply dropped", "retried")
-KEPT_ON_PURPOSE = ("settings", "_closed", "_losses")
+KEPT_ON_PURPOSE = ("settings", "_closed", "_losses", "_early_errors")
 
 lookups = st.lists(
     st.tuples(

@@ -18,6 +18,7 @@ HEADERS = {
     "PolicyDrop": "Policy",
     "ServerSocketOverflow": "SrvSock",
     "ClientSocketOverflow": "CliSock",
+    "NoEndpoints": "NoEndpts",
     "NoListener": "NoListen",
     "LateReply": "Late",
     "InterfaceDown": "IfDown",

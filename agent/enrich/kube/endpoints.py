@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.cluster import Member
+from agent.session.cluster import Member, Outage
 from agent.session.model import Endpoint
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Endpoints:
         self._holders: dict[Endpoint, Holder] = {}
         self._gone: dict[_Departure, int] = {}
         self._departures: deque[tuple[int, _Departure]] = deque()
+        self._outages: dict[tuple[ServiceName, Port], Outage] = {}
 
     def update(self, old: SliceFacts | None, new: SliceFacts | None, ts_ns: int) -> None:
         """Take note of a slice's change."""
@@ -98,6 +99,10 @@ class Endpoints:
     def served(self, service: ServiceName, port: Port) -> Served:
         """Endpoints of a Service's port."""
         return self._served.get(service, {}).get(port, NOBODY)
+
+    def outage(self, service: ServiceName, port: Port) -> Outage | None:
+        """The last time during which a Service's port had no ready endpoint."""
+        return self._outages.get((service, port))
 
     def gone(self, service: ServiceName, port: Port) -> dict[Endpoint, int]:
         """Those that were endpoints of it some minutes ago, and when they were taken off the list."""
@@ -121,6 +126,9 @@ class Endpoints:
                 del self._gone[departure]
             if not self._is_endpoint(departure.endpoint):
                 self._holders.pop(departure.endpoint, None)
+        over = [key for key, one in self._outages.items() if one.end_ns is not None and one.end_ns < before_ns]
+        for key in over:
+            del self._outages[key]
 
     def _is_endpoint(self, endpoint: Endpoint) -> bool:
         return any(endpoint in served.all for ports in self._served.values() for served in ports.values())
@@ -135,12 +143,20 @@ class Endpoints:
             since_ns = known.since_ns if known.facts.pod_uid == facts.pod_uid else ts_ns
             self._holders[endpoint] = Holder(service[0], facts, since_ns)
         for port in before | now:
+            self._note_outage((service, port), before.get(port), now.get(port, NOBODY), ts_ns)
             was, present = before.get(port, NOBODY).all, now.get(port, NOBODY).all
             for endpoint in was - present:
                 self._gone[_Departure(service, port, endpoint)] = ts_ns
                 self._departures.append((ts_ns, _Departure(service, port, endpoint)))
             for endpoint in present - was:
                 self._gone.pop(_Departure(service, port, endpoint), None)
+
+    def _note_outage(self, key: tuple[ServiceName, Port], before: Served | None, now: Served, ts_ns: int) -> None:
+        known = self._outages.get(key)
+        if now.ready and known is not None and known.end_ns is None:
+            self._outages[key] = known._replace(end_ns=ts_ns)
+        elif not now.ready and (known is None or known.end_ns is not None):
+            self._outages[key] = Outage(ts_ns if before is not None and before.ready else 0, None)
 
 
 def _served(slices: Iterable[SliceFacts]) -> dict[Port, Served]:

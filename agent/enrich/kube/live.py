@@ -186,7 +186,8 @@ class LiveCluster:
             return None
         name, port = found.service.key, found.port
         served, gone = self._endpoints.served(name, port), self._endpoints.gone(name, port)
-        return Backends(served.ready, served.not_ready, gone, self._server_slices.watch.health.is_current)
+        current = self._server_slices.watch.health.is_current
+        return Backends(served.ready, served.not_ready, gone, current, self._endpoints.outage(name, port))
 
     def members(self, namespace: str, name: str) -> tuple[Member, ...] | None:
         """The addresses of a headless Service; None for all else, and when not known."""

@@ -107,6 +107,7 @@ LEGS: dict[str, tuple[str, ...]] = {
     ),
     "IPVSStaleBackend": ("query",),
     "StaleConntrackEntry": ("query",),
+    "NoEndpoints": ("query", "upstream"),
     "NoListener": ("query", "upstream"),
     "ServerSocketOverflow": ("query", "upstream"),
     "ClientSocketOverflow": ("reply",),

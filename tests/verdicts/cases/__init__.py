@@ -1,7 +1,7 @@
 """All cases, by what they break."""
 
 from tests.verdicts.case import Case
-from tests.verdicts.cases import conntrack, innocents, network, rules, servers, sockets
+from tests.verdicts.cases import conntrack, innocents, network, rules, servers, services, sockets
 
 CASES: tuple[Case, ...] = (
     *conntrack.CASES,
@@ -9,5 +9,6 @@ CASES: tuple[Case, ...] = (
     *network.CASES,
     *rules.CASES,
     *servers.CASES,
+    *services.CASES,
     *sockets.CASES,
 )

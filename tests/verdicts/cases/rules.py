@@ -19,7 +19,6 @@ from agent.lab.policies import (
     denied_by_default,
     denied_by_queue,
     only_allowed_by_sets,
-    service_without_endpoints,
 )
 from agent.lab.programs import (
     bpf_netfilter_drop,
@@ -240,17 +239,6 @@ def by_default(tool: Translator, family: str) -> Case:
     )
 
 
-def no_endpoints(family: str, kind: LabKind) -> Case:
-    return policy_drop(
-        f"Service without endpoints{family}{on(kind)}",
-        service_without_endpoints,
-        FROM_CLIENT,
-        vip=FAMILIES[family],
-        kind=kind,
-        mechanism=by_rule("nftables" if kind == NFTABLES else "iptables-legacy", "FORWARD"),
-    )
-
-
 def at_device(
     words: str, device: Device, make: Callable[[Pod, str], AbstractContextManager[object]], *mechanism: str
 ) -> Case:
@@ -382,14 +370,6 @@ NETFILTER = (
     *(by_netdev_hook(device) for device in (*NODE_INGRESS, *NODE_EGRESS)),
     *(rejected(tool, family) for tool in TOOLS for family in FAMILIES),
     *(by_default(tool, family) for tool in TOOLS for family in FAMILIES),
-    *(no_endpoints(family, kind) for kind in (PLAIN, NFTABLES) for family in FAMILIES),
-    policy_drop(
-        "Service without endpoints, hostNetwork client",
-        service_without_endpoints,
-        Spot(node),
-        asker=node,
-        mechanism=("OUTPUT",),
-    ),
     *(
         policy_drop(
             f"iptables-legacy, NFQUEUE in FORWARD of the node, {message}, {'refused' if read else 'nobody reads'}",

@@ -1,0 +1,25 @@
+"""What a rule of `agent.explain.rules` looks at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from agent.session.cluster import Cluster
+    from agent.session.outcome import Death, Outcome
+    from agent.session.surroundings import Surroundings
+
+QUERIES = frozenset({"query", "server's own query"})
+"""`Death.message` of what was on its way to a server."""
+
+
+class Case(NamedTuple):
+    """A closed session, and everything that can be asked about it."""
+
+    outcome: Outcome
+    around: Surroundings
+    cluster: Cluster
+    deaths: list[Death]
+    """The losses that matter to this client."""
+    wall_offset_ns: int
+    """Added to the sightings' stamps to get the cluster's time."""

@@ -1,0 +1,198 @@
+"""Whether a lookup was refused because the Service that it asked has no server.
+
+kube-proxy translates the address of a Service only while it has an endpoint. Without one it has rules that refuse
+what is sent there, and such a packet meets a rule's verdict like any other: the same hook, the same drop reason. What
+tells the two apart is the list of endpoints (EndpointSlices, or the tables of ip_vs). Without these it is that the
+packet died behind the place where it is translated otherwise, still addressed to the Service, and that the node said
+"port unreachable" of an address that nobody has.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.explain import netfilter
+from agent.explain.case import QUERIES
+from agent.explain.evidence import death_words, is_translated, place, where
+from agent.explain.signatures import PROGRAMS, confidence_in
+from agent.explain.verdict import say
+from agent.session.model import Endpoint
+from agent.session.outcome import CQ, CR
+from agent.session.sighting import endpoint_to_text
+
+if TYPE_CHECKING:
+    from agent.explain.case import Case
+    from agent.explain.verdict import Cause
+    from agent.session.outcome import Death
+    from agent.session.sighting import Sighting
+
+BEHIND_TRANSLATION = frozenset({"FORWARD", "INPUT", "OUTPUT"})
+"""Hooks of kube-proxy's refusals, and of ip_vs. In PREROUTING nobody has had a look at the Service yet."""
+ELSE = "a rule that refuses the Service's address, or a node that has not got the Service's rules, would look the same"
+SAME = "a Service without ready endpoints is refused in the same way"
+
+
+class _Proof(NamedTuple):
+    """Who says that the Service has no server."""
+
+    confidence: str
+    evidence: list[str]
+    service: str = ""
+    """Namespace and name, where they are known."""
+
+
+def no_endpoints(case: Case) -> Cause | None:
+    """The address that was asked is a Service's that has no ready endpoint, so nothing was translated."""
+    for death in case.deaths:
+        if death.message not in QUERIES or not _could_be_translated(case, death):
+            continue
+        refused = _refuses(case, death)
+        found = None
+        if refused or _found_no_way(death):
+            found = _by_list(case, death.hop) or _by_refusal(case, death)
+        if found is not None:
+            evidence = [death_words(death), *found.evidence]
+            return _say(found.confidence if refused else "medium", evidence, found.service, death.hop, death.message)
+    return _nobody_refused(case)
+
+
+def may_have_no_endpoints(case: Case, death: Death) -> bool:
+    """Whether a rule's refusal could as well be that of a Service without endpoints of which nothing is known."""
+    address = death.hop.detail.daddr
+    knowledge = case.outcome.knowledge
+    if death.message not in QUERIES or not _could_be_translated(case, death) or not knowledge.is_refused(death.hop):
+        return False
+    known = any(address in servers.addresses for servers in knowledge.serving.values())
+    return not known and knowledge.owns(death.hop.netns, address) is not True and not _asks_api(case, death.hop)
+
+
+def _asks_api(case: Case, hop: Sighting) -> bool:
+    """Whether the API would have told of a Service there."""
+    return case.cluster.pod_at(case.outcome.session.key.client.address, _wall_ns(case, hop)) is not None
+
+
+def _nobody_refused(case: Case) -> Cause | None:
+    """Nothing died here, but the query went on under the Service's own address, for want of another."""
+    outcome = case.outcome
+    queries = outcome.session.queries.transmissions
+    if case.deaths or not queries or outcome.delivered or outcome.bits & CR:
+        return None
+    if outcome.bits & CQ and not outcome.left_node:
+        return None
+    one = queries[-1]
+    last = one.hops[-1]
+    if last.netns == outcome.client_netns and not _is_nodes(case, last):
+        return None
+    found = _by_list(case, last) if _is_as_asked(one.hops) else None
+    if found is None:
+        return None
+    evidence = [f"last sighting of the query: {where(last)}", *found.evidence]
+    return _say("medium", evidence, found.service, last, "query")
+
+
+def _say(confidence: str, evidence: list[str], service: str, hop: Sighting, message: str) -> Cause:
+    asked = endpoint_to_text(hop.detail.daddr, hop.detail.dport)
+    return say(
+        "NoEndpoints", confidence, evidence, service=f"{service} at {asked}".lstrip(), message=message, place=place(hop)
+    )
+
+
+def _could_be_translated(case: Case, death: Death) -> bool:
+    """Whether it died where Services' addresses are translated, or behind that, and was not."""
+    hop = death.hop
+    if is_translated(hop) or not _is_as_asked([*death.before, hop]):
+        return False
+    if death.drop.hook is not None and death.drop.hook not in BEHIND_TRANSLATION:
+        return False
+    return hop.netns != case.outcome.client_netns or death.message != "query" or _is_nodes(case, hop)
+
+
+def _is_as_asked(hops: list[Sighting]) -> bool:
+    return len({_destination(hop) for hop in hops}) == 1
+
+
+def _is_nodes(case: Case, hop: Sighting) -> bool:
+    """Whether the namespace is the node's, which translates, and not a pod's."""
+    knowledge = case.outcome.knowledge
+    if hop.netns in knowledge.forwarding or any(netns == hop.netns for netns, _ in knowledge.backends):
+        return True
+    client = case.outcome.session.key.client.address
+    listed = case.cluster.backends(_destination(hop), case.outcome.session.key.protocol)
+    return listed is not None and case.cluster.pod_at(client, _wall_ns(case, hop)) is None
+
+
+def _by_list(case: Case, hop: Sighting) -> _Proof | None:
+    return _by_slices(case, hop) or _by_ipvs(case, hop)
+
+
+def _by_slices(case: Case, hop: Sighting) -> _Proof | None:
+    asked = _destination(hop)
+    listed = case.cluster.backends(asked, case.outcome.session.key.protocol)
+    if listed is None or not listed.had_none_ready(_wall_ns(case, hop)) or _is_taken(case, hop):
+        return None
+    service = case.cluster.service_at(asked.address)
+    name = f"{service.namespace}/{service.name}" if service is not None else ""
+    evidence = [f"by the EndpointSlices, none of its endpoints was ready; {len(listed.not_ready)} are not ready now"]
+    if not listed.current:
+        evidence.append("the API server has not been heard of for some time: the list may be old")
+    return _Proof("high" if listed.current else "medium", evidence, name)
+
+
+def _is_taken(case: Case, hop: Sighting) -> bool:
+    """Whether the namespace has the Service's address itself, and no ip_vs that would take what comes there.
+
+    NodeLocal DNSCache listens there, whatever endpoints the Service has.
+    """
+    if case.outcome.knowledge.owns(hop.netns, hop.detail.daddr) is not True:
+        return False
+    return _real_servers(case, hop) is None
+
+
+def _by_ipvs(case: Case, hop: Sighting) -> _Proof | None:
+    servers = _real_servers(case, hop)
+    if servers is None or servers:
+        return None
+    return _Proof("high", [f"ip_vs of network namespace {hop.netns} has no real server for it"])
+
+
+def _by_refusal(case: Case, death: Death) -> _Proof | None:
+    """By the packet alone: still addressed to what was a Service's address before, and refused with that.
+
+    In FORWARD whatever has endpoints is translated. In OUTPUT some rules come before translation: there it takes the
+    "port unreachable" that kube-proxy answers with.
+    """
+    hop, knowledge = death.hop, case.outcome.knowledge
+    was_translated = (hop.netns, _destination(hop)) in knowledge.backends
+    if not (was_translated or _real_servers(case, hop) is not None) or _is_taken(case, hop):
+        return None
+    if not _refuses(case, death) or not (death.drop.hook == "FORWARD" or knowledge.is_refused(hop)):
+        return None
+    evidence = ["it was not translated, as others to that address were before", ELSE]
+    if knowledge.is_refused(hop):
+        evidence.insert(1, "the node calls that port unreachable")
+    return _Proof("medium", evidence)
+
+
+def _found_no_way(death: Death) -> bool:
+    """Whether it died as what nobody translates may die: no program took it on, or it has nowhere to go."""
+    codes = ("NoRoute", "NeighbourFailure")
+    return death.drop.reason in PROGRAMS or any(confidence_in(code, death.drop) for code in codes)
+
+
+def _refuses(case: Case, death: Death) -> bool:
+    """Whether a hook of netfilter dropped it, as kube-proxy's rules and ip_vs do."""
+    return netfilter.refusal(death, case.around, case.outcome.session.first_ns) is not None
+
+
+def _real_servers(case: Case, hop: Sighting) -> frozenset[Endpoint] | None:
+    """What ip_vs of that namespace has for the address; None where that is none of its virtual services."""
+    tables = case.around.ipvs(hop.netns)
+    return None if tables is None else tables.services.get((case.outcome.session.key.protocol, _destination(hop)))
+
+
+def _destination(hop: Sighting) -> Endpoint:
+    return Endpoint(hop.detail.daddr, hop.detail.dport)
+
+
+def _wall_ns(case: Case, hop: Sighting) -> int:
+    return hop.ts_ns + case.wall_offset_ns
