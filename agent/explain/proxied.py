@@ -14,7 +14,7 @@ from agent.session.proxies import Means, Proxy, proxy_of, redirection
 from agent.session.sighting import TX, endpoint_to_text, name_text
 
 if TYPE_CHECKING:
-    from agent.explain.rules import Case
+    from agent.explain.case import Case
     from agent.session.outcome import Outcome
     from agent.session.sighting import Sighting
 

@@ -12,7 +12,6 @@ from agent.explain.case import QUERIES, Case
 from agent.explain.causes import CAPTURE_ENDED, RECORDS_LOST, TOO_MANY_OPEN, TOO_MANY_PACKETS
 from agent.explain.endpoints import SAME, may_have_no_endpoints, no_endpoints
 from agent.explain.evidence import (
-    came_too_late,
     death_words,
     deaths,
     errors,
@@ -35,6 +34,7 @@ from agent.explain.rcodes import (
     upstream_error,
     upstream_timeout,
 )
+from agent.explain.replies import late_reply, not_translated_back, refused_untranslated
 from agent.explain.signatures import PROGRAMS, QUEUE_LOCATIONS, WORDS, XDP_LOCATIONS, confidence_in, link_is_down
 from agent.explain.unusable import unexpected_source, unusable_reply
 from agent.explain.verdict import Cause, Verdict, say
@@ -43,7 +43,7 @@ from agent.session.cluster import NobodyKnown
 from agent.session.model import SECOND_NS, Endpoint
 from agent.session.outcome import CQ, CR, Outcome, Status, translation
 from agent.session.proxies import DESTINATION_NAT
-from agent.session.sighting import RX, address_to_text, endpoint_to_text
+from agent.session.sighting import RESPONSE, RX, address_to_text, endpoint_to_text
 from agent.session.surroundings import NothingKnown
 from agent.session.who import NOBODY
 
@@ -328,48 +328,6 @@ def _nothing_at(detail: Detail, evidence: list[str], message: str = "query") -> 
     return say("NoListener", "high", evidence, message=message, address=address, port=detail.dport)
 
 
-def late_reply(case: Case) -> Cause | None:
-    """The client's socket was gone when the reply came: the delay is the real cause."""
-    outcome = case.outcome
-    if (
-        outcome.reply_drop is None
-        or outcome.delivered
-        or not came_too_late(outcome)
-        or _is_not_translated_back(outcome)
-    ):
-        return None
-    hop = outcome.reply_drop.hop
-    if not outcome.session.queries.transmissions:
-        return None
-    delay = (hop.ts_ns - outcome.session.queries.transmissions[0].hops[0].ts_ns) / SECOND_NS
-    return say("LateReply", "high", [death_words(outcome.reply_drop)], delay=f"{delay:.3f} s")
-
-
-def _is_not_translated_back(outcome: Outcome) -> bool:
-    """Whether the reply comes from an address that the client never asked."""
-    if outcome.reply_drop is None or not outcome.session.queries.transmissions:
-        return False
-    asked = set()
-    for one in outcome.session.queries.transmissions:
-        detail = one.hops[0].detail
-        asked |= {detail.daddr, detail.ct_original_daddr}
-    return outcome.reply_drop.hop.detail.saddr not in asked
-
-
-def not_translated_back(case: Case) -> Cause | None:
-    """The server was asked by a virtual address and its reply bypassed the translation, so no socket wants it."""
-    outcome = case.outcome
-    death = outcome.reply_drop
-    if death is None or outcome.delivered or not no_socket(death.drop) or not _is_not_translated_back(outcome):
-        return None
-    detail, asked = death.hop.detail, outcome.session.queries.transmissions[0].hops[0].detail
-    reason = (
-        f"it comes from {address_to_text(detail.saddr)} and not from {address_to_text(asked.daddr)}, which was asked: "
-        "the reply bypassed the node's translation (on a bridge, net.bridge.bridge-nf-call-iptables=0)"
-    )
-    return say("KernelDrop", "high", [death_words(death)], message="reply", place=place(death.hop), reason=reason)
-
-
 def interface_down(case: Case) -> Cause | None:
     """The device refused it for want of a carrier, or is switched off."""
     for death in case.deaths:
@@ -473,6 +431,9 @@ def told_by_icmp(case: Case) -> Cause | None:
     if outcome.delivered or case.deaths:
         return None
     for error in errors(outcome):
+        if error.flags & RESPONSE:
+            # The client says so of a reply: nothing that became of the query.
+            continue
         detail = error.detail
         verdict = ICMP_VERDICTS.get((error.family, detail.icmp_type, detail.icmp_code))
         if verdict is None:
@@ -603,6 +564,7 @@ RULES: tuple[Callable[[Case], Cause | None], ...] = (
     refused_by_netfilter("ConntrackRace"),
     proxied.proxy_gone,
     no_endpoints,
+    refused_untranslated,
     refused_by_netfilter("PolicyDrop"),
     program_said_no,
     # An old translation: how the packet died then is its consequence.

@@ -242,6 +242,36 @@ def service_of(lab: Lab, servers: Sequence[tuple[str, str]]) -> Iterator[None]:
         _translate(lab, [addresses_of(server) for server in lab.servers])
 
 
+def forget_translations(lab: Lab) -> None:
+    """Delete what the node knows of DNS connections, as kube-proxy does for a server that is no endpoint any more."""
+    for family in ("ipv4", "ipv6"):
+        lab.node.run(["conntrack", "-D", "-f", family, "-p", "udp", "--orig-port-dst", str(DNS_PORT)], check=False)
+
+
+@contextmanager
+def forgetting_soon(lab: Lab, seconds: int) -> Iterator[None]:
+    """Let entries of UDP time out that soon after their last packet, before they have seen a reply."""
+    with _sysctls(lab.node, {"net/netfilter/nf_conntrack_udp_timeout": str(seconds)}):
+        yield
+
+
+@contextmanager
+def only_replies_come_in(lab: Lab, pod: Pod) -> Iterator[None]:
+    """Let nothing in to a pod but replies to what it sent, as a network policy for its ingress does."""
+    text = f"""
+table inet only-replies {{
+  chain forward {{
+    type filter hook forward priority filter;
+    ct state established,related accept
+    meta l4proto ipv6-icmp accept
+    oifname {pod.node_interface} drop
+  }}
+}}
+"""
+    with _ruleset(lab.node, text, ("inet", "only-replies")):
+        yield
+
+
 def addresses_of(server: Pod) -> tuple[str, str]:
     """A server as the Service's rules know it."""
     return server.address, server.address6

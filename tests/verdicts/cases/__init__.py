@@ -1,7 +1,7 @@
 """All cases, by what they break."""
 
 from tests.verdicts.case import Case
-from tests.verdicts.cases import conntrack, innocents, network, rules, servers, services, sockets
+from tests.verdicts.cases import conntrack, innocents, network, rules, servers, services, sockets, translations
 
 CASES: tuple[Case, ...] = (
     *conntrack.CASES,
@@ -11,4 +11,5 @@ CASES: tuple[Case, ...] = (
     *servers.CASES,
     *services.CASES,
     *sockets.CASES,
+    *translations.CASES,
 )

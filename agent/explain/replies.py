@@ -1,0 +1,184 @@
+"""Replies that nobody took: they came too late, or under an address that nobody had asked, or both.
+
+kube-proxy deletes the entries of a server that is no endpoint any more, and entries time out. What that server says
+after that is not translated back, and no socket wants it. If the client had given up by then, that it came so late is
+the cause, whatever became of its translation meanwhile.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from agent.explain import netfilter
+from agent.explain.evidence import came_too_late, death_words, is_tracked, is_translated, no_socket, place
+from agent.explain.verdict import say
+from agent.session.identity import REPLY_CT_INFO
+from agent.session.model import SECOND_NS
+from agent.session.outcome import translation
+from agent.session.sighting import TX, address_to_text, endpoint_to_text
+
+if TYPE_CHECKING:
+    from agent.explain.case import Case
+    from agent.explain.verdict import Cause
+    from agent.session.model import Transmission
+    from agent.session.outcome import Death, Outcome
+    from agent.session.sighting import Sighting
+
+PATIENCE_NS = 5 * SECOND_NS
+"""How long resolvers wait for a reply by default: the C libraries (resolv.conf(5), RES_TIMEOUT), Go."""
+
+
+class Fate(Enum):
+    """Why a reply was not translated back."""
+
+    FORGOTTEN = "the connection table had no entry for it any more: it was deleted, or had timed out"
+    BYPASSED = "it did not pass the connection table of the namespace that translated the query"
+    UNKNOWN = "its translation is not to be seen here"
+
+
+def refused_untranslated(case: Case) -> Cause | None:
+    """A rule refused the reply, as it was a packet of no connection any more: it would have passed as a reply."""
+    outcome = case.outcome
+    death = outcome.reply_drop
+    if death is None or outcome.delivered or outcome.query_drop is not None or not is_untranslated(outcome):
+        return None
+    refused = netfilter.refusal(death, case.around, outcome.session.first_ns)
+    if refused is None or refused.code != netfilter.RULE or fate_of(outcome) is not Fate.FORGOTTEN:
+        return None
+    return _late_untranslated(case) if is_late(outcome) else _forgotten(case)
+
+
+def late_reply(case: Case) -> Cause | None:
+    """The client's socket was gone when the reply came: the delay is the real cause."""
+    outcome = case.outcome
+    if outcome.reply_drop is None or outcome.delivered or not outcome.session.queries.transmissions:
+        return None
+    if is_untranslated(outcome):
+        return _late_untranslated(case) if no_socket(outcome.reply_drop.drop) and is_late(outcome) else None
+    if not came_too_late(outcome):
+        return None
+    return say("LateReply", "high", [death_words(outcome.reply_drop)], delay=_delay_words(outcome))
+
+
+def not_translated_back(case: Case) -> Cause | None:
+    """The server was asked by a virtual address, and its reply came from its own: no socket wants it."""
+    outcome = case.outcome
+    death = outcome.reply_drop
+    if death is None or outcome.delivered or not no_socket(death.drop) or not is_untranslated(outcome):
+        return None
+    fate = fate_of(outcome)
+    if fate is not Fate.BYPASSED:
+        return _forgotten(case)
+    reason = (
+        f"{_addresses(outcome)}: the reply bypassed the node's translation (where pods share a bridge, "
+        "net.bridge.bridge-nf-call-iptables=0 would do that)"
+    )
+    return _kernel_drop(death, "high", [fate.value], reason)
+
+
+def is_untranslated(outcome: Outcome) -> bool:
+    """Whether the reply that died comes from an address that the client never asked."""
+    if outcome.reply_drop is None or not outcome.session.queries.transmissions:
+        return False
+    asked = {_asked(one) for one in outcome.session.queries.transmissions}
+    return outcome.reply_drop.hop.detail.saddr not in asked
+
+
+def _asked(query: Transmission) -> bytes:
+    """The address that the program sent it to: a query from the node itself is translated before its first hop."""
+    hop = query.hops[0]
+    return hop.detail.ct_original_daddr if is_translated(hop) else hop.detail.daddr
+
+
+def is_late(outcome: Outcome) -> bool:
+    """Whether the client had not waited for it, as far as its patience is known: it asked again, or resolvers do."""
+    return _delay_ns(outcome) >= PATIENCE_NS or _asked_again_before(outcome)
+
+
+def fate_of(outcome: Outcome) -> Fate:
+    """What the reply's hops show, in the namespace in which the query was translated."""
+    death, found = outcome.reply_drop, translation(outcome.session.queries.transmissions)
+    if death is None or found is None:
+        return Fate.UNKNOWN
+    there = [hop for hop in (*death.before, death.hop) if hop.netns == found[2].netns]
+    if any(_opens_a_connection(hop) for hop in there):
+        return Fate.FORGOTTEN
+    if death.hop.netns == found[2].netns and no_socket(death.drop):
+        # It was taken in there, for which it had to pass the connection table.
+        return Fate.FORGOTTEN
+    return Fate.BYPASSED if any(hop.event == TX for hop in there) else Fate.UNKNOWN
+
+
+def _opens_a_connection(reply: Sighting) -> bool:
+    """Whether the connection table takes it for the first packet of a connection from the server to the client."""
+    detail = reply.detail
+    own = (detail.ct_original_saddr, detail.ct_original_sport) == (detail.saddr, detail.sport)
+    return is_tracked(reply) and detail.ct_info < REPLY_CT_INFO and own
+
+
+def _late_untranslated(case: Case) -> Cause:
+    outcome = case.outcome
+    death, fate = outcome.reply_drop, fate_of(outcome)
+    assert death is not None  # noqa: S101  both callers have seen to it
+    evidence = [death_words(death), f"it was not translated back: {_addresses(outcome)}"]
+    evidence += [] if fate is Fate.UNKNOWN else [fate.value]
+    if _asked_again_before(outcome):
+        evidence.append(f"the client had asked {outcome.attempts} times by then")
+    sure = fate is Fate.FORGOTTEN and _delay_ns(outcome) >= PATIENCE_NS
+    evidence += _endpoint_words(case)
+    return say("LateReply", "high" if sure else "medium", evidence, delay=_delay_words(outcome))
+
+
+def _forgotten(case: Case) -> Cause:
+    """In time, but without a translation: somebody deleted its entry, or it was given up too soon."""
+    outcome = case.outcome
+    death, fate = outcome.reply_drop, fate_of(outcome)
+    assert death is not None  # noqa: S101  both callers have seen to it
+    why = (
+        "the node had forgotten the translation of this lookup, or the reply bypassed it"
+        if fate is Fate.UNKNOWN
+        else "the node had forgotten the translation of this lookup (conntrack entry deleted or timed out)"
+    )
+    evidence = [fate.value, f"it came {_delay_words(outcome)} after the query", *_endpoint_words(case)]
+    return _kernel_drop(death, "medium", evidence, f"{_addresses(outcome)}: {why}")
+
+
+def _kernel_drop(death: Death, confidence: str, evidence: list[str], reason: str) -> Cause:
+    words = [death_words(death), *evidence]
+    return say("KernelDrop", confidence, words, message=death.message, place=place(death.hop), reason=reason)
+
+
+def _addresses(outcome: Outcome) -> str:
+    death, asked = outcome.reply_drop, _asked(outcome.session.queries.transmissions[0])
+    assert death is not None  # noqa: S101  asked of replies that died only
+    source = death.hop.detail.saddr
+    return f"it comes from {address_to_text(source)} and not from {address_to_text(asked)}, which was asked"
+
+
+def _endpoint_words(case: Case) -> list[str]:
+    """What the cluster says of the server: kube-proxy deletes the entries of those that are no endpoints any more."""
+    found = translation(case.outcome.session.queries.transmissions)
+    listed = None if found is None else case.cluster.backends(found[0], case.outcome.session.key.protocol)
+    if found is None or listed is None or found[1] in listed.ready:
+        return []
+    state = "is not ready" if found[1] in listed.not_ready else "is no endpoint of the Service"
+    return [f"{endpoint_to_text(*found[1])} {state} now: kube-proxy deletes the conntrack entries of such"]
+
+
+def _asked_again_before(outcome: Outcome) -> bool:
+    """Whether the client repeated its query before the reply left its server."""
+    death = outcome.reply_drop
+    if death is None:
+        return False
+    sent_ns = (death.before or [death.hop])[0].ts_ns
+    return sum(one.hops[0].ts_ns < sent_ns for one in outcome.session.sent) > 1
+
+
+def _delay_ns(outcome: Outcome) -> int:
+    death, queries = outcome.reply_drop, outcome.session.queries.transmissions
+    return 0 if death is None or not queries else death.hop.ts_ns - queries[0].hops[0].ts_ns
+
+
+def _delay_words(outcome: Outcome) -> str:
+    return f"{_delay_ns(outcome) / SECOND_NS:.3f} s"
