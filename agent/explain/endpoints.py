@@ -66,6 +66,15 @@ def may_have_no_endpoints(case: Case, death: Death) -> bool:
     return not known and knowledge.owns(death.hop.netns, address) is not True and not _asks_api(case, death.hop)
 
 
+def endpoint_words(case: Case, virtual: Endpoint, server: Endpoint) -> list[str]:
+    """What the cluster says of a server that is none of the Service's ready endpoints; nothing of one that is."""
+    listed = case.cluster.backends(virtual, case.outcome.session.key.protocol)
+    if listed is None or not listed.current or server in listed.ready:
+        return []
+    state = "is not ready now" if server in listed.not_ready else "is no endpoint of the Service any more"
+    return [f"{endpoint_to_text(*server)} {state}"]
+
+
 def _asks_api(case: Case, hop: Sighting) -> bool:
     """Whether the API would have told of a Service there."""
     return case.cluster.pod_at(case.outcome.session.key.client.address, _wall_ns(case, hop)) is not None

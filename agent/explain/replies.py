@@ -11,17 +11,18 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from agent.explain import netfilter
-from agent.explain.evidence import came_too_late, death_words, is_tracked, is_translated, no_socket, place
+from agent.explain.endpoints import endpoint_words
+from agent.explain.evidence import came_too_late, death_words, is_tracked, no_socket, place
 from agent.explain.verdict import say
+from agent.session.addressed import asked_of
 from agent.session.identity import REPLY_CT_INFO
 from agent.session.model import SECOND_NS
 from agent.session.outcome import translation
-from agent.session.sighting import TX, address_to_text, endpoint_to_text
+from agent.session.sighting import TX, address_to_text
 
 if TYPE_CHECKING:
     from agent.explain.case import Case
     from agent.explain.verdict import Cause
-    from agent.session.model import Transmission
     from agent.session.outcome import Death, Outcome
     from agent.session.sighting import Sighting
 
@@ -81,14 +82,8 @@ def is_untranslated(outcome: Outcome) -> bool:
     """Whether the reply that died comes from an address that the client never asked."""
     if outcome.reply_drop is None or not outcome.session.queries.transmissions:
         return False
-    asked = {_asked(one) for one in outcome.session.queries.transmissions}
+    asked = {asked_of(one).address for one in outcome.session.queries.transmissions}
     return outcome.reply_drop.hop.detail.saddr not in asked
-
-
-def _asked(query: Transmission) -> bytes:
-    """The address that the program sent it to: a query from the node itself is translated before its first hop."""
-    hop = query.hops[0]
-    return hop.detail.ct_original_daddr if is_translated(hop) else hop.detail.daddr
 
 
 def is_late(outcome: Outcome) -> bool:
@@ -126,7 +121,7 @@ def _late_untranslated(case: Case) -> Cause:
     if _asked_again_before(outcome):
         evidence.append(f"the client had asked {outcome.attempts} times by then")
     sure = fate is Fate.FORGOTTEN and _delay_ns(outcome) >= PATIENCE_NS
-    evidence += _endpoint_words(case)
+    evidence += _deleted_words(case)
     return say("LateReply", "high" if sure else "medium", evidence, delay=_delay_words(outcome))
 
 
@@ -140,7 +135,7 @@ def _forgotten(case: Case) -> Cause:
         if fate is Fate.UNKNOWN
         else "the node had forgotten the translation of this lookup (conntrack entry deleted or timed out)"
     )
-    evidence = [fate.value, f"it came {_delay_words(outcome)} after the query", *_endpoint_words(case)]
+    evidence = [fate.value, f"it came {_delay_words(outcome)} after the query", *_deleted_words(case)]
     return _kernel_drop(death, "medium", evidence, f"{_addresses(outcome)}: {why}")
 
 
@@ -150,20 +145,17 @@ def _kernel_drop(death: Death, confidence: str, evidence: list[str], reason: str
 
 
 def _addresses(outcome: Outcome) -> str:
-    death, asked = outcome.reply_drop, _asked(outcome.session.queries.transmissions[0])
+    death, asked = outcome.reply_drop, asked_of(outcome.session.queries.transmissions[0]).address
     assert death is not None  # noqa: S101  asked of replies that died only
     source = death.hop.detail.saddr
     return f"it comes from {address_to_text(source)} and not from {address_to_text(asked)}, which was asked"
 
 
-def _endpoint_words(case: Case) -> list[str]:
-    """What the cluster says of the server: kube-proxy deletes the entries of those that are no endpoints any more."""
+def _deleted_words(case: Case) -> list[str]:
+    """What may have deleted the entry, by what the cluster says of the server."""
     found = translation(case.outcome.session.queries.transmissions)
-    listed = None if found is None else case.cluster.backends(found[0], case.outcome.session.key.protocol)
-    if found is None or listed is None or found[1] in listed.ready:
-        return []
-    state = "is not ready" if found[1] in listed.not_ready else "is no endpoint of the Service"
-    return [f"{endpoint_to_text(*found[1])} {state} now: kube-proxy deletes the conntrack entries of such"]
+    words = [] if found is None else endpoint_words(case, *found[:2])
+    return [f"{word}: kube-proxy deletes the conntrack entries of such" for word in words]
 
 
 def _asked_again_before(outcome: Outcome) -> bool:

@@ -26,6 +26,7 @@ from agent.explain.evidence import (
     where,
 )
 from agent.explain.findings import View, findings
+from agent.explain.floods import flooded
 from agent.explain.rcodes import (
     attempts_upstream,
     is_error_delivered,
@@ -483,7 +484,7 @@ def left_node(case: Case) -> Cause | None:
     outcome = case.outcome
     if not outcome.left_node or not _unanswered(outcome):
         return None
-    hop = _unanswered_query(outcome).hops[-1]
+    hop = outcome.knowledge.end_of(_unanswered_query(outcome), outcome.session.strangers)
     if outcome.knowledge.lives_here(hop.detail.daddr):
         # Macvlan and the like: the other end shows no arrival, so nobody knows whether it got there.
         return None
@@ -547,7 +548,7 @@ def unknown(case: Case) -> Cause | None:
     """The last hop is all there is."""
     legs = (("reply", case.outcome.session.replies), ("query", case.outcome.session.queries))
     message, leg = next((name, leg) for name, leg in legs if leg.transmissions)
-    hop = leg.transmissions[-1].hops[-1]
+    hop = case.outcome.knowledge.end_of(leg.transmissions[-1], case.outcome.session.strangers)
     return say("Unknown", "low", [f"last sighting: {where(hop)}"], message=message, place=where(hop))
 
 
@@ -589,6 +590,7 @@ RULES: tuple[Callable[[Case], Cause | None], ...] = (
     kernel_drop,
     proxied.refused_where_it_came,
     told_by_icmp,
+    flooded,
     # At the server or beyond.
     of_outcome(unusable_reply),
     upstream_tcp_unavailable,

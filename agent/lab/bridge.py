@@ -1,4 +1,4 @@
-"""Pods on one bridge of the node, with addresses of one subnet, as the bridge CNI plugin wires them; IPv4 only.
+"""Pods on one bridge of the node, with addresses of one subnet, as the bridge CNI plugin wires them.
 
     with bridged(lab) as network:
         lab.clients[0].ask("redis-master.default.svc.cluster.local")
@@ -17,7 +17,7 @@ from agent.lab import namespaces
 from agent.lab.conntrack_faults import service_of
 from agent.lab.faults import UnsupportedFaultError
 from agent.lab.processes import wait_until
-from agent.lab.wiring import GATEWAY
+from agent.lab.wiring import GATEWAY, GATEWAY6
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 BRIDGE = "cni0"
 BRIDGE_MAC = "02:00:00:00:08:01"
-BRIDGE_ADDRESS = "10.244.8.1"
-ADDRESS = "10.244.8.{}"
-PREFIX = 24
+BRIDGE_ADDRESS, BRIDGE_ADDRESS6 = "10.244.8.1", "fd00:10:244:8::1"
+ADDRESS, ADDRESS6 = "10.244.8.{}", "fd00:10:244:8::{}"
+PREFIX, PREFIX6 = 24, 64
 FIRST_CLIENT, SERVER = 10, 53
-CALL_IPTABLES = "net/bridge/bridge-nf-call-iptables"
+CALL_IPTABLES = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,23 @@ class BridgeNetwork:
 
     node: Pod
     server: str
-    """The address of the lab's first server on the bridge; the Service has no other one."""
-    addresses: Mapping[str, str]
-    """By pod's name."""
+    server6: str
+    """The addresses of the lab's first server on the bridge; the Service has no other ones."""
+    addresses: Mapping[str, tuple[str, str]]
+    """By pod's name: IPv4 and IPv6."""
+
+    @contextmanager
+    def torn_down(self, pod: Pod) -> Iterator[None]:
+        """Take a pod off the bridge, which forgets it; who has sent to it still knows its link-layer address.
+
+        The pod itself stays, as the lab goes on to need it.
+        """
+        _ip(self.node, f"link set {pod.node_interface} nomaster")
+        try:
+            yield
+        finally:
+            _ip(self.node, f"link set {pod.node_interface} master {BRIDGE}")
+            wait_until(lambda: self.node.gets_reply_from(self.server), f"{pod.name} to be back on {BRIDGE}")
 
     def flood(self) -> None:
         """Let the bridge forget and never learn who is where: each frame goes to all."""
@@ -72,7 +86,7 @@ def bridged(lab: Lab, *, translated_back: bool) -> Iterator[BridgeNetwork]:
                 _move(lab.node, pod, network.addresses[pod.name])
             lab.servers[0].kill()
             lab.servers[0].start()
-            with service_of(lab, [(network.server, lab.servers[0].address6)]):
+            with service_of(lab, [(network.server, network.server6)]):
                 wait_until(lambda: _carries_queries(lab, network), f"the bridge {BRIDGE} to carry queries")
                 yield network
         finally:
@@ -83,34 +97,44 @@ def bridged(lab: Lab, *, translated_back: bool) -> Iterator[BridgeNetwork]:
 
 
 def _network(lab: Lab) -> BridgeNetwork:
-    clients = {client.name: ADDRESS.format(number) for number, client in enumerate(lab.clients, FIRST_CLIENT)}
-    server = ADDRESS.format(SERVER)
-    return BridgeNetwork(lab.node, server, {**clients, lab.servers[0].name: server})
+    numbers = {client.name: number for number, client in enumerate(lab.clients, FIRST_CLIENT)}
+    numbers[lab.servers[0].name] = SERVER
+    addresses = {name: (ADDRESS.format(number), ADDRESS6.format(number)) for name, number in numbers.items()}
+    return BridgeNetwork(lab.node, ADDRESS.format(SERVER), ADDRESS6.format(SERVER), addresses)
 
 
 def _carries_queries(lab: Lab, network: BridgeNetwork) -> bool:
     """Whether they get to the server by both ways, so that nobody has to be asked for an address any more."""
-    return all(client.gets_reply_from(network.server) for client in lab.clients)
+    return all(client.gets_reply_from(one) for client in lab.clients for one in (network.server, network.server6))
 
 
 def _create(node: Pod) -> None:
     done = node.run(["ip", "link", "add", BRIDGE, "address", BRIDGE_MAC, "type", "bridge"], check=False)
     if done.returncode != 0:
         raise UnsupportedFaultError(f"no bridge: {done.stderr.strip()}")
-    _ip(node, f"link set {BRIDGE} up", f"addr add {BRIDGE_ADDRESS}/{PREFIX} dev {BRIDGE}")
+    _ip(
+        node,
+        f"link set {BRIDGE} addrgenmode none",
+        f"link set {BRIDGE} up",
+        f"addr add {BRIDGE_ADDRESS}/{PREFIX} dev {BRIDGE}",
+        f"addr add {BRIDGE_ADDRESS6}/{PREFIX6} dev {BRIDGE} nodad",
+    )
 
 
-def _move(node: Pod, pod: Pod, address: str) -> None:
-    device = pod.interface
+def _move(node: Pod, pod: Pod, addresses: tuple[str, str]) -> None:
+    device, (address, address6) = pod.interface, addresses
     _ip(node, f"link set {pod.node_interface} master {BRIDGE}")
     _ip(
         pod,
         f"addr add {address}/{PREFIX} dev {device}",
+        f"addr add {address6}/{PREFIX6} dev {device} nodad",
         f"neigh replace {BRIDGE_ADDRESS} lladdr {BRIDGE_MAC} nud permanent dev {device}",
+        f"neigh replace {BRIDGE_ADDRESS6} lladdr {BRIDGE_MAC} nud permanent dev {device}",
         f"route replace default via {BRIDGE_ADDRESS} dev {device} src {address}",
+        f"route replace ::/0 via {BRIDGE_ADDRESS6} dev {device} src {address6}",
     )
     mac = _mac_of(pod)
-    _ip(node, f"neigh replace {address} lladdr {mac} nud permanent dev {BRIDGE}")
+    _ip(node, *(f"neigh replace {one} lladdr {mac} nud permanent dev {BRIDGE}" for one in addresses))
 
 
 def _mac_of(pod: Pod) -> str:
@@ -118,32 +142,36 @@ def _mac_of(pod: Pod) -> str:
     return words[words.index("link/ether") + 1]
 
 
-def _move_back(pod: Pod, address: str) -> None:
+def _move_back(pod: Pod, addresses: tuple[str, str]) -> None:
     """The port itself leaves the bridge when that is deleted."""
-    device = pod.interface
+    device, (address, address6) = pod.interface, addresses
     _ip(
         pod,
         f"route replace default via {GATEWAY} dev {device}",
+        f"route replace ::/0 via {GATEWAY6} dev {device}",
         f"neigh del {BRIDGE_ADDRESS} dev {device}",
+        f"neigh del {BRIDGE_ADDRESS6} dev {device}",
         f"addr del {address}/{PREFIX} dev {device}",
+        f"addr del {address6}/{PREFIX6} dev {device}",
     )
 
 
 @contextmanager
 def _bridge_calls_iptables(node: Pod, *, wanted: bool) -> Iterator[None]:
     """Set the sysctl; without br_netfilter there is none, and bridged packets are not translated."""
-    path = namespaces.SYSCTLS / CALL_IPTABLES
-    if not namespaces.call_inside(node.name, path.exists):
+    if not namespaces.call_inside(node.name, (namespaces.SYSCTLS / CALL_IPTABLES[0]).exists):
         if wanted:
             raise UnsupportedFaultError("br_netfilter is not loaded")
         yield
         return
-    before = namespaces.call_inside(node.name, path.read_text)
-    namespaces.set_sysctls(node.name, {CALL_IPTABLES: str(int(wanted))})
+    before = namespaces.call_inside(
+        node.name, lambda: {key: (namespaces.SYSCTLS / key).read_text() for key in CALL_IPTABLES}
+    )
+    namespaces.set_sysctls(node.name, dict.fromkeys(CALL_IPTABLES, str(int(wanted))))
     try:
         yield
     finally:
-        namespaces.set_sysctls(node.name, {CALL_IPTABLES: before})
+        namespaces.set_sysctls(node.name, before)
 
 
 def _ip(pod: Pod, *commands: str) -> None:

@@ -28,6 +28,23 @@ HOOKS = {
     "ip6_xmit": "OUTPUT",  # TCP
     "raw_sendmsg": "OUTPUT",  # sockets that write the IP header themselves
     "rawv6_sendmsg": "OUTPUT",
+    # br_netfilter shows bridged packets to the hooks of IP (net/bridge/br_netfilter_hooks.c, br_netfilter_ipv6.c). A
+    # function that the compiler has merged into its caller is found by that.
+    "br_nf_pre_routing": "PREROUTING",
+    "br_nf_pre_routing_ipv6": "PREROUTING",
+    "br_nf_local_in": "INPUT",
+    "br_nf_forward_ip": "FORWARD",
+    "br_nf_forward": "FORWARD",
+    "br_nf_post_routing": "POSTROUTING",
+    # The bridge's own hooks (net/bridge/br_input.c, br_forward.c). Behind br_netfilter it goes on from these.
+    "br_handle_frame": "bridge PREROUTING",
+    "br_pass_frame_up": "bridge INPUT",
+    "__br_forward": "bridge FORWARD",
+    "br_nf_forward_finish": "bridge FORWARD",
+    "br_forward_finish": "bridge POSTROUTING",
+    "br_nf_pre_routing_finish": "bridge PREROUTING",
+    "br_nf_pre_routing_finish_ipv6": "bridge PREROUTING",
+    "br_nf_hook_thresh": "bridge",
     "__netif_receive_skb_core": "netdev ingress",
     "__dev_queue_xmit": "netdev egress",
 }
@@ -92,8 +109,9 @@ class Kernel(NamedTuple):
 
     def _hook(self, sighting: Sighting) -> str | None:
         # A return address just behind the last call of a function belongs to the next one, hence the -1.
-        names = [self.symbol(address - 1) for address in sighting.stack]
-        if "nf_hook_slow" not in names and not any(name and name.startswith("nft_do_chain") for name in names):
+        # The compiler's own pieces of a function (`.part.0`, `.isra.0`) count as it.
+        names = [(self.symbol(address - 1) or "").partition(".")[0] for address in sighting.stack]
+        if "nf_hook_slow" not in names and not any(name.startswith("nft_do_chain") for name in names):
             return None
         return next((HOOKS[name] for name in names if name in HOOKS), None)
 

@@ -23,10 +23,28 @@ MAX_SERVERS = 64
 MAX_SERVICES = 64
 MAX_BACKENDS = 1024
 KEPT_LOSSES = 1024
+OTHER_HOST = "OTHERHOST"
 WINDOW_NS = 60_000_000_000
 MAX_REFUSED = 1024
 PORT_UNREACHABLE = frozenset({(4, 3, 3), (6, 1, 4)})
 """ICMP errors by IP version, type and code (RFC 792, RFC 4443 3.1)."""
+
+
+def _other_end(hops: list[Sighting], index: int) -> Sighting | None:
+    """The departure that this arrival belongs to: of the same sk_buff, as a bridge sends several before one arrives.
+
+    Else the one just before: some devices hand over a copy.
+    """
+    arrival = hops[index]
+    same = (hop for hop in reversed(hops[:index]) if hop.event == TX and hop.skb == arrival.skb)
+    before = hops[index - 1] if index and hops[index - 1].event == TX else None
+    return next(same, before)
+
+
+def _last_departures(hops: list[Sighting]) -> list[Sighting]:
+    """Those behind which it was not seen arriving or dying any more."""
+    start = next((index for index in range(len(hops), 0, -1) if hops[index - 1].event != TX), 0)
+    return hops[start:]
 
 
 class Losses:
@@ -124,9 +142,13 @@ class Knowledge:
     def is_innocent(self, sighting: Sighting) -> bool:
         """Whether this drop is no loss: a frame for another host is one only where the address really lives."""
         drop = self.kernel.describe(sighting)
-        if drop.reason == "OTHERHOST":
+        if drop.reason == OTHER_HOST:
             return self.owns(sighting.netns, sighting.detail.daddr) is not True
         return drop.innocent
+
+    def is_for_another_host(self, drop: Sighting) -> bool:
+        """Whether the kernel says of a frame that it is for another host (net/ipv4/ip_input.c)."""
+        return self.kernel.describe(drop).reason == OTHER_HOST
 
     def learn_server(self, reply: Sighting, detail: Detail) -> None:
         """Take note of who sent a reply, and from which address."""
@@ -191,15 +213,14 @@ class Knowledge:
 
     def _learn_path(self, one: Transmission) -> None:
         came_in: set[int] = set()
-        left: Sighting | None = None
-        for hop in one.hops:
+        for index, hop in enumerate(one.hops):
             if hop.event == RX:
                 came_in.add(hop.netns)
+                left = _other_end(one.hops, index)
                 if left is not None:
                     self.linked.add((left.netns, left.ifindex))
             elif hop.event == TX and hop.netns in came_in:
                 self.forwarding.add(hop.netns)
-            left = hop if hop.event == TX else None
         self.receiving |= came_in
 
     def _learn_passing(self, session: Session) -> None:
@@ -246,6 +267,41 @@ class Knowledge:
     def leaves_node(self, last: Sighting) -> bool:
         """Whether a packet last seen at this hop is beyond this node."""
         return last.event == TX and (last.netns, last.ifindex) not in self.linked
+
+    def bystanders(self, one: Transmission, strangers: set[tuple[int, int]]) -> list[Sighting]:
+        """Arrivals of a copy where it was not meant for: a bridge flooded it. They are no part of its way."""
+        if not strangers:
+            return []
+        arrivals = (hop for hop in one.hops if hop.event == RX and (hop.netns, hop.ifindex) in strangers)
+        return [hop for hop in arrivals if self.owns(hop.netns, hop.detail.daddr) is not True]
+
+    def end_of(self, one: Transmission, strangers: set[tuple[int, int]]) -> Sighting:
+        """The last hop of its way. Of what was flooded: where it left the node, if it did, else where that began."""
+        others = self.bystanders(one, strangers)
+        if not others:
+            return one.hops[-1]
+        way = [hop for hop in one.hops if hop not in others]
+        flood = _last_departures(way)
+        out = self._way_out(flood)
+        if out is not None:
+            return out
+        starts_here = flood and self.leaves_node(flood[0])
+        return flood[0] if starts_here or len(flood) == len(way) else way[-len(flood) - 1]
+
+    def has_left_node(self, one: Transmission, strangers: set[tuple[int, int]]) -> bool:
+        """Whether it was last seen leaving by a device that has no other end on this node."""
+        others = self.bystanders(one, strangers)
+        if not others:
+            return self.leaves_node(one.hops[-1])
+        return self._way_out(_last_departures([hop for hop in one.hops if hop not in others])) is not None
+
+    def _way_out(self, flood: list[Sighting]) -> Sighting | None:
+        """Of a packet's departures at one time that by which it left the node."""
+        for index, hop in enumerate(flood):
+            # What a bridge itself sends is seen again at one of its ports.
+            if self.leaves_node(hop) and all(later.skb != hop.skb for later in flood[index + 1 :]):
+                return hop
+        return None
 
     def died(self, one: Transmission, end: int | None) -> Drop | None:
         """How a copy died, if it did: a drop with no later hop, and no other copy of it at its end before."""

@@ -233,6 +233,9 @@ class Session:
     """Closed because the agent, or the capture, ends."""
     interrupted_ns: int = 0
     """When that was."""
+    strangers: set[tuple[int, int]] = field(default_factory=set)
+    """Devices (namespace, index) at which the kernel said of its frames that they were for another host: a bridge that
+    does not know where a host is gives its frames to all."""
 
     def __post_init__(self) -> None:
         self.last_ns = self.first_ns

@@ -242,7 +242,8 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         reply_drop=reply_drop,
         upstream_drop=upstream_death(session, knowledge, there, reply),
         delivered=delivered,
-        left_node=there is None and any(knowledge.leaves_node(one.hops[-1]) for one in session.queries.transmissions),
+        left_node=there is None
+        and any(knowledge.has_left_node(one, session.strangers) for one in session.queries.transmissions),
         lossy=lossy,
         knowledge=knowledge,
         unasked=unasked,
@@ -374,7 +375,7 @@ def server_netns(session: Session, knowledge: Knowledge, reply: Transmission | N
     replied = next((hop.netns for hop in _origins(replies)), None)
     if replied is not None or replies:
         return replied
-    ends = (one.hops[-1] for one in session.queries.transmissions)
+    ends = (knowledge.end_of(one, session.strangers) for one in session.queries.transmissions)
     end = next((hop.netns for hop in ends if _is_end(hop, session, knowledge)), None)
     return _owner(session, knowledge) if end is None else end
 
@@ -412,7 +413,7 @@ def query_bits(session: Session, knowledge: Knowledge, home: int | None, there: 
     """SQ and CQ."""
     queries = session.queries.transmissions
     bits = SQ if home is not None and any(hop.netns == home for one in queries for hop in one.hops) else 0
-    return bits | CQ if any(reached(one, knowledge, there) for one in queries) else bits
+    return bits | CQ if any(reached(one, session, knowledge, there) for one in queries) else bits
 
 
 def with_proven(seen: int, session: Session, home: int | None, *, delivered: bool) -> int:
@@ -430,11 +431,10 @@ def with_proven(seen: int, session: Session, home: int | None, *, delivered: boo
     return bits | SR if bits & CR and home is not None and delivered else bits
 
 
-def reached(query: Transmission, knowledge: Knowledge, there: int | None) -> bool:
+def reached(query: Transmission, session: Session, knowledge: Knowledge, there: int | None) -> bool:
     """Whether a copy of the query got to the server; beyond the node, whether it left towards it."""
-    last = query.hops[-1]
     if there is None:
-        return knowledge.leaves_node(last)
+        return knowledge.has_left_node(query, session.strangers)
     drop = knowledge.died(query, there)
     return bool(query.arrivals(there)) and (drop is None or drop.at_socket)
 
@@ -503,6 +503,8 @@ def is_delivered(session: Session, knowledge: Knowledge, home: int | None, *, lo
         return bool(alive)
     if any(one.arrivals(home) for one in alive):
         return True
+    # What a bridge gave to others, and not to the client, is not on its way to it.
+    alive = [one for one in alive if not knowledge.bystanders(one, session.strangers)]
     if home not in knowledge.receiving:
         return any(_is_last_word(one, session) for one in alive)
     return not lossy and any(_is_last_word(one, session) and not knowledge.goes_on(one, home) for one in alive)

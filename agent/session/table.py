@@ -37,6 +37,7 @@ MAX_SAME_QUESTION = 256
 """Open sessions with one question that an upstream query is compared with."""
 MAX_RECENT = 256
 MAX_EARLY_ERRORS = 64
+MAX_STRANGERS = 64
 EARLY_NS = 10_000_000
 """How long an ICMP error waits for the first sighting of the packet that it quotes. A rule that refuses what a program
 of its own namespace sends has the error on its way before the packet dies, and that death is all that is seen of it."""
@@ -131,6 +132,8 @@ class SessionTable:
             self._advance(now_ns)
         if sighting.event == DROP and self.knowledge.is_innocent(sighting):
             self.counts.innocent_drops += 1
+            if self.knowledge.is_for_another_host(sighting):
+                self._note_stranger(sighting)
         elif sighting.flags & ICMP:
             self._observe_error(sighting)
         elif sighting.protocol == TCP:
@@ -217,6 +220,13 @@ class SessionTable:
             self._early_errors.append(error)
         else:
             session.add_error(error)
+
+    def _note_stranger(self, drop: Sighting) -> None:
+        """TCP segments have no number: they are known by their ends."""
+        found = self._by_message.get(drop.message)
+        session = found[0] if found is not None else self._quoted(drop)
+        if session is not None and len(session.strangers) < MAX_STRANGERS:
+            session.strangers.add((drop.netns, drop.ifindex))
 
     def _quoted(self, error: Sighting) -> Session | None:
         return next((one for one in self._recent() if _quotes(error, one)), None)
@@ -674,7 +684,7 @@ class SessionTable:
 
 
 def _quotes(error: Sighting, session: Session) -> bool:
-    """Whether an ICMP error quotes a packet between the same ends."""
+    """Whether an ICMP error quotes a packet between the same ends, or the record is of one."""
     detail = error.detail
     ends = Endpoint(detail.saddr, detail.sport), Endpoint(detail.daddr, detail.dport)
     return session.key.client in ends and session.key.protocol == error.protocol

@@ -86,6 +86,10 @@ SYMBOLS = (
     "ip_error",
     "neigh_invalidate",
     "veth_xdp_rcv_skb",
+    "br_nf_forward_ip.part.0",
+    "br_nf_forward",
+    "__br_forward",
+    "__netif_receive_skb_core",
 )
 TEXT = 0xFFFFFFFF81000000
 ADDRESSES = {name: TEXT + 0x1000 * index for index, name in enumerate(SYMBOLS, start=1)}

@@ -49,7 +49,7 @@ def slow_server_behind_a_policy(lab: Lab) -> Iterator[None]:
 
 @contextmanager
 def slow_server_on_a_bridge(lab: Lab) -> Iterator[None]:
-    with bridged(lab, translated_back=True) as network, scripted(lab.servers[0], network.server):
+    with bridged(lab, translated_back=True) as network, scripted(lab.servers[0], network.server, network.server6):
         yield
 
 
@@ -196,7 +196,7 @@ def on_a_bridge() -> Iterator[Case]:
     yield Case(
         fault="bridge, translation deleted, reply 5 s late",
         code="LateReply",
-        inject=injected(gives_up, pod_of, (VIP,)),
+        inject=injected(gives_up, pod_of),
         setup=slow_server_on_a_bridge,
         last_hop=at_client,
         says=("not translated back", "no entry for it any more"),
@@ -208,7 +208,7 @@ def on_a_bridge() -> Iterator[Case]:
         code="KernelDrop",
         confidence="medium",
         limit=UNLIKELY,
-        inject=injected(waits, pod_of, (VIP,)),
+        inject=injected(waits, pod_of),
         setup=slow_server_on_a_bridge,
         last_hop=at_client,
         says=("had forgotten the translation",),

@@ -1,0 +1,57 @@
+"""Frames that a bridge gave to all its ports, because it does not know any more where their destination is.
+
+That is so when a pod was torn down and its neighbours still know its link-layer address: its port is gone, and what the
+bridge had learned of it. Every pod on the bridge then sees the packet arrive, and its kernel drops it as another host's
+(PACKET_OTHERHOST). That it arrived there is no arrival.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.explain.endpoints import endpoint_words
+from agent.explain.evidence import place, where
+from agent.explain.verdict import say
+from agent.session.outcome import translation
+from agent.session.sighting import RX, address_to_text
+
+if TYPE_CHECKING:
+    from agent.explain.case import Case
+    from agent.explain.verdict import Cause
+    from agent.session.model import Transmission
+
+
+def flooded(case: Case) -> Cause | None:
+    """It was given to all, and it was nobody's."""
+    outcome = case.outcome
+    if outcome.delivered or case.deaths or outcome.left_node:
+        return None
+    message, one = _last(case)
+    others = outcome.knowledge.bystanders(one, outcome.session.strangers)
+    if not others or _came_home(case, one):
+        return None
+    end = outcome.knowledge.end_of(one, outcome.session.strangers)
+    namespaces = len({hop.netns for hop in others})
+    came_to = "1 network namespace" if namespaces == 1 else f"{namespaces} network namespaces"
+    evidence = [
+        f"last sighting on its way: {where(end)}",
+        f"a bridge gave it to all its ports: it came to {came_to}, all for another host, and to none with that address",
+    ]
+    found = translation(outcome.session.queries.transmissions)
+    gone = [] if found is None or message == "reply" else endpoint_words(case, *found[:2])
+    destination = address_to_text(others[-1].detail.daddr)
+    confidence = "high" if gone else "medium"
+    return say(
+        "NeighbourFailure", confidence, [*evidence, *gone], message=message, place=place(end), destination=destination
+    )
+
+
+def _last(case: Case) -> tuple[str, Transmission]:
+    replies, queries = case.outcome.session.replies.transmissions, case.outcome.session.queries.transmissions
+    return ("reply", replies[-1]) if replies else ("query", queries[-1])
+
+
+def _came_home(case: Case, one: Transmission) -> bool:
+    """Whether a copy came to who has the address as well."""
+    owns = case.outcome.knowledge.owns
+    return any(owns(hop.netns, hop.detail.daddr) for hop in one.hops if hop.event == RX)
