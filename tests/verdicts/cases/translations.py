@@ -66,7 +66,7 @@ def gives_up(injection: Injection, asker: Asker, vips: Sequence[str]) -> list[Lo
 
 def asks_again(injection: Injection, asker: Asker, vips: Sequence[str]) -> list[Lost]:
     """The client asks again after a moment, and closes its socket."""
-    return _asks_twice(injection, asker, vips, 400, 0.1)
+    return _asks_twice(injection, asker, vips, 1500, 0.1)
 
 
 def _asks_twice(
