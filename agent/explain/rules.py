@@ -437,7 +437,7 @@ def told_by_icmp(case: Case) -> Cause | None:
             continue
         detail = error.detail
         verdict = ICMP_VERDICTS.get((error.family, detail.icmp_type, detail.icmp_code))
-        if verdict is None:
+        if verdict is None or _is_about_a_reply(error, outcome):
             continue
         code, confidence = verdict
         evidence = []
@@ -458,6 +458,12 @@ def told_by_icmp(case: Case) -> Cause | None:
             reason=icmp_words(error),
         )
     return None
+
+
+def _is_about_a_reply(error: Sighting, outcome: Outcome) -> bool:
+    """Whether it was a reply that could not be delivered: that comes of what went wrong before."""
+    asking = [outcome.session, *outcome.exchanges]
+    return Endpoint(error.detail.daddr, error.detail.dport) in {one.key.client for one in asking}
 
 
 def server_no_reply(case: Case) -> Cause | None:

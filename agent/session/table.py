@@ -415,8 +415,10 @@ class SessionTable:
                 wire = one.wire
                 break
         if response and sighting.flags & ORIGIN and not session.replies.transmissions and session.inner is None:
-            self._find_asked_meanwhile(session, sighting)
-            self._mend_guess(session, sighting, wire)
+            same = self._by_question[session.key.question]
+            if len(same) > 1:
+                self._find_asked_meanwhile(session, sighting, list(islice(same, MAX_SAME_QUESTION)))
+                self._mend_guess(session, sighting, wire)
         found = (session, response, wire)
         if sighting.message:
             self._by_message[sighting.message] = found
@@ -579,14 +581,10 @@ class SessionTable:
         elif self._refreshes(session, sighting, self._recent()):
             session.background = Background.REFRESH
 
-    def _find_asked_meanwhile(self, session: Session, reply: Sighting) -> None:
+    def _find_asked_meanwhile(self, session: Session, reply: Sighting, same: list[Session]) -> None:
         """Who replies has asked for it: what looked like a client's own lookup before is known now."""
-        same = self._by_question[session.key.question]
-        if len(same) < 2:  # noqa: PLR2004  itself
-            return
         confirmed = stages.confirm_guesses(session, reply)
-        oldest = list(islice(same, MAX_SAME_QUESTION))
-        asked = stages.asked_meanwhile(session, reply, oldest)
+        asked = stages.asked_meanwhile(session, reply, same)
         for one in (*confirmed, *asked):
             first = one.queries.transmissions[0].hops[0]
             if proxies.asks_what_it_took(session, first):
@@ -594,8 +592,7 @@ class SessionTable:
         if not asked:
             return
         others = any(
-            one is not session and one not in asked and upstream.is_waiting(one, reply, self.knowledge)
-            for one in oldest
+            one is not session and one not in asked and upstream.is_waiting(one, reply, self.knowledge) for one in same
         )
         for one in asked[:1] if others else asked:
             self._attach(session, one, ambiguous=others)
@@ -636,7 +633,8 @@ class SessionTable:
             session.keys.append(key)
 
     def _judge(self, session: Session, end_ns: int) -> Outcome:
-        session.ambiguous |= any(one.guessed for one in session.upstream)
+        if session.upstream:
+            session.ambiguous |= any(one.guessed for one in session.upstream)
         return judge(session, self.knowledge, self._losses.during(session.first_ns, max(end_ns, session.last_ns)))
 
     def _close(self, session: Session, outcome: Outcome) -> None:

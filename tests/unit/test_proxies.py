@@ -19,6 +19,7 @@ from tests.unit.conftest import (
     HOST6,
     MS,
     NODE,
+    POD,
     POD6,
     SECOND,
     START,
@@ -554,6 +555,16 @@ def test_what_the_proxy_asks_may_be_refused_before_it_has_a_device(world, how):
     refused = dropped(onward(lookup, how).query(start + 100 * US), 1, stack=("nf_hook_slow", "__ip_local_out"))[1]
     (one, *_) = application(world.outcomes(lookup.query(start), [replace(refused, ifindex=0, ifname=b"")]))
     assert (cause(one).code, masks(one)[:2]) == ("PolicyDrop", ("Failed", 5))
+
+
+def test_a_late_reply_that_the_proxys_closed_port_refuses_is_no_missing_listener(world):
+    lookup = taken("pod")
+    ask = onward(lookup)
+    late = dropped(ask.reply(START + 4 * SECOND), 4, "NO_SOCKET", "__udp4_lib_rcv")
+    error = icmp(late[-1], 3, 3, POD[0])
+    outcomes = world.outcomes(lookup.query(), ask.query(START + 100 * US), late, [error])
+    (one,) = application(outcomes)
+    assert cause(one).code == "UpstreamTimeout"
 
 
 # A server of the node behind a Service's address is no proxy
