@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain.answers import (
+    PLAIN_UDP,
     alias_to_nowhere,
     answered_by_search_domain,
     larger_than_offered,
@@ -16,6 +17,7 @@ from agent.explain.names import addresses, contradiction, service_name, why_not_
 from agent.session.addressed import times_asked
 from agent.session.outcome import FR, NOERROR, NXDOMAIN
 from agent.session.sighting import V4_MAPPED, address_to_text
+from agent.wire.extended_errors import OPTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +61,20 @@ def findings(view: View) -> list[Finding]:
     if view.outcome.session.connecting or (reply is not None and reply.wire.summary.flags & OPCODE):
         # What is remarked of names holds for queries alone.
         return plain
-    return plain + [found for look in LOOKS if (found := look(view)) is not None]
+    looks = (*LOOKS, *RARE) if _is_out_of_the_ordinary(view.outcome) else LOOKS
+    return plain + [found for look in looks if (found := look(view)) is not None]
+
+
+def _is_out_of_the_ordinary(outcome: Outcome) -> bool:
+    """Whether any of the rare remarks can hold: one look at what most lookups do not have, instead of one for each."""
+    session, reply = outcome.session, outcome.reply
+    return (
+        outcome.contradicted is not None
+        or bool(session.stem)
+        or bool(session.upstream)
+        or len(session.replies.transmissions) > 1
+        or (reply is not None and (reply.wire.length_bytes > PLAIN_UDP or OPTION in reply.wire.payload))
+    )
 
 
 def _upstream_retried(outcome: Outcome) -> bool:
@@ -240,6 +255,8 @@ LOOKS: tuple[Callable[[View], Finding | None], ...] = (
     _headless_too_large,
     _node_local_bypassed,
     _server_imbalance,
+)
+RARE: tuple[Callable[[View], Finding | None], ...] = (
     _servers_disagree,
     _contradictory_answers,
     _larger_than_offered,

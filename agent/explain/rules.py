@@ -100,7 +100,7 @@ def _cause(case: Case) -> Cause | None:
         outcome.status is Status.SUCCEEDED
         and not case.deaths
         and not lost_attempt(outcome)
-        and spoken_error(outcome) is None
+        and (len(outcome.session.replies.transmissions) < 2 or spoken_error(outcome) is None)  # noqa: PLR2004
     ):
         return None
     cause = next((cause for rule in RULES if (cause := rule(case)) is not None), None)

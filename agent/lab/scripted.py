@@ -11,6 +11,11 @@ What it understands:
     silent          nothing
     aaaa-silent     nothing to AAAA, `ok` to the rest
     once-lost       nothing to the first query for each name and type, `ok` to the next
+    once-servfail   SERVFAIL to the first query for each name and type, `ok` to the next
+    garbled         FORMERR by a header alone, which says that a question follows
+    other-id        `ok`, with another transaction id
+    other-question  `ok`, for another name
+    elsewhere       over UDP: `ok`, from another of its addresses of that family
     late-N          over UDP: `ok`, N milliseconds later
     short-N         NXDOMAIN to a name of more than N labels, as a search list makes them, `ok` to others
     truncated       TC over UDP, `ok` over TCP
@@ -60,6 +65,9 @@ PORT = 53
 UDP_SIZE = 1232
 SERVER_COOKIE = bytes(range(8))
 EXTENDED_ERROR = dns.edns.EDEOption(dns.edns.EDECode.NETWORK_ERROR, "as the name asked for")
+GARBLED = struct.pack("!5H", 0x8181, 1, 0, 0, 0)
+UNUSABLE = frozenset({"garbled", "other-id", "other-question"})
+OTHER_NAME = "other.example.net."
 TTL = 30
 A, AAAA = "192.0.2.1", "2001:db8::1"
 RECORD_BYTES = 12
@@ -119,6 +127,8 @@ class Script:
     """Makes replies."""
 
     always: str = ""
+    sockets: list[asyncio.DatagramTransport] = field(default_factory=list)
+    """Of UDP, in the order of the addresses."""
     lost: set[tuple[bytes, int]] = field(default_factory=set)
 
     def word(self, query: dns.message.Message) -> str:
@@ -133,15 +143,17 @@ class Script:
     def reply(self, query: dns.message.Message, *, tcp: bool) -> bytes | None:
         """The reply as octets; None for none."""
         word = self.word(query)
-        if word == "silent" or (word == "aaaa-silent" and query.question[0].rdtype == dns.rdatatype.AAAA):
-            return None
-        if word == "once-lost" and self._is_first(query):
+        if word in UNUSABLE:
+            return self._unusable(query, word)
+        if self._is_silent(query, word):
             return None
         if word.startswith("size-"):
             return reply_of_size(query, int(word.removeprefix("size-")))
         reply = self._dressed(query)
         if word in RCODES:
             reply.set_rcode(RCODES[word])
+        elif word == "once-servfail" and self._is_first(query):
+            reply.set_rcode(dns.rcode.SERVFAIL)
         elif word.startswith("short-") and _label_count(query) > int(word.removeprefix("short-")):
             reply.set_rcode(dns.rcode.NXDOMAIN)
         elif word == "badvers":
@@ -154,6 +166,22 @@ class Script:
             reply.flags |= dns.flags.TC
         else:
             reply.answer = _answer(query)
+        return reply.to_wire()
+
+    def _is_silent(self, query: dns.message.Message, word: str) -> bool:
+        if word == "aaaa-silent":
+            return query.question[0].rdtype == dns.rdatatype.AAAA
+        return word == "silent" or (word == "once-lost" and self._is_first(query))
+
+    def _unusable(self, query: dns.message.Message, word: str) -> bytes:
+        """A reply that no client takes."""
+        if word == "garbled":
+            return query.id.to_bytes(2) + GARBLED
+        if word == "other-question":
+            query = dns.message.make_query(OTHER_NAME, query.question[0].rdtype, id=query.id)
+        reply = self._dressed(query)
+        reply.id ^= word == "other-id"
+        reply.answer = _answer(query)
         return reply.to_wire()
 
     def _is_first(self, query: dns.message.Message) -> bool:
@@ -226,6 +254,7 @@ class Datagrams(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep what replies are sent by."""
         self.transport = cast("asyncio.DatagramTransport", transport)
+        self.script.sockets.append(self.transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """Answer; what is no DNS query is none of ours."""
@@ -235,10 +264,20 @@ class Datagrams(asyncio.DatagramProtocol):
             if reply is None:
                 return
             late_seconds = self.script.late_seconds(query)
+            sender = self._other() if self.script.word(query) == "elsewhere" else self.transport
             if late_seconds:
-                asyncio.get_running_loop().call_later(late_seconds, self.transport.sendto, reply, addr)
+                asyncio.get_running_loop().call_later(late_seconds, sender.sendto, reply, addr)
             else:
-                self.transport.sendto(reply, addr)
+                sender.sendto(reply, addr)
+
+    def _other(self) -> asyncio.DatagramTransport:
+        """Another socket of this one's family."""
+        family = _family(self.transport)
+        return next(one for one in self.script.sockets if one is not self.transport and _family(one) == family)
+
+
+def _family(transport: asyncio.DatagramTransport) -> int:
+    return int(transport.get_extra_info("socket").family)
 
 
 async def serve_connection(script: Script, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
