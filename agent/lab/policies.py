@@ -42,6 +42,7 @@ class Denial:
     ipv6: bool = False
     verdict: Verdict = "drop"
     protocol: Literal["udp", "tcp"] = "udp"
+    port: int = 53
 
 
 @contextmanager
@@ -177,7 +178,7 @@ def _program(variant: str, *, ipv6: bool) -> str:
 @contextmanager
 def _iptables_rule(pod: Pod, denial: Denial) -> Iterator[None]:
     program = _program(denial.tool, ipv6=denial.ipv6)
-    match = ["-p", denial.protocol, f"--{PORTS[denial.message]}", "53"]
+    match = ["-p", denial.protocol, f"--{PORTS[denial.message]}", str(denial.port)]
     with _iptables(pod, program, denial.table, denial.hook, *match, "-j", denial.verdict.upper()):
         yield
 
@@ -194,7 +195,7 @@ def _iptables(pod: Pod, program: str, table: str, chain: str, *rule: str) -> Ite
 @contextmanager
 def _nft_rule(pod: Pod, denial: Denial) -> Iterator[None]:
     base = f"type filter hook {denial.hook.lower()} priority {PRIORITIES[denial.table]}; policy accept;"
-    match = f"meta nfproto {'ipv6' if denial.ipv6 else 'ipv4'} {denial.protocol} {PORTS[denial.message]} 53"
+    match = f"meta nfproto {'ipv6' if denial.ipv6 else 'ipv4'} {denial.protocol} {PORTS[denial.message]} {denial.port}"
     with _nft(pod, "inet", f"chain deny {{ {base} {match} {denial.verdict}; }}"):
         yield
 

@@ -33,6 +33,8 @@ NETFILTER_PRIORITY = 10
 """Behind the filter tables: two of one priority are refused where one is a program."""
 UNUSED_LOAD_WORDS = (0,) * 11
 """Of union bpf_attr between the licence and the attach type: log, kernel version, flags, name, device."""
+BEFORE = 1 << 3
+"""BPF_F_BEFORE: with nothing named, before all others."""
 XDP_FLAGS = {"generic": 1 << 1, "native": 1 << 2}
 NF_INET_HOOKS: dict[Hook, int] = {"PREROUTING": 0, "INPUT": 1, "FORWARD": 2, "OUTPUT": 3, "POSTROUTING": 4}
 INSTRUCTION_BYTES = 8
@@ -98,20 +100,39 @@ def xdp_drop(
     Raises:
         UnsupportedFaultError: The kernel or the device has no such mode.
     """
-    with _at_device(pod, device, XDP, "ingress", _udp_53(XDP, message, ipv6=ipv6), flags=XDP_FLAGS[mode]):
+    with _at_device(pod, device, XDP, "ingress", _dns(XDP, message, ipv6=ipv6), flags=XDP_FLAGS[mode]):
         yield
 
 
 @contextmanager
 def tcx_drop(
-    pod: Pod, device: str, direction: Direction, message: Message = "query", *, ipv6: bool = False
+    pod: Pod,
+    device: str,
+    direction: Direction,
+    message: Message = "query",
+    *,
+    ipv6: bool = False,
+    protocol: int = socket.IPPROTO_UDP,
+    port: int = PORT,
+    first: bool = False,
 ) -> Iterator[None]:
     """Drop DNS at a device by a tc program on a BPF link, without a qdisc, as Cilium attaches its own.
+
+    Args:
+        pod: Where.
+        device: Which.
+        direction: Of the packets there.
+        message: What is dropped.
+        ipv6: For which family.
+        protocol: UDP's number or TCP's.
+        port: The server's.
+        first: Before the programs that are there already.
 
     Raises:
         UnsupportedFaultError: The kernel is older than 6.6.
     """
-    with _at_device(pod, device, TC, direction, _udp_53(TC, message, ipv6=ipv6), flags=0):
+    code = _dns(TC, message, ipv6=ipv6, protocol=protocol, port=port)
+    with _at_device(pod, device, TC, direction, code, flags=BEFORE if first else 0):
         yield
 
 
@@ -186,7 +207,7 @@ def cgroup_drop(
     group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     with (
         _descriptor(group),
-        _loaded(CGROUP_SKB.number, attach_type, _udp_53(CGROUP_SKB, message, ipv6=ipv6)) as program,
+        _loaded(CGROUP_SKB.number, attach_type, _dns(CGROUP_SKB, message, ipv6=ipv6)) as program,
         _descriptor(_bpf(BPF_LINK_CREATE, program, group, attach_type)),
     ):
         yield
@@ -251,15 +272,17 @@ def _at_device(
         yield
 
 
-def _udp_53(kind: ProgramKind, message: Message, *, ipv6: bool) -> bytes:
-    """Assemble a program that says no to DNS over UDP of one family and direction, and yes to the rest."""
+def _dns(
+    kind: ProgramKind, message: Message, *, ipv6: bool, protocol: int = socket.IPPROTO_UDP, port: int = PORT
+) -> bytes:
+    """Assemble a program that says no to DNS of one protocol, family and direction, and yes to the rest."""
     headers = IPV6 if ipv6 else IPV4
     start = kind.network_header
     port_at = start + headers.size + (2 if message == "query" else 0)
     must_be = (
         (LOAD_BYTE, start, headers.first),
-        (LOAD_BYTE, start + headers.protocol_at, socket.IPPROTO_UDP),
-        (LOAD_HALF, port_at, socket.htons(PORT)),
+        (LOAD_BYTE, start + headers.protocol_at, protocol),
+        (LOAD_HALF, port_at, socket.htons(port)),
     )
     tests = [
         (LOAD_WORD, 2, 1, kind.data, 0),

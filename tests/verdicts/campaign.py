@@ -13,14 +13,28 @@ import tempfile
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, VIP, VIP6, Lab, LabError, UnsupportedFaultError, wait_until
+from agent.lab import (
+    ANY_CLUSTER_NAME,
+    ANY_UPSTREAM_NAME,
+    VIP,
+    VIP6,
+    Lab,
+    LabError,
+    Pod,
+    UnsupportedFaultError,
+    wait_until,
+)
+from agent.lab.proxies import Proxy
+from agent.lab.translation import DNS_PORT, UnsupportedTranslationError
+from agent.lab.wiring import ON_UPLINK, UnsupportedLinkError
 from tests.kernel.conftest import Line, Watch, end_all
-from tests.verdicts.case import Case, Connection, Hop, Injection, LabKind, Lost
+from tests.verdicts.case import Asked, Case, Connection, Hop, Injection, LabKind, Lost
+from tests.verdicts.planes import PLANES
 
 LOCK = Path("/run/dnstrail-verdicts.lock")
 TIMEOUT_SECONDS = 5
@@ -28,6 +42,7 @@ TIMEOUT_SECONDS = 5
 LINES_SECONDS = 4 * TIMEOUT_SECONDS
 NONE, MISSED = "none", "missed"
 """What stands for a code: a session without a cause, no session."""
+UNSUPPORTED = (UnsupportedFaultError, UnsupportedTranslationError, UnsupportedLinkError)
 OWN = re.compile(rf"\b(v\d+-{os.getpid()})\.")
 NO_QUESTION = b'"Question":null'
 ACCIDENTS = frozenset({"SlowServer", "SlowUpstream"})
@@ -52,6 +67,25 @@ class Pace(NamedTuple):
 ONCE = Pace(until_lost=True)
 
 
+class Said(NamedTuple):
+    """What a session line says, in short."""
+
+    status: str
+    bitmap: int | None
+    code: str
+    """NONE without a cause, MISSED without a session."""
+    confidence: str
+
+
+def said_in(line: Line) -> Said:
+    """What a session line says, in short."""
+    cause = line["Cause"]
+    return Said(line["Status"], line["BitMap"], cause["Code"] if cause else NONE, cause["Confidence"] if cause else "")
+
+
+NOT_SAID = Said("", None, MISSED, "")
+
+
 @dataclass
 class Result:
     """What became of one case."""
@@ -62,6 +96,8 @@ class Result:
     lost: int = 0
     reported: Counter[str] = field(default_factory=Counter)
     """Codes, by how many sessions of lost lookups got them; NONE without a cause, MISSED without a session."""
+    said: Counter[Said] = field(default_factory=Counter)
+    """The same, with all that the table of data planes shows."""
     mistakes: list[str] = field(default_factory=list)
     """Everything that is not as expected, a sentence each."""
 
@@ -159,15 +195,21 @@ def run(cases: Sequence[Case], pace: Pace = ONCE, *, progress: bool = False) -> 
     return list(results.values())
 
 
+def entered(kind: LabKind, lab: Lab) -> AbstractContextManager[Sequence[Proxy]]:
+    """The lab's data plane; yields its proxies."""
+    return PLANES[kind.plane](lab) if kind.plane else nullcontext(())
+
+
 @contextmanager
-def watched_lab(kind: LabKind) -> Iterator[tuple[Lab, Lines]]:
+def watched_lab(kind: LabKind) -> Iterator[tuple[Lab, Sequence[Proxy], Lines]]:
     """A node and its dnstrail: the next node's namespaces and devices have the same numbers, and other servers."""
     with (
         tempfile.TemporaryDirectory() as folder,
         agent_for(Path(folder)) as dnstrail,
-        Lab(kind.translation, kind.clients, kind.servers) as lab,
+        Lab(kind.translation, kind.clients, kind.servers, port=kind.port, link=kind.link) as lab,
+        entered(kind, lab) as proxies,
     ):
-        yield lab, Lines(dnstrail.out)
+        yield lab, proxies, Lines(dnstrail.out)
 
 
 @dataclass
@@ -180,18 +222,23 @@ class _Campaign:
     def run_kind(self, kind: LabKind, cases: deque[Case]) -> None:
         """Inject the cases in one lab; in a new one when a case left it broken."""
         while cases:
-            with watched_lab(kind) as (lab, lines):
-                runs = self._inject_while_whole(lab, cases)
-                wait_for_lines(lines, runs)
-                for one in runs:
-                    judge(self.results[one.case.fault], one, lines.of(one.injection))
+            try:
+                with watched_lab(kind) as (lab, proxies, lines):
+                    runs = self._inject_while_whole(lab, proxies, cases)
+                    wait_for_lines(lines, runs)
+                    for one in runs:
+                        judge(self.results[one.case.fault], one, lines.of(one.injection))
+            except UNSUPPORTED as error:
+                for case in cases:
+                    self.results[case.fault].unsupported = str(error)
+                return
 
-    def _inject_while_whole(self, lab: Lab, cases: deque[Case]) -> list[Run]:
+    def _inject_while_whole(self, lab: Lab, proxies: Sequence[Proxy], cases: deque[Case]) -> list[Run]:
         runs: list[Run] = []
         while cases:
             case = cases.popleft()
-            runs += self._timed(case, lab)
-            broken = what_is_broken(lab)
+            runs += self._timed(case, lab, proxies)
+            broken = what_is_broken(lab, by_service=case.lab.link not in ON_UPLINK)
             if broken:
                 self.results[case.fault].mistakes.append(f"it leaves the lab broken: {broken}")
                 break
@@ -199,21 +246,21 @@ class _Campaign:
             lab.node.run(["conntrack", "--flush"])
         return runs
 
-    def _timed(self, case: Case, lab: Lab) -> list[Run]:
+    def _timed(self, case: Case, lab: Lab, proxies: Sequence[Proxy]) -> list[Run]:
         begun = time.monotonic()
-        runs = self._inject(case, lab)
+        runs = self._inject(case, lab, proxies)
         self.done += 1
         if self.progress:
             seconds = time.monotonic() - begun
             print(f"{self.done:4}/{len(self.results)} {seconds:6.1f} s  {case.fault}", file=sys.stderr, flush=True)
         return runs
 
-    def _inject(self, case: Case, lab: Lab) -> list[Run]:
+    def _inject(self, case: Case, lab: Lab, proxies: Sequence[Proxy]) -> list[Run]:
         result, runs = self.results[case.fault], []
         try:
             with case.setup(lab):
                 for _ in range(self.pace.of(case)):
-                    injection = Injection(lab)
+                    injection = Injection(lab, proxies)
                     runs.append(Run(case, injection, list(case.inject(injection))))
                     if case.probabilistic and self.pace.until_lost and runs[-1].lost:
                         break
@@ -242,24 +289,31 @@ def is_complete(one: Run, lines: Sequence[Line]) -> bool:
     return all(any(is_about(line, lost) for line in own) for lost in one.lost)
 
 
-def what_is_broken(lab: Lab) -> str:
+def what_is_broken(lab: Lab, *, by_service: bool = True) -> str:
     """Say what does not work in a lab that should be whole again; nothing if all does.
 
     Where the Service has several servers it is not asked: one that was away would be seen to answer, and nobody would
     believe that an old translation led to nothing.
     """
     client, name = lab.clients[0], f"whole.{ANY_CLUSTER_NAME}"
-    lookups = [(client, name, address) for server in lab.servers for address in (server.address, server.address6)]
-    if len(lab.servers) == 1:
-        lookups += [(pod, name, vip) for pod in (*lab.clients, lab.node) for vip in (VIP, VIP6)]
-        lookups += [(client, f"whole.{ANY_UPSTREAM_NAME}", VIP)]
-    for pod, name, server in lookups:
+    lookups = [
+        (client, name, address, lab.port) for server in lab.servers for address in (server.address, server.address6)
+    ]
+    if len(lab.servers) == 1 and by_service:
+        lookups += [(pod, name, vip, DNS_PORT) for pod in (*lab.clients, lab.node) for vip in (VIP, VIP6)]
+        lookups += [(client, f"whole.{ANY_UPSTREAM_NAME}", VIP, DNS_PORT)]
+    for pod, name, server, port in lookups:
         what = f"{name} from {pod.name} at {server} is answered"
         try:
-            wait_until(lambda: pod.ask(name, server=server, seconds=1) is not None, what)  # noqa: B023  called at once
+            wait_until(lambda: answers(pod, name, server, port), what)  # noqa: B023  called at once
         except LabError as error:
             return str(error)
     return ""
+
+
+def answers(pod: Pod, name: str, server: str, port: int) -> bool:
+    """Whether a server answers a pod."""
+    return pod.ask(name, server=server, server_port=port, seconds=1) is not None
 
 
 def judge(result: Result, one: Run, lines: Sequence[Line]) -> None:
@@ -272,12 +326,14 @@ def judge(result: Result, one: Run, lines: Sequence[Line]) -> None:
         mine = [line for line in lines if is_client(line, lab) and is_about(line, lost)]
         if not mine:
             result.reported[MISSED] += 1
+            result.said[NOT_SAID] += 1
             result.mistakes.append(f"{words_of(lost)}: no session")
         for line in mine:
             result.reported[line["Cause"]["Code"] if line["Cause"] else NONE] += 1
+            result.said[said_in(line)] += 1
             result.mistakes += [f"{words_of(lost)}: {mistake}" for mistake in mistakes_of(case, lab, line)]
     for line in lines:
-        if case.code is not None and any(is_about(line, lost) for lost in one.lost):
+        if case.code is not None and any(is_about(line, lost) or is_for(line, lost) for lost in one.lost):
             continue
         if line["Cause"] is not None:
             result.mistakes.append(f"{asked_of(line)} was not lost, and is given {line['Cause']['Code']}")
@@ -290,14 +346,23 @@ def is_about(line: Line, lost: Lost) -> bool:
         return question is None and (line["Client"]["Netns"], _client_port(line)) == lost
     if question is None:
         return False
+    if isinstance(lost, Asked):
+        return (question["Name"], line["Client"]["Netns"], line["Client"]["Port"]) == (f"{lost.name}.", *lost[1:])
     name, rdtype = (lost, question["Type"]) if isinstance(lost, str) else lost
     return (question["Name"], question["Type"]) == (f"{name}.", rdtype)
+
+
+def is_for(line: Line, lost: Lost) -> bool:
+    """Whether a line is of what a proxy asked for the sake of a lost lookup."""
+    return isinstance(lost, Asked) and line["Question"] is not None and line["Question"]["Name"] == f"{lost.name}."
 
 
 def words_of(lost: Lost) -> str:
     """A lookup in words."""
     if isinstance(lost, Connection):
         return f"connection from port {lost.port}"
+    if isinstance(lost, Asked):
+        return f"{lost.name} from port {lost.port}"
     return lost if isinstance(lost, str) else " ".join(lost)
 
 
@@ -317,6 +382,10 @@ def mistakes_of(case: Case, lab: Lab, line: Line) -> Iterator[str]:
     yield from _mistakes_of_cause(case, line)
     if line["Status"] != case.status:
         yield f"Status {line['Status']} instead of {case.status}"
+    if case.bitmaps and line["BitMap"] not in case.bitmaps:
+        yield f"BitMap {line['BitMap']} instead of {sorted(case.bitmaps)}"
+    if case.wrong is not None and (wrong := case.wrong(lab, line)):
+        yield wrong
     findings = frozenset(line["Findings"])
     if case.findings - findings:
         yield f"findings {line['Findings']} lack {sorted(case.findings - findings)}"

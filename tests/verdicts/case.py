@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, Lab, Translation
+from agent.lab.proxies import Proxy
+from agent.lab.wiring import Link
 
 _serial = itertools.count(1)
 FIRST_PORT, PORTS = 20_000, 12_000
@@ -24,6 +26,11 @@ class LabKind(NamedTuple):
     servers: int = 1
     note: str = ""
     """Sets cases apart that must not share a lab with others."""
+    port: int = 53
+    """Where the server pods listen."""
+    link: Link = "veth"
+    plane: str = ""
+    """The name of the data plane that it gets in addition; see tests.verdicts.planes."""
 
 
 PLAIN = LabKind()
@@ -44,6 +51,8 @@ class Injection:
     """One run of one case in a built lab: unique names to ask for, so that its sessions are known by their question."""
 
     lab: Lab
+    proxies: Sequence[Proxy] = ()
+    """Of its data plane."""
     serial: int = field(default_factory=lambda: next(_serial))
 
     @property
@@ -82,8 +91,16 @@ class Connection(NamedTuple):
     port: int
 
 
-Lost = str | tuple[str, str] | Connection
-"""A name, a name and a type, or a connection: the lookup that was lost."""
+class Asked(NamedTuple):
+    """The lookup of this name by this socket: a proxy asks for the same name by another one."""
+
+    name: str
+    netns: int
+    port: int
+
+
+Lost = str | tuple[str, str] | Connection | Asked
+"""A name, a name and a type, a connection, or a socket's name: the lookup that was lost."""
 
 
 def kernel_release() -> tuple[int, int]:
@@ -118,6 +135,10 @@ class Case:
     """Findings that must be there, of the lost lookups."""
     exact: bool = False
     """Whether no other findings may be there."""
+    bitmaps: frozenset[int] = frozenset()
+    """Of which the line's BitMap has to be one; any where there is none."""
+    wrong: Callable[[Lab, dict[str, Any]], str] | None = None
+    """Says what else is not as it must be in a lost lookup's line; nothing if all is."""
     lab: LabKind = PLAIN
     setup: Callable[[Lab], AbstractContextManager[object]] = nothing_to_set_up
     """Held while all repetitions run; for what takes long to break."""

@@ -30,7 +30,15 @@ def says(reply: dns.message.Message | None) -> str:
 
 
 def ask_over_tcp(
-    pod: Pod, name: str, rdtype: str = "A", server: str = VIP, *, seconds: float = SECONDS, reset: bool = False
+    pod: Pod,
+    name: str,
+    rdtype: str = "A",
+    server: str = VIP,
+    *,
+    seconds: float = SECONDS,
+    reset: bool = False,
+    port: int = 0,
+    server_port: int = PORT,
 ) -> dns.message.Message | None:
     """One lookup over a connection of its own, closed as soon as the reply is there.
 
@@ -41,6 +49,8 @@ def ask_over_tcp(
         server: Address to ask.
         seconds: How long to wait for the connection, and for the reply.
         reset: Close by RST instead of FIN.
+        port: The source port; 0 for any.
+        server_port: The port to ask.
 
     Returns:
         None when nothing came, or no connection came about.
@@ -50,7 +60,8 @@ def ask_over_tcp(
     query = dns.message.make_query(name, rdtype).to_wire()
     with sock, contextlib.suppress(OSError, dns.exception.DNSException):
         sock.settimeout(seconds)
-        sock.connect((server, PORT))
+        sock.bind(("", port))
+        sock.connect((server, server_port))
         sock.sendall(len(query).to_bytes(2) + query)
         size = int.from_bytes(_exactly(sock, 2))
         reply = dns.message.from_wire(_exactly(sock, size))
