@@ -5,6 +5,7 @@ They are assembled here: neither a compiler nor kernel headers are needed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
@@ -153,7 +154,7 @@ def bpf_netfilter_drop(pod: Pod, hook: Hook, *, ipv6: bool = False) -> Iterator[
 
 @contextmanager
 def cgroup(lab: Lab) -> Iterator[Path]:
-    """Make a cgroup.
+    """Make a cgroup; what still runs in it at the end goes to the root's.
 
     Raises:
         UnsupportedFaultError: No cgroup v2 tree is mounted.
@@ -166,6 +167,9 @@ def cgroup(lab: Lab) -> Iterator[Path]:
     try:
         yield directory
     finally:
+        for process in (directory / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                (root / "cgroup.procs").write_text(process)
         directory.rmdir()
 
 

@@ -14,7 +14,7 @@ from agent.explain.causes import CAUSES
 from tests.kernel.conftest import Line
 from tests.verdicts import __main__ as command
 from tests.verdicts.campaign import Lines, Pace, Result, Run, judge
-from tests.verdicts.case import Case, Connection, Hop, Injection, Lost
+from tests.verdicts.case import Asked, Case, Connection, Hop, Injection, Lost
 from tests.verdicts.matrix import HEADERS, by_code, by_fault, summary
 
 CLIENT, SERVER, OTHER = 1, 2, 3
@@ -39,6 +39,7 @@ class Told:
     confidence: str = "high"
     message: str = "A netfilter rule (FORWARD) dropped the query."
     status: str = "Failed"
+    bitmap: int = 0
     findings: tuple[str, ...] = ()
     interface: str = "veth1"
     netns: int = CLIENT
@@ -53,6 +54,7 @@ class Told:
             "Client": {"Netns": self.netns, "Port": self.port},
             "Cause": cause if self.code else None,
             "Status": self.status,
+            "BitMap": self.bitmap,
             "Findings": list(self.findings),
             "Path": [hop("tx", CLIENT, "eth0", self.port), hop("drop", OTHER, self.interface, self.port), *self.later],
         }
@@ -137,6 +139,27 @@ def test_a_connection_is_known_by_its_clients_end(injection):
     assert judged(CASE, injection, [lost], [told]).good
     assert not judged(CASE, injection, [lost], [replace(told, port=injection.port + 1)]).good
     assert not judged(CASE, injection, [lost], [replace(told, netns=OTHER)]).good
+
+
+def test_what_a_proxy_asks_is_not_its_clients_lookup_and_may_have_the_same_cause(injection):
+    lost = Asked(injection.name, CLIENT, injection.port)
+    own = Told(injection, injection.name, port=injection.port)
+    of_proxy = replace(own, port=injection.port + 1)
+    assert judged(CASE, injection, [lost], [own, of_proxy]).good
+    assert judged(CASE, injection, [lost], [of_proxy]).reported == {"missed": 1}
+
+
+@pytest.mark.parametrize(("bitmap", "good"), [(0, True), (1, False)])
+def test_the_bitmap_is_compared_where_one_is_demanded(injection, bitmap, good):
+    case = replace(CASE, bitmaps=frozenset({0}))
+    assert judged(case, injection, [injection.name], [Told(injection, injection.name, bitmap=bitmap)]).good is good
+
+
+def test_a_case_may_look_at_the_whole_line(injection):
+    case = replace(CASE, wrong=lambda _lab, line: "too late" if line["Client"]["Port"] == OTHER else "")
+    told = Told(injection, injection.name)
+    assert judged(case, injection, [injection.name], [told]).good
+    assert not judged(case, injection, [injection.name], [replace(told, port=OTHER)]).good
 
 
 def test_what_a_server_asks_is_not_its_clients_lookup(injection):
