@@ -32,7 +32,7 @@ DNS_PORT = 53
 WORKERS = 64
 """Lookups at one time; more wait."""
 SECONDS = 4.0
-"""How long it waits for the server, and keeps an idle connection."""
+"""How long it waits for the server by default, and keeps an idle connection."""
 MAX_BYTES = 65535
 SERVFAIL = 2
 RESPONSE, RCODE = 0x80, 0x0F
@@ -68,6 +68,8 @@ class Behaviour:
     """Whether it takes and sends packets with others' addresses."""
     mark: int = 0
     """What its own packets are marked with."""
+    patience: float = SECONDS
+    """Seconds it waits for the server."""
 
 
 @dataclass
@@ -167,7 +169,7 @@ class Forwarder:
 
     def _exchange(self, query: bytes, client: Client, kind: socket.SocketKind) -> bytes:
         with self._socket(family_of(client.end), kind) as sock:
-            sock.settimeout(SECONDS)
+            sock.settimeout(self.behaviour.patience)
             if self.behaviour.source != "own":
                 sock.bind((client.end[0], client.end[1] if self.behaviour.source == "port" else 0))
             sock.connect(self._server_for(client))
@@ -265,6 +267,7 @@ def main() -> None:
     parser.add_argument("--new-id", action="store_true")
     parser.add_argument("--transparent", action="store_true")
     parser.add_argument("--mark", type=int, default=0)
+    parser.add_argument("--patience", type=float, default=SECONDS, help="seconds it waits for the server")
     parser.add_argument("--inside", default="", help="a network namespace to serve in; the process stays where it is")
     options = parser.parse_args()
     behaviour = Behaviour(
@@ -273,6 +276,7 @@ def main() -> None:
         new_id=options.new_id,
         transparent=options.transparent,
         mark=options.mark,
+        patience=options.patience,
     )
     inside: str = options.inside
     pool = ThreadPoolExecutor(WORKERS, initializer=partial(namespaces.join, inside) if inside else None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 
 from agent.lab import Lab
 from agent.lab.bpf_planes import host_routing, socket_translation
@@ -28,16 +27,20 @@ TPROXY_OWN, TPROXY_OWN_NEW_ID = "TPROXY, own address", "TPROXY, own address, new
 TPROXY_CLIENT, TPROXY_CLIENT_NEW_ID = "TPROXY, client's address", "TPROXY, client's address, new id"
 TPROXY_PORT, TPROXY_PORT_NEW_ID = "TPROXY, client's address and port", "TPROXY, client's address and port, new id"
 
+IMPATIENT = ("--patience", "0.3")
+"""Proxies give up before their clients: what a client does not wait for any more is another fault."""
+NEW_ID = "--new-id"
+
 PLANES: dict[str, Enter] = {
     HOST_ROUTING: without_proxies(host_routing),
     SOCKETS: without_proxies(socket_translation),
-    MESH: mesh_proxies,
-    MESH_NEW_ID: lambda lab: mesh_proxies(lab, "--new-id"),
-    DOCKER: docker_proxies,
-    TPROXY_OWN: partial(node_proxy, source="own"),
-    TPROXY_OWN_NEW_ID: lambda lab: node_proxy(lab, "own", "--new-id"),
-    TPROXY_CLIENT: partial(node_proxy, source="address"),
-    TPROXY_CLIENT_NEW_ID: lambda lab: node_proxy(lab, "address", "--new-id"),
-    TPROXY_PORT: partial(node_proxy, source="port"),
-    TPROXY_PORT_NEW_ID: lambda lab: node_proxy(lab, "port", "--new-id"),
+    MESH: lambda lab: mesh_proxies(lab, *IMPATIENT),
+    MESH_NEW_ID: lambda lab: mesh_proxies(lab, *IMPATIENT, NEW_ID),
+    DOCKER: lambda lab: docker_proxies(lab, *IMPATIENT),
+    TPROXY_OWN: lambda lab: node_proxy(lab, "own", *IMPATIENT),
+    TPROXY_OWN_NEW_ID: lambda lab: node_proxy(lab, "own", *IMPATIENT, NEW_ID),
+    TPROXY_CLIENT: lambda lab: node_proxy(lab, "address", *IMPATIENT),
+    TPROXY_CLIENT_NEW_ID: lambda lab: node_proxy(lab, "address", *IMPATIENT, NEW_ID),
+    TPROXY_PORT: lambda lab: node_proxy(lab, "port", *IMPATIENT),
+    TPROXY_PORT_NEW_ID: lambda lab: node_proxy(lab, "port", *IMPATIENT, NEW_ID),
 }

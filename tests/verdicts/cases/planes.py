@@ -12,7 +12,7 @@ from agent.lab import VIP, VIP6, Lab, closed_port
 from agent.lab.faults import Hook, Message
 from agent.lab.policies import Denial, denied
 from agent.lab.programs import tcx_drop
-from agent.lab.proxies import DOCKER_ADDRESS, no_proxy, stopped_proxy
+from agent.lab.proxies import DOCKER_ADDRESS, MESH_PORT, no_proxy, stopped_proxy
 from agent.lab.upstream_faults import hung_server
 from agent.lab.wiring import ON_UPLINK, Link
 from tests.verdicts import planes
@@ -20,8 +20,8 @@ from tests.verdicts.case import Asked, Case, Connection, Injection, LabKind, Los
 from tests.verdicts.cases.rules import FROM_CLIENT, FROM_SERVER, Spot, Where, client, node, server
 from tests.verdicts.lookups import ask_over_tcp, says
 
-SECONDS = 0.4
-"""How long a client waits: a reply has to be lost meanwhile."""
+SECONDS = 0.5
+"""How long a client waits: longer than a proxy does, and shorter than a server that asks for a connection again."""
 DIRECT_BITMAPS, FORWARDED_BITMAPS = frozenset({3}), frozenset({15})
 
 
@@ -113,6 +113,7 @@ def by_tc(words: str, message: Message, spot: Spot) -> Drop:
     return Drop(words, message, make, spot)
 
 
+MESSAGES: tuple[Message, ...] = ("query", "reply")
 IN_SERVER = at_pods_port("INPUT of the server's pod", server, "INPUT", "query", Spot(server, server))
 IN_CLIENT = at_service_port("INPUT of the client's pod", client, "INPUT", "reply", Spot(client, client))
 AT_CLIENT = at_service_port("OUTPUT of the client's pod", client, "OUTPUT", "query", Spot(client))
@@ -126,6 +127,16 @@ TC_REPLY = by_tc("tc at the node's device of the server", "reply", FROM_SERVER)
 FORWARDED = (FORWARD_QUERY, IN_SERVER, FORWARD_REPLY, IN_CLIENT)
 BY_PROGRAMS = (TC_QUERY, IN_SERVER, TC_REPLY, IN_CLIENT)
 ON_LINK = (IN_SERVER, IN_CLIENT)
+BEFORE_POD_PROXY = tuple(
+    Drop(
+        "OUTPUT of the client's pod, behind REDIRECT",
+        message,
+        lambda lab, lookup, message=message: denied(client(lab), _denial(lab, lookup, "OUTPUT", message, MESH_PORT)),
+        Spot(client),
+        before_proxy=True,
+    )
+    for message in MESSAGES
+)
 BEHIND_POD_PROXY = (FORWARD_QUERY, IN_SERVER, FORWARD_REPLY)
 BEHIND_NODE_PROXY = (AT_CLIENT, NODE_OUTPUT, IN_SERVER, NODE_INPUT, IN_CLIENT)
 
@@ -258,7 +269,7 @@ def server_cells(plane: DataPlane, lookup: Lookup) -> Iterator[Cell]:
         CLOSED,
         CLOSED,
         lookup,
-        code="NoListener",
+        code="UpstreamTCPUnavailable" if plane.proxied and lookup.protocol == "tcp" else "NoListener",
         confidence=None if plane.proxied else "high",
         inject=under(plane, lookup, lambda injection: closed_port(injection.lab), connects=plane.proxied),
     )
@@ -372,8 +383,8 @@ SOCKETS = (
 IN_POD = "service meshes: the pod's own rules lead to a proxy in the pod"
 ON_NODE = "Cilium's DNS proxy: rules of the node lead to a proxy there, which asks whom the client asked"
 PROXIES = (
-    proxy(planes.MESH, IN_POD, BEHIND_POD_PROXY),
-    proxy(planes.MESH_NEW_ID, IN_POD, BEHIND_POD_PROXY, NFT._replace(port=5353)),
+    proxy(planes.MESH, IN_POD, (*BEFORE_POD_PROXY, *BEHIND_POD_PROXY)),
+    proxy(planes.MESH_NEW_ID, IN_POD, (*BEFORE_POD_PROXY, *BEHIND_POD_PROXY), NFT._replace(port=5353)),
     proxy(planes.DOCKER, "Docker's embedded server", BEHIND_POD_PROXY),
     proxy(planes.TPROXY_OWN, ON_NODE, BEHIND_NODE_PROXY),
     proxy(planes.TPROXY_OWN_NEW_ID, ON_NODE, BEHIND_NODE_PROXY, NFT),
