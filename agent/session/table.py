@@ -261,6 +261,9 @@ class SessionTable:
         flags = sighting.tcp_flags & (SYN | RST | ACK)
         if flags & SYN and bool(flags & ACK) != response:
             return
+        if flags & RST and not response:
+            # The client has given up and refuses a late SYN-ACK: nothing is asked by that, and no server refused it.
+            return
         key = connecting_key(client, self._scope(client, sighting))
         session = self._by_key.get(key)
         if session is None and flags == SYN and self._is_new(key, sighting, response=False):

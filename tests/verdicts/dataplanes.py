@@ -1,4 +1,4 @@
-"""Writes the table of data planes: `python -m tests.verdicts.dataplanes [--each N] [--write FILE] [WORDS…]`.
+"""Writes the table of data planes: `python -m tests.verdicts.dataplanes [--each N] [--write FILE] [DATA PLANE…]`.
 
 Every row of the campaign that is of a data plane is injected, and what dnstrail said of it is printed by data plane and
 fault. Exit 1 unless all was told as the rows demand.
@@ -102,11 +102,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="what is said on every data plane")
     parser.add_argument("--each", type=int, default=1, help="how often each fault is injected")
     parser.add_argument("--write", type=Path, help="where the page is written to")
-    parser.add_argument("words", nargs="*", help="only data planes with one of these words in their name")
+    parser.add_argument("planes", nargs="*", help="only these data planes, by their names")
     options = parser.parse_args()
-    planes = [plane for plane in DATA_PLANES if not options.words or any(one in plane.name for one in options.words)]
+    planes = [plane for plane in DATA_PLANES if not options.planes or plane.name in options.planes]
     if not planes:
-        parser.error(f"no data plane has any of {options.words}")
+        parser.error(f"the data planes are: {'; '.join(plane.name for plane in DATA_PLANES)}")
     names = {plane.name for plane in planes}
     cells = [cell for cell in CELLS if cell.plane in names]
     results = {one.case.fault: one for one in run([cell.case for cell in cells], Pace(options.each), progress=True)}
