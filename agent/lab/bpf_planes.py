@@ -77,18 +77,25 @@ def host_routing(lab: Lab) -> Iterator[None]:
 
 
 @contextmanager
-def socket_translation(lab: Lab) -> Iterator[Path]:
-    """Translate what the lookups of this process, and of programs that it starts, name at their sockets.
+def socket_translation(lab: Lab) -> Iterator[None]:
+    """Translate what this process, and programs that it starts, name at their sockets; see `translated_cgroup`."""
+    with translated_cgroup(lab) as directory, inside(directory):
+        yield
+
+
+@contextmanager
+def translated_cgroup(lab: Lab) -> Iterator[Path]:
+    """Translate what the sockets of a cgroup name as the Service.
 
     Yields:
-        The cgroup of the sockets that are translated; this process is in it meanwhile.
+        The cgroup.
 
     Raises:
         UnsupportedFaultError: The kernel has no such programs, or no cgroup v2 tree is mounted.
     """
     with cgroup(lab) as directory:
         order = {"program": "socket_translation", "services": _services(lab), "cgroup": str(directory)}
-        with _attached(lab.node, order), inside(directory):
+        with _attached(lab.node, order):
             yield directory
 
 

@@ -1,15 +1,16 @@
 """Healthy lookups, and nothing else: `python -m tests.verdicts.healthy [--lookups N] [--rate N]`.
 
-Nobody loses anything here, so every session has to be a success without a cause. Two nodes at once, one for each way
-of translation, each with clients and servers that do what they do in a cluster: pairs of A and AAAA by the C library,
+Nobody loses anything here, so every session has to be a success without a cause. A node for each data plane, two of
+them at work at a time, with clients and servers that do what they do in a cluster: pairs of A and AAAA by getaddrinfo(),
 single lookups, long-lived TCP connections, answers of the server itself, of its cache and of an upstream, IPv4 and
-IPv6, and sniffers on every device. Exit 1 unless there is a session for each lookup, and none of them, nor of what the
-servers asked for their sake, is Failed, SampleLoss, or has a cause.
+IPv6, and on some nodes sniffers on every device. Exit 1 unless there is a session for each lookup, and none of them,
+nor of what servers and proxies asked for their sake, is Failed, SampleLoss, or has a cause.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import re
 import subprocess
@@ -18,27 +19,35 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, VIP, VIP6, Lab, LabError, Pod, Translation, wait_until
+from agent.lab.bpf_planes import host_routing, translated_cgroup
 from agent.lab.bystanders import REFUSING, sniffer
 from agent.lab.processes import PATIENCE
+from agent.lab.proxies import DOCKER_ADDRESS, docker_proxies, mesh_proxies, node_proxy
 from agent.lab.servers import coredns, find_program
+from agent.lab.translation import DNS_PORT
+from agent.lab.wiring import ON_UPLINK, Link
 from tests.kernel.conftest import DNSTRAIL, EVERY_FAILURE
 from tests.verdicts.campaign import alone
+from tests.verdicts.case import nothing_to_set_up
 
 LOOKUPS = 100_000
 ROUND = 2_500
 """Lookups in a row, before the agent is waited for: what it records of them fits into its ring even if it sleeps."""
 RATE = 1_500
-"""Lookups a second in a round, of all kinds and nodes together."""
+"""Lookups a second in a round, of all kinds and nodes together, where no proxy is slower."""
+AT_WORK = 2
+"""Nodes."""
+LABEL = re.compile(r"k(\d+)-[^.]+\.n(\d+)-\d+\.")
 CHUNK_BYTES = 1 << 20
 RESERVE_SECONDS = 60.0 * PATIENCE
 READY_SECONDS = 20.0 * PATIENCE
@@ -166,7 +175,8 @@ class Agent:
     """
 
     def __init__(self, folder: Path, labs: Sequence[Lab]) -> None:
-        self.tallies: dict[str, Tally] = {kind.name: Tally() for kind in KINDS}
+        self.tallies: dict[str, Tally] = {one.name: Tally() for one in (*KINDS, *NODES)}
+        """By kind of lookup, and by node."""
         self.examples: list[str] = []
         """The first lines that say that something went wrong."""
         self._servers = {pod.netns_id for lab in labs for pod in (*lab.servers, lab.upstream)}
@@ -192,7 +202,7 @@ class Agent:
     @property
     def sessions(self) -> int:
         """How many sessions of clients there were."""
-        return sum(tally.sessions for tally in self.tallies.values())
+        return sum(self.tallies[kind.name].sessions for kind in KINDS)
 
     def catch_up(self, lookups: int) -> None:
         """Return when there are so many sessions, or no more come."""
@@ -226,9 +236,11 @@ class Agent:
                 time.sleep(0.02)
 
     def _count(self, session: Session, line: bytes) -> None:
-        label = session.question.name.partition("-")[0] if session.question else ""
-        name = KINDS[int(label[1:])].name if re.fullmatch(r"k\d+", label) else "other"
-        self.tallies.setdefault(name, Tally()).add(session, of_server=session.client.netns in self._servers)
+        label = LABEL.match(session.question.name) if session.question else None
+        names = (KINDS[int(label[1])].name, NODES[int(label[2])].name) if label else ("other",)
+        of_server = session.client.netns in self._servers or session.upstream_of is not None
+        for name in names:
+            self.tallies.setdefault(name, Tally()).add(session, of_server=of_server)
         if (session.cause is not None or session.status != "Succeeded") and len(self.examples) < 5:
             self.examples.append(line.decode().strip())
 
@@ -238,75 +250,158 @@ class Agent:
 
 @dataclass
 class Load:
-    """All lookups of one node."""
+    """All lookups of one node in one turn."""
 
+    node: Node
     lab: Lab
+    within: Sequence[str]
+    """What the clients' programs are started by."""
     folder: Path
     lookups: int
-    """In this round."""
-    rate: float
-    label: str
-    """Of the node and the round: each has names of its own, because addresses and ids are the same."""
+    turn: int
+    """Each has names of its own, because addresses and ids are the same."""
     asked: Counter[str] = field(default_factory=Counter)
     answered: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> None:
         """Start all kinds at once, and wait for their end."""
+        kinds = [(number, kind) for number, kind in enumerate(KINDS) if self.node.server(self.lab, kind)]
         with ExitStack() as stack:
-            running = [(kind, *stack.enter_context(self._started(number, kind))) for number, kind in enumerate(KINDS)]
-            deadline = time.monotonic() + self.lookups / self.rate + RESERVE_SECONDS
-            for kind, process, said in running:
+            running = [(kind, *stack.enter_context(self._started(number, kind))) for number, kind in kinds]
+            deadline = time.monotonic() + self.lookups / self.node.rate + RESERVE_SECONDS
+            for kind, process, said, count in running:
                 process.wait(max(0.1, deadline - time.monotonic()))
-                self.answered[kind.name] += self._answered(kind, process, said)
+                answered = self._answered(kind, process, said, count)
+                for name in (kind.name, self.node.name):
+                    self.asked[name] += count
+                    self.answered[name] += answered
+
+    @property
+    def _node_number(self) -> int:
+        return [node.name for node in NODES].index(self.node.name)
 
     @contextmanager
-    def _started(self, number: int, kind: Kind) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    def _started(self, number: int, kind: Kind) -> Iterator[tuple[subprocess.Popen[str], Path, int]]:
         count = max(2, round(self.lookups * kind.share / 2) * 2)
-        self.asked[kind.name] += count
-        said = self.folder / f"{self.lab.id}-{self.label}-{number}.said"
+        said = self.folder / f"{self.lab.id}-{self.turn}-{number}.said"
         with said.open("w") as out:
-            process = self._client(number).popen(self._argv(number, kind, count), stdout=out, stderr=out)
-            yield process, said
+            argv = [*self.within, *self._argv(number, kind, count)]
+            yield self._client(number).popen(argv, stdout=out, stderr=out), said, count
 
     def _client(self, number: int) -> Pod:
         return self.lab.clients[number % len(self.lab.clients)]
 
     def _argv(self, number: int, kind: Kind, count: int) -> list[str]:
-        rate = self.rate * kind.share
+        rate = self.node.rate * kind.share
+        server = self.node.server(self.lab, kind)
+        label = f"n{self._node_number}-{self.turn}"
         if kind.mode == "pair":
-            name = f"k{number}-N.{self.label}.{kind.zone}."
+            name = f"k{number}-N.{label}.{kind.zone}."
             program = [sys.executable, "-c", GETADDRINFO, name, str(count // 2), f"{rate / 2:.3f}"]
-            return self._client(number).resolver_argv(program, nameserver=kind.server)
-        names = self.folder / f"{self.lab.id}-{self.label}-{number}.names"
-        different = 2 * (count // (2 * REPEATS)) if kind.repeated else count
+            return self._client(number).resolver_argv(program, nameserver=server)
+        names = self.folder / f"{self.lab.id}-{self.turn}-{number}.names"
+        different = max(2, 2 * (count // (2 * REPEATS))) if kind.repeated else count
         lines = (
-            f"k{number}-{one % different:06d}.{self.label}.{kind.zone} {'AAAA' if one & 1 else 'A'}\n"
+            f"k{number}-{one % different:06d}.{label}.{kind.zone} {'AAAA' if one & 1 else 'A'}\n"
             for one in range(count)
         )
         names.write_text("".join(lines))
-        family = "inet6" if ":" in kind.server else "inet"
-        argv = ["dnsperf", "-f", family, "-m", kind.mode, "-s", kind.server, "-d", str(names), "-n", "1"]
+        family = "inet6" if ":" in server else "inet"
+        argv = ["dnsperf", "-f", family, "-m", kind.mode, "-s", server, "-d", str(names), "-n", "1"]
         return [*argv, "-c", "4", "-T", "1", "-t", "5", "-Q", f"{max(1, round(rate))}"]
 
-    def _answered(self, kind: Kind, process: subprocess.Popen[str], said: Path) -> int:
+    @staticmethod
+    def _answered(kind: Kind, process: subprocess.Popen[str], said: Path, count: int) -> int:
         if kind.mode == "pair":
-            return self.asked[kind.name] if process.returncode == 0 else 0
+            return count if process.returncode == 0 else 0
         found = re.search(r"Queries completed:\s+(\d+)", said.read_text())
         if found is None:
             raise LabError(f"dnsperf did not say what it did: {said.read_text().strip()[-200:]}")
         return int(found[1])
 
 
+# --- the nodes
+
+
+def programs_in(directory: Path) -> list[str]:
+    """What starts a program in a cgroup."""
+    return ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(directory / "cgroup.procs")]
+
+
+Built = tuple[Lab, Sequence[str]]
+"""A node, and what its clients' programs are started by."""
+
+
 @contextmanager
-def node(translation: Translation) -> Iterator[Lab]:
-    """A node with three clients and two servers with caches, one of them CoreDNS where that is."""
-    with ExitStack() as stack:
-        lab = stack.enter_context(Lab(translation, clients=3, servers=2, cache=True))
-        if find_program("coredns"):
-            zones = {"upstream_zone": ANY_UPSTREAM_NAME, "cluster_zone": ANY_CLUSTER_NAME}
-            addresses = {"upstream": lab.upstream.address, "server": lab.servers[0].address}
-            stack.enter_context(coredns(lab.servers[1], COREFILE.format(**zones, **addresses)))
-        yield lab
+def with_sockets(lab: Lab) -> Iterator[Sequence[str]]:
+    """Translation at the sockets of what is started in a cgroup."""
+    with translated_cgroup(lab) as directory:
+        yield programs_in(directory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """A node of one data plane."""
+
+    name: str
+    translation: Translation = "iptables"
+    port: int = 53
+    link: Link = "veth"
+    plane: Callable[[Lab], AbstractContextManager[object]] = nothing_to_set_up
+    sniffed: bool = False
+    rate: float = RATE / 2
+    """Lookups a second."""
+    asked: str = ""
+    """The one address that clients ask, where it is not the Service's."""
+
+    @contextmanager
+    def built(self) -> Iterator[Built]:
+        """Three clients and two servers with caches, one of them CoreDNS where that is."""
+        with ExitStack() as stack:
+            lab = Lab(self.translation, clients=3, servers=2, cache=True, port=self.port, link=self.link)
+            stack.enter_context(lab)
+            if find_program("coredns") and self.port == DNS_PORT:
+                stack.enter_context(with_coredns(lab))
+            within = stack.enter_context(self.plane(lab))
+            if self.sniffed:
+                stack.enter_context(sniffers(lab))
+            yield lab, within if self.plane is with_sockets else ()
+
+    def server(self, lab: Lab, kind: Kind) -> str:
+        """The address to ask; none where this node has none of the kind's family."""
+        if self.asked:
+            return "" if ":" in kind.server else self.asked
+        if self.link in ON_UPLINK:
+            return lab.servers[0].address6 if ":" in kind.server else lab.servers[0].address
+        return kind.server
+
+
+PROXIED_RATE = 300
+"""What a proxy of one process takes without delay, on two CPUs with all else."""
+NODES: tuple[Node, ...] = (
+    Node(name="iptables, sniffed", sniffed=True),
+    Node(name="nftables, sniffed", translation="nftables", sniffed=True),
+    Node(name="pod port 5353", port=5353),
+    Node(name="pod port 8053, nftables", translation="nftables", port=8053),
+    Node(name="eBPF host routing", plane=host_routing),
+    Node(name="eBPF host routing, port 5353", plane=host_routing, port=5353),
+    Node(name="socket translation", plane=with_sockets),
+    Node(name="macvlan", link="macvlan"),
+    Node(name="REDIRECT in the pod", plane=mesh_proxies, rate=PROXIED_RATE),
+    Node(name="Docker's 127.0.0.11", plane=docker_proxies, rate=PROXIED_RATE, asked=DOCKER_ADDRESS),
+    Node(name="TPROXY, own address", plane=lambda lab: node_proxy(lab, "own"), rate=PROXIED_RATE),
+    Node(name="TPROXY, client's address", plane=lambda lab: node_proxy(lab, "address"), rate=PROXIED_RATE),
+    Node(name="TPROXY, client's port", plane=lambda lab: node_proxy(lab, "port"), rate=PROXIED_RATE),
+)
+
+
+@contextmanager
+def with_coredns(lab: Lab) -> Iterator[None]:
+    """CoreDNS in place of the second server."""
+    zones = {"upstream_zone": ANY_UPSTREAM_NAME, "cluster_zone": ANY_CLUSTER_NAME}
+    addresses = {"upstream": lab.upstream.address, "server": lab.servers[0].address}
+    with coredns(lab.servers[1], COREFILE.format(**zones, **addresses)):
+        yield
 
 
 @contextmanager
@@ -356,46 +451,57 @@ class Report:
         return said
 
     def __str__(self) -> str:
-        head = f"{'':18}{'lookups':>9}{'answered':>10}{'sessions':>10}{'upstream':>10}{'alone':>7}"
+        head = f"{'':30}{'lookups':>9}{'answered':>10}{'sessions':>10}{'upstream':>10}{'alone':>7}"
         head += f"{'Succeeded':>11}{'Failed':>8}{'SampleLoss':>12}{'causes':>8}  findings"
         lines = [head, *(self._row(name, tally) for name, tally in self.tallies.items())]
-        total = sum(self.asked.values())
+        total = sum(self.asked[kind.name] for kind in KINDS)
         lines += ["", f"{total} lookups in {self.seconds:.0f} s; {self.last_words.strip().splitlines()[-1]}"]
         return "\n".join([*lines, *self.mistakes, *self.examples])
 
     def _row(self, name: str, tally: Tally) -> str:
         statuses = tally.statuses
-        row = f"{name:18}{self.asked[name]:9}{self.answered[name]:10}"
+        row = f"{name:30}{self.asked[name]:9}{self.answered[name]:10}"
         row += f"{tally.sessions:10}{tally.exchanges:10}{tally.alone:7}"
         row += f"{statuses['Succeeded']:11}{statuses['Failed']:8}{statuses['SampleLoss']:12}{tally.causes.total():8}  "
         return row + ", ".join(f"{count} {one}" for one, count in tally.findings.items())
 
 
-def run(lookups: int = LOOKUPS, rate: float = RATE) -> Report:
-    """Look so many names up, so many a second, and count what the agent says."""
+def run(lookups: int = LOOKUPS, speed: float = 1.0) -> Report:
+    """Look so many names up on all nodes, and count what the agent says.
+
+    Args:
+        lookups: On all nodes together.
+        speed: How many times as fast as usual.
+    """
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         folder = Path(directory)
         stack.enter_context(alone())
-        labs = [stack.enter_context(node("iptables")), stack.enter_context(node("nftables"))]
-        for lab in labs:
-            stack.enter_context(sniffers(lab))
-        agent = Agent(folder, labs)
+        nodes = [replace(node, rate=node.rate * speed) for node in NODES]
+        built = [stack.enter_context(node.built()) for node in nodes]
+        agent = Agent(folder, [lab for lab, _ in built])
         begun = time.monotonic()
         asked: Counter[str] = Counter()
         answered: Counter[str] = Counter()
         try:
-            for number in range(-(-lookups // ROUND)):
-                count = min(ROUND, lookups - number * ROUND) // len(labs)
-                loads = [Load(lab, folder, count, rate / len(labs), f"{lab.translator}-{number}") for lab in labs]
+            for loads in turns(list(zip(nodes, built, strict=True)), folder, lookups):
                 with ThreadPoolExecutor(len(loads)) as pool:
                     list(pool.map(Load.run, loads))
                 for load in loads:
                     asked += load.asked
                     answered += load.answered
-                agent.catch_up(asked.total())
+                agent.catch_up(sum(asked[kind.name] for kind in KINDS))
         finally:
             last_words = agent.stop()
         return Report(asked, answered, agent.tallies, agent.examples, time.monotonic() - begun, last_words)
+
+
+def turns(nodes: Sequence[tuple[Node, Built]], folder: Path, lookups: int) -> Iterator[list[Load]]:
+    """Two nodes at work at a time, one after the other, until there were so many lookups."""
+    count = min(ROUND // AT_WORK, -(-lookups // len(nodes)))
+    order = itertools.islice(itertools.cycle(nodes), -(-lookups // count))
+    loads = (Load(node, lab, within, folder, count, turn) for turn, (node, (lab, within)) in enumerate(order))
+    while turn := list(itertools.islice(loads, AT_WORK)):
+        yield turn
 
 
 def main() -> int:
@@ -403,7 +509,7 @@ def main() -> int:
     parser.add_argument("--lookups", type=int, default=LOOKUPS)
     parser.add_argument("--rate", type=float, default=RATE, help="lookups a second")
     options = parser.parse_args()
-    report = run(options.lookups, options.rate)
+    report = run(options.lookups, options.rate / RATE)
     print(report)
     print(f"{os.uname().release}: {'good' if not report.mistakes else 'BAD'}")
     return 1 if report.mistakes else 0
