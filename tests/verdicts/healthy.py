@@ -1,7 +1,7 @@
 """Healthy lookups, and nothing else: `python -m tests.verdicts.healthy [--lookups N] [--rate N]`.
 
 Nobody loses anything here, so every session has to be a success without a cause. A node for each data plane, two of
-them at work at a time, with clients and servers that do what they do in a cluster: pairs of A and AAAA by getaddrinfo(),
+them at work at a time, with clients and servers that do what they do in a cluster: pairs by getaddrinfo(),
 single lookups, long-lived TCP connections, answers of the server itself, of its cache and of an upstream, IPv4 and
 IPv6, and on some nodes sniffers on every device. Exit 1 unless there is a session for each lookup, and none of them,
 nor of what servers and proxies asked for their sake, is Failed, SampleLoss, or has a cause.
