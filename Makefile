@@ -32,7 +32,7 @@ GO_BUILD = go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
 WITH_GO = $(if $(shell command -v go),$(1))
 
 .PHONY: help setup setup-lab setup-dev oracles coredns cluster prometheus image run demo test test-cluster test-prometheus
-.PHONY: test-image verdicts healthy vm test-vm check bench bench-compare dashboard lock clean
+.PHONY: test-image verdicts dataplanes healthy vm test-vm check bench bench-compare dashboard lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -148,6 +148,9 @@ test-image: setup-dev image $(call WITH_GO,cluster) ## the image, run with exact
 
 verdicts: setup-dev oracles ## break a node in every way, many times, and compare fault and verdict
 	$(BIN)/python -m tests.verdicts $(ARGS)
+
+dataplanes: setup-dev oracles ## docs/dataplanes.md: what is said of every fault on every data plane
+	$(BIN)/python -m tests.verdicts.dataplanes --write docs/dataplanes.md $(ARGS)
 
 healthy: setup-dev oracles ## 100 000 healthy lookups, none of which may get a cause
 	$(BIN)/python -m tests.verdicts.healthy $(ARGS)
