@@ -96,6 +96,8 @@ class Servers:
 
     programs: set[bytes] = field(default_factory=set)
     addresses: set[bytes] = field(default_factory=set)
+    given: set[bytes] = field(default_factory=set)
+    """Those of them that the namespace does not have: a rule leads what is sent there to it."""
 
 
 class Shape(NamedTuple):
@@ -155,7 +157,7 @@ class Knowledge:
         servers = self.serving.get(reply.netns)
         if servers is None:
             servers = self.serving[reply.netns] = Servers()
-        if detail.saddr not in servers.addresses:
+        if detail.saddr not in servers.addresses or detail.saddr in servers.given:
             self._learn_address(reply, detail, servers)
         if reply.flags & PROCESS and len(servers.programs) < MAX_SERVERS:
             servers.programs.add(detail.comm)
@@ -165,7 +167,11 @@ class Knowledge:
         taker = taker_of(reply, detail, self.is_local)
         if taker is not None:
             self.takers.note(reply, detail, taker)
-        if (taker is None or taker.listens is not None) and len(servers.addresses) < MAX_SERVERS:
+            if taker.listens is None:
+                return
+            if len(servers.given) < MAX_SERVERS:
+                servers.given.add(detail.saddr)
+        if len(servers.addresses) < MAX_SERVERS:
             servers.addresses.add(detail.saddr)
 
     def learn_error(self, error: Sighting) -> None:
@@ -232,6 +238,7 @@ class Knowledge:
         elsewhere = last.event == RX and first.netns != last.netns and first.flags & ORIGIN
         if elsewhere and self.is_local(last.netns, last.detail.daddr) is False:
             self.forwarding.add(last.netns)
+            self.takers.forget(last)
 
     def learn_way_back(self, session: Session, home: int | None) -> None:
         """Take note of the places from which delivered replies to this client went on, visibly."""

@@ -116,6 +116,12 @@ class Takers:
         detail = arrival.detail
         return self._known.get((arrival.netns, arrival.ifindex, Endpoint(detail.daddr, detail.dport)))
 
+    def forget(self, arrival: Sighting) -> None:
+        """A query that came in like this one was answered from elsewhere: nobody takes them there any more."""
+        if self._known:
+            detail = arrival.detail
+            self._known.pop((arrival.netns, arrival.ifindex, Endpoint(detail.daddr, detail.dport)), None)
+
     def is_proxy(self, netns: int, program: bytes) -> bool:
         """Whether the program of that namespace is known to be a proxy."""
         return (netns, program) in self._programs

@@ -226,6 +226,16 @@ def packed_endpoint(endpoint):
     return Packed(packed(endpoint[0]), endpoint[1])
 
 
+def test_it_says_so_for_the_queries_of_every_device(world):
+    warm(world, "node")
+    hops = [
+        replace(hop, ifindex=12) if hop.netns == NODE and hop.ifindex == 10 else hop
+        for hop in healthy(taken("node"), start=world.now + SECOND)
+    ]
+    (one,) = application(world.outcomes(hops))
+    assert (line_of(one).server.backend, line_of(one).server.translated_by) == ("192.0.2.10:15053", "conntrack")
+
+
 def test_without_an_entry_of_the_connection_table_nothing_is_said_of_how(world):
     (one,) = application(world.outcomes(healthy(taken(tracked=False))))
     assert line_of(one).server.translated_by is None
@@ -440,6 +450,16 @@ def test_by_another_device_than_before_nobody_is_accused(world):
     assert (cause(one).code, cause(one).confidence) == ("Unknown", "low")
 
 
+def test_where_the_proxy_lets_them_pass_by_now_nobody_is_accused(world):
+    start = warm(world)
+    lookup = taken(port=3, dnat=False)
+    # The server itself answers; what happens between the node's arrival and the server is not seen.
+    passed = world.Lookup(port=3, vip=lookup.vip, dnat=False).both(start)
+    world.outcomes([hop for hop in passed if hop.ifindex != 11 and not (hop.netns == world.SERVER and not hop.flags)])
+    (one,) = world.outcomes(taken().query(world.now + SECOND))
+    assert (cause(one).code, cause(one).confidence) == ("Unknown", "low")
+
+
 @pytest.mark.parametrize(("plane", "how"), CASES)
 def test_a_server_that_is_silent_behind_the_proxy_is_its_upstream(world, plane, how):
     start = warm(world, plane, how)
@@ -570,12 +590,30 @@ def test_a_late_reply_that_the_proxys_closed_port_refuses_is_no_missing_listener
 # A server of the node behind a Service's address is no proxy
 
 
-def test_a_server_of_the_node_behind_a_service_keeps_its_plain_words(world):
-    def behind(**changes) -> Taken:
-        lookup = taken("node", **changes)
-        type(lookup).listens = (HOST[0], 53)
-        return lookup
+def behind(**changes):
+    """A lookup at a Service whose endpoint is a server in the node's own namespace, on port 53."""
+    lookup = taken("node", **changes)
+    type(lookup).listens = (HOST[0], 53)
+    return lookup
 
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_server_of_the_node_behind_a_service_forwards_beyond_the_node(world, answered):
+    lookup = behind()
+    comm, tgid = PROXY
+    ask = Lookup(shape="outward", name=lookup.name, identifier=7, comm=comm, tgid=tgid)
+    said = FORWARDED if answered else BARE
+    (one,) = world.outcomes(
+        lookup.query(),
+        ask.query(START + 100 * US),
+        ask.reply(START + MS, **FORWARDED) if answered else [],
+        lookup.reply(START + 2 * MS if answered else START + 5 * SECOND, **said),
+    )
+    assert (masks(one), explain(one).findings) == (("Succeeded", 15, 63) if answered else ("Failed", 7, 55), [])
+    assert answered or "proxy" not in cause(one).message
+
+
+def test_a_server_of_the_node_behind_a_service_keeps_its_plain_words(world):
     first = behind(port=1)
     world.outcomes(first.both())
     start = world.now + SECOND
