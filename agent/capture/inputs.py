@@ -17,7 +17,7 @@ from stat import S_ISREG
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from agent.capture.pcap import PcapError, read_frames
-from agent.capture.playback import Vantage
+from agent.capture.vantage import Vantage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

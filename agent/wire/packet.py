@@ -1,4 +1,4 @@
-"""From a captured frame to addresses, ports and payload: link layer, IP, UDP, TCP, VXLAN.
+"""From a captured frame to addresses, ports and payload: link layer, IP, UDP, TCP. Tunnels: `agent.wire.tunnels`.
 
 Frames are hostile input and may be cut anywhere by the capture's snap length. Nothing here raises: what cannot be read
 gives None, and why is counted in `flaws`, which belongs to the caller. Checksums are not looked at: with offload, a
@@ -12,11 +12,10 @@ from collections import Counter
 from enum import IntEnum, IntFlag, StrEnum
 from typing import NamedTuple
 
+from agent.wire import tunnels
+
 V4_MAPPED = bytes(10) + b"\xff\xff"
 """Prefix of an IPv4 address in 16 octets (RFC 4291 2.5.5.2)."""
-
-VXLAN_PORTS = frozenset({4789, 8472})
-"""Where VXLAN is sent: as assigned (RFC 7348 8), and what Linux used before and flannel and Cilium still do."""
 
 TCP = 6
 UDP = 17
@@ -24,6 +23,8 @@ UDP = 17
 
 MAX_TAGS = 4
 """VLAN tags skipped in one frame; QinQ has two."""
+MAX_CARRIERS = 4
+"""Frames in frames (MPLS) that are looked into."""
 MAX_EXTENSIONS = 8
 """IPv6 extension headers walked in one packet; RFC 8200 4.1 foresees seven."""
 
@@ -58,7 +59,7 @@ class Flaw(StrEnum):
     LENGTHS = "lengths"
     """The header's lengths contradict each other or the packet's."""
     JUMBOGRAM = "jumbogram"
-    """A length of 0 where that means "more than 65535" (RFC 2675, BIG TCP): never a DNS message."""
+    """A length of 0 and nothing that follows: it cannot be told how long the packet was."""
     EXTENSIONS = "extensions"
     """More than `MAX_EXTENSIONS` IPv6 extension headers."""
     FRAGMENT = "fragment"
@@ -86,6 +87,10 @@ class Cooked(NamedTuple):
     """Index of the interface; 0 where the header has none (`LINUX_SLL`)."""
     outgoing: bool
     """Sent by this machine, not received."""
+    loopback: bool = False
+    """The device is the loopback device."""
+    overheard: bool = False
+    """Received, but addressed to another machine: a promiscuous device took it in."""
 
 
 class Fragment(NamedTuple):
@@ -115,6 +120,10 @@ class Ip(NamedTuple):
     """The packet's length by the header."""
     fragment: Fragment | None
     """None if the packet is whole."""
+    ttl: int = 0
+    """Time to live, or hop limit."""
+    identification: int = 0
+    """Of IPv4 (RFC 6864): 0 where the sender gave none, as on most packets that must not be fragmented."""
 
 
 class Udp(NamedTuple):
@@ -146,7 +155,6 @@ _IPV6_BYTES = 40
 _UDP_BYTES = 8
 _TCP_BYTES = 20
 _FAMILY_BYTES = 4
-_VXLAN_BYTES = 8
 _MORE_FRAGMENTS = 0x2000
 
 _HOP_BY_HOP, _ROUTING, _FRAGMENT, _AUTHENTICATION, _DESTINATION = 0, 43, 44, 51, 60
@@ -166,11 +174,14 @@ _BARE: frozenset[int] = frozenset({LinkType.RAW, LinkType.IPV4, LinkType.IPV6})
 _FAMILIES_OF_IP = frozenset(
     family.to_bytes(_FAMILY_BYTES, order) for family in (2, 10, 24, 28, 30) for order in ("little", "big")
 )
-_OUTGOING = 4  # PACKET_OUTGOING of linux/if_packet.h
+_OTHERHOST, _OUTGOING = 3, 4  # PACKET_OTHERHOST, PACKET_OUTGOING of linux/if_packet.h
+_LOOPBACK_DEVICE = 772  # ARPHRD_LOOPBACK of linux/if_arp.h
+_LOOPBACK_INDEX = 1  # LOOPBACK_IFINDEX of net/flow.h: in every network namespace
 
-_read_sll2 = struct.Struct("!4xI2xB").unpack_from
-_read_ipv4 = struct.Struct("!BxHHHxB").unpack_from
-_read_ipv6 = struct.Struct("!4xHB").unpack_from
+_read_sll = struct.Struct("!HH").unpack_from
+_read_sll2 = struct.Struct("!4xIHB").unpack_from
+_read_ipv4 = struct.Struct("!BxHHHBB").unpack_from
+_read_ipv6 = struct.Struct("!4xHBB").unpack_from
 _read_fragment = struct.Struct("!2xHI").unpack_from
 _read_udp = struct.Struct("!HHH").unpack_from
 _read_tcp = struct.Struct("!HHIIBB").unpack_from
@@ -189,8 +200,11 @@ def network_layer(linktype: int, frame: bytes, flaws: Flaws) -> bytes | None:
     return None
 
 
-def _behind_ethertype(frame: bytes, at: int, start: int, flaws: Flaws) -> bytes | None:
-    """What the EtherType at octet `at` announces at octet `start`, if that is IP (IEEE 802.1Q for the tags)."""
+def _behind_ethertype(frame: bytes, at: int, start: int, flaws: Flaws, depth: int = 0) -> bytes | None:
+    """What the EtherType at octet `at` announces at octet `start`, if that is IP (IEEE 802.1Q for the tags).
+
+    Between the two there may be headers of carriers: PPPoE, MPLS, and the frame in MPLS.
+    """
     if len(frame) < start:
         flaws[Flaw.CUT] += 1
         return None
@@ -202,6 +216,11 @@ def _behind_ethertype(frame: bytes, at: int, start: int, flaws: Flaws) -> bytes 
         tags += 1
     if ethertype in _ETHERTYPES_OF_IP:
         return frame[start:]
+    inner = tunnels.behind_ethertype(ethertype, frame[start:])
+    if inner is not None and inner.linktype == LinkType.RAW:
+        return inner.data
+    if inner is not None and depth < MAX_CARRIERS:
+        return _behind_ethertype(inner.data, *_ETHERTYPE_AND_PAYLOAD_AT[LinkType.ETHERNET], flaws, depth + 1)
     flaws[Flaw.NOT_IP] += 1
     return None
 
@@ -217,31 +236,44 @@ def _behind_family(frame: bytes, flaws: Flaws) -> bytes | None:
 def cooked_header(linktype: int, frame: bytes) -> Cooked | None:
     """Interface and direction of a cooked frame; None if the link type is another or the frame is cut."""
     if linktype == LinkType.LINUX_SLL2 and len(frame) >= _ETHERTYPE_AND_PAYLOAD_AT[LinkType.LINUX_SLL2][1]:
-        ifindex, kind = _read_sll2(frame)
-        return Cooked(ifindex, kind == _OUTGOING)
+        ifindex, device, kind = _read_sll2(frame)
+        loopback = device == _LOOPBACK_DEVICE or ifindex == _LOOPBACK_INDEX
+        return Cooked(ifindex, kind == _OUTGOING, loopback, kind == _OTHERHOST)
     if linktype == LinkType.LINUX_SLL and len(frame) >= _ETHERTYPE_AND_PAYLOAD_AT[LinkType.LINUX_SLL][1]:
-        return Cooked(0, frame[1] == _OUTGOING)
+        kind, device = _read_sll(frame)
+        return Cooked(0, kind == _OUTGOING, device == _LOOPBACK_DEVICE, kind == _OTHERHOST)
     return None
 
 
-def parse_ip(packet: bytes, flaws: Flaws) -> Ip | None:
-    """Read the IP header, and the extension headers of IPv6 up to the fragment header of a fragment."""
+def parse_ip(packet: bytes, flaws: Flaws, missing: int = 0) -> Ip | None:
+    """Read the IP header, and the extension headers of IPv6 up to the fragment header of a fragment.
+
+    A length of 0 with more octets behind it is what a sender's segmentation offload (TSO, BIG TCP: RFC 2675) leaves to
+    be filled in: then the packet is as long as the frame.
+
+    Args:
+        packet: Its octets, as far as captured.
+        flaws: Counts why it is None.
+        missing: How many more there were on the wire.
+    """
     version = packet[0] >> 4 if packet else 0
     if version == 4:  # noqa: PLR2004  the names of the two protocols say it
-        return _parse_ipv4(packet, flaws)
+        return _parse_ipv4(packet, flaws, missing)
     if version == 6:  # noqa: PLR2004  as above
-        return _parse_ipv6(packet, flaws)
+        return _parse_ipv6(packet, flaws, missing)
     flaws[Flaw.NOT_IP if packet else Flaw.CUT] += 1
     return None
 
 
-def _parse_ipv4(packet: bytes, flaws: Flaws) -> Ip | None:
+def _parse_ipv4(packet: bytes, flaws: Flaws, missing: int) -> Ip | None:
     """Read an IPv4 packet (RFC 791 3.1)."""
     if len(packet) < _IPV4_BYTES:
         flaws[Flaw.CUT] += 1
         return None
-    first, total, identification, flags_and_offset, protocol = _read_ipv4(packet)
+    first, total, identification, flags_and_offset, ttl, protocol = _read_ipv4(packet)
     header = (first & 0xF) * 4
+    if not total and len(packet) > header:
+        total = len(packet) + missing
     if header < _IPV4_BYTES or total < header or header > len(packet):
         flaws[_ipv4_flaw(header, total)] += 1
         return None
@@ -250,7 +282,8 @@ def _parse_ipv4(packet: bytes, flaws: Flaws) -> Ip | None:
         more = flags_and_offset & _MORE_FRAGMENTS != 0
         fragment = Fragment(identification, (flags_and_offset & 0x1FFF) * 8, more)
     saddr, daddr = V4_MAPPED + packet[12:16], V4_MAPPED + packet[16:20]
-    return Ip(4, saddr, daddr, protocol, packet[header:total], total - header, total, fragment)
+    payload = packet[header:total]
+    return Ip(4, saddr, daddr, protocol, payload, total - header, total, fragment, ttl, identification)
 
 
 def _ipv4_flaw(header: int, total: int) -> Flaw:
@@ -260,17 +293,20 @@ def _ipv4_flaw(header: int, total: int) -> Flaw:
     return Flaw.LENGTHS if header < _IPV4_BYTES or total < header else Flaw.CUT
 
 
-def _parse_ipv6(packet: bytes, flaws: Flaws) -> Ip | None:
+def _parse_ipv6(packet: bytes, flaws: Flaws, missing: int) -> Ip | None:
     """Read an IPv6 packet (RFC 8200 3)."""
     if len(packet) < _IPV6_BYTES:
         flaws[Flaw.CUT] += 1
         return None
-    length, protocol = _read_ipv6(packet)
+    length, protocol, hop_limit = _read_ipv6(packet)
     if not length:
-        flaws[Flaw.JUMBOGRAM] += 1
-        return None
+        length = len(packet) + missing - _IPV6_BYTES
+        if not length:
+            flaws[Flaw.JUMBOGRAM] += 1
+            return None
     total = _IPV6_BYTES + length
-    ip = Ip(6, packet[8:24], packet[24:40], protocol, packet[_IPV6_BYTES:total], length, total, None)
+    payload = packet[_IPV6_BYTES:total]
+    ip = Ip(6, packet[8:24], packet[24:40], protocol, payload, length, total, None, hop_limit)
     return skip_extensions(ip, flaws) if protocol in _EXTENSIONS else ip
 
 
@@ -326,6 +362,7 @@ def parse_udp(ip: Ip, flaws: Flaws) -> Udp | None:
         flaws[_start_flaw(ip, _UDP_BYTES)] += 1
         return None
     sport, dport, length = _read_udp(payload)
+    length = length or ip.payload_bytes  # segmentation offload, as above; RFC 2675 4
     if length < _UDP_BYTES or (length > ip.payload_bytes and not ip.fragment):
         flaws[Flaw.LENGTHS if length else Flaw.JUMBOGRAM] += 1
         return None
@@ -351,11 +388,3 @@ def _start_flaw(ip: Ip, header: int) -> Flaw:
     if ip.fragment and ip.fragment.offset_octets:
         return Flaw.FRAGMENT
     return Flaw.LENGTHS if ip.payload_bytes < header else Flaw.CUT
-
-
-def vxlan_inner(payload: bytes) -> bytes | None:
-    """The Ethernet frame in a VXLAN datagram (RFC 7348 5), sent to one of `VXLAN_PORTS`; None if it is not VXLAN."""
-    # The I bit must be set. With the P bit it is VXLAN-GPE, which may carry anything (draft-ietf-nvo3-vxlan-gpe 3.1).
-    if len(payload) < _VXLAN_BYTES or payload[0] & 0x0C != 0x08:  # noqa: PLR2004  the sentence above
-        return None
-    return payload[_VXLAN_BYTES:]

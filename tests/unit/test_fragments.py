@@ -55,7 +55,7 @@ def test_two_ipv4_fragments_from_the_wire_give_the_datagram():
     assert last
     assert table.add(0, last) is None
     whole = table.add(1, first)
-    assert whole == Ip(4, HERE, THERE, UDP, b"\xa6\xd6\x00\x35\x00\x0c\x00\x00four", 12, 32, None)
+    assert whole == Ip(4, HERE, THERE, UDP, b"\xa6\xd6\x00\x35\x00\x0c\x00\x00four", 12, 32, None, 64, 0x1234)
     assert (len(table), table.evicted, table.refused, flaws) == (0, 0, 0, {})
 
 
