@@ -11,12 +11,14 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.capture.inputs import InputError, Inputs
+from agent.capture.order import SETTLE_NS, Clock, in_order
 from agent.capture.playback import Playback
 from agent.capture.recorded import Recorded
 from agent.capture.recording import restore
 from agent.explain.rules import explain
 from agent.export.printer import LineOptions, Printer
 from agent.export.progress import Progress
+from agent.export.sums import Sums, in_words
 from agent.process import abandon_stdout, say, spare_the_collector
 from agent.session.model import Settings
 from agent.session.table import SessionTable
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from agent.capture.recording import Restored
     from agent.session.outcome import Outcome
 
-SETTLE_NS = 5_000_000
-"""Frames of one capture may be out of order by so much: each CPU hands over its own."""
 FLUSH_SECONDS = 0.2
 LOOK_EVERY = 256
 """Frames between two looks at the wall clock."""
@@ -62,52 +62,66 @@ class Replay:
             kernel=self._recorded.names.kernel,
             is_local=self._is_local,
             started_ns=min((one.begins_ns for one in inputs.all if one.first), default=0),
+            is_tapped=self._playback.is_tapped,
         )
         self._printer = Printer(options.lines, out, 0)
         self._progress = Progress(sys.stderr, inputs.size)
         self._frames = 0
-        self._now_ns = 0
+        self._told = 0
+        self._sessions = 0
+        self._clock = Clock()
         self._flushed = time.monotonic()
 
     def work(self) -> None:
         """From the first frame to the last line."""
-        for source, frame in self._inputs.frames():
+        for source, frame in in_order(self._inputs.frames(), self._clock, self._is_awaited):
             self._take(source, frame)
-            self._now_ns = max(self._now_ns, frame.ts_ns)
-            self._show(self._table.expire(self._now_ns - SETTLE_NS))
+            self._show(self._table.expire(frame.ts_ns - SETTLE_NS))
             self._frames += 1
             if not self._frames % LOOK_EVERY or source.size is None:
                 self._look_around()
-        self._show(self._table.flush(self._now_ns))
+        self._playback.end()
+        self._show(self._table.flush(self._clock.now_ns))
         self._printer.flush()
         self._progress.clear()
 
+    @property
+    def sums(self) -> Sums:
+        """What became of the frames."""
+        told = self._told + self._table.counts.recalled
+        return Sums(
+            self._playback, self._table.counts, self._frames, told, self._table.unread_octets, self._clock.steps
+        )
+
     def report(self) -> None:
         """Say the sums, and what was not read."""
-        counts, playback = self._table.counts, self._playback
-        files = len(self._inputs.all)
-        words = f"{counts.sessions} sessions from {self._frames} frames of {files} {'file' if files == 1 else 'files'}"
-        unread = sum(playback.flaws.values())
-        rest = [
-            f"{number} {what}"
-            for number, what in (
-                (playback.other, "packets of other protocols or ports"),
-                (unread, "frames not readable as IP"),
-                (counts.malformed, "not readable as DNS"),
-                (playback.incomplete, "datagrams with fragments missing"),
-                (counts.started_mid_lookup, "replies to queries before the capture"),
-            )
-            if number
-        ]
+        words = (
+            f"{_number(self._sessions, 'session')} from {_number(self._frames, 'frame')} "
+            f"of {_number(len(self._inputs.all), 'file')}"
+        )
+        rest = in_words(self.sums)
         say(f"{words}; {', '.join(rest)}" if rest else words)
+
+    def _is_awaited(self, frame: Frame) -> bool:
+        found = self._playback.answers(frame)
+        return found is not None and self._table.is_awaited(*found)
 
     def _take(self, source: Input, frame: Frame) -> None:
         found = self._recorded.read(source, frame)
         if found is not None:
             self._restore(found)
-        else:
-            for sighting in self._playback.sightings(frame, source.vantage):
-                self._table.observe(sighting)
+            self._told += 1
+            return
+        for sighting in self._playback.given_up(frame.ts_ns):
+            self._table.observe(sighting)
+        told = False
+        for sighting in self._playback.sightings(frame, source.vantage):
+            # What is only counted is counted once for each frame, though a tap shows two hops.
+            taken = self._table.observe(sighting)
+            if taken is False:
+                break
+            told |= bool(taken)
+        self._told += told
 
     def _is_local(self, netns: int, address: bytes) -> bool | None:
         known = self._recorded.is_local(netns, address)
@@ -123,7 +137,11 @@ class Replay:
 
     def _show(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
+            self._sessions += 1
             self._progress.clear()
+            if self._clock.stepped:
+                offset_ns = self._clock.stamp_offset(outcome.session.first_ns)
+                self._printer.context = self._printer.context._replace(wall_offset_ns=offset_ns)
             self._printer.show(outcome, explain(outcome))
 
     def _look_around(self) -> None:
@@ -135,6 +153,10 @@ class Replay:
             self._printer.flush()
         if not self._frames % COLLECT_EVERY:
             gc.collect(1)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def recorded_ports(inputs: Inputs) -> list[int]:
