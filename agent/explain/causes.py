@@ -125,8 +125,8 @@ CAUSES: dict[str, CauseText] = {
         "Look at the DNS server: overloaded, stopped, or configured to drop this query.",
     ),
     "LeftNode": CauseText(
-        "The query left this node by {interface} and nothing came back.",
-        "Look beyond the node: security groups, ACLs, the underlay, a provider's query limit, the server's node.",
+        "The query {left} and nothing came back.",
+        "Look beyond {here}: security groups, ACLs, the underlay, a provider's query limit, the server's node.",
     ),
     "UpstreamError": CauseText(
         "The DNS server {deed}.",
@@ -153,6 +153,10 @@ class Gap(NamedTuple):
 RECORDS_LOST = Gap(
     "the agent lost records of its own while this lookup was open",
     "enlarge --ring-size, or lower the load on this node",
+)
+OCTETS_MISSING = Gap(
+    "octets of its TCP connection were sent and are not in the capture",
+    "capture with a larger buffer (tcpdump -B) and see how many packets the capture dropped",
 )
 TOO_MANY_OPEN = Gap(
     "too many lookups were open at once, and the agent closed the oldest of them early",

@@ -120,7 +120,7 @@ def duration_words(ns: int) -> str:
 
 def interface(hop: Sighting) -> str:
     """The device's name."""
-    return name_text(hop.detail.ifname) or "no device yet"
+    return name_text(hop.detail.ifname) or (f"device {hop.ifindex}" if hop.ifindex else "no device yet")
 
 
 def place(hop: Sighting) -> str:

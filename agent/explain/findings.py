@@ -248,8 +248,18 @@ def _search_list(view: View) -> Finding | None:
     return Finding("SearchDomainAnswered", words) if words else None
 
 
+def _many_messages(view: View) -> Finding | None:
+    """A zone transfer: what is told of the answer is told by its first messages."""
+    session = view.outcome.session
+    if not session.further:
+        return None
+    kept = len(session.replies.transmissions)
+    return Finding("ManyMessages", f"the answer came in {kept + session.further} messages; the first {kept} are told")
+
+
 LOOKS: tuple[Callable[[View], Finding | None], ...] = (
     _query_not_seen,
+    _many_messages,
     _name_not_found,
     _wrong_answer,
     _headless_too_large,
@@ -266,6 +276,7 @@ RARE: tuple[Callable[[View], Finding | None], ...] = (
 NAMES = (
     *PLAIN,
     "QueryNotSeen",
+    "ManyMessages",
     "SearchPathNXDOMAIN",
     "NameNotFound",
     "StatefulSetName",

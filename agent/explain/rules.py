@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent.explain import netfilter, proxied
 from agent.explain.case import QUERIES, Case
-from agent.explain.causes import CAPTURE_ENDED, RECORDS_LOST, TOO_MANY_OPEN, TOO_MANY_PACKETS
+from agent.explain.causes import CAPTURE_ENDED, OCTETS_MISSING, RECORDS_LOST, TOO_MANY_OPEN, TOO_MANY_PACKETS
 from agent.explain.endpoints import SAME, may_have_no_endpoints, no_endpoints
 from agent.explain.evidence import (
     death_words,
@@ -44,7 +44,7 @@ from agent.session.cluster import NobodyKnown
 from agent.session.model import SECOND_NS, Endpoint
 from agent.session.outcome import CQ, CR, Outcome, Status, translation
 from agent.session.proxies import DESTINATION_NAT
-from agent.session.sighting import RESPONSE, RX, address_to_text, endpoint_to_text
+from agent.session.sighting import FRAGMENT, RESPONSE, RX, TX, address_to_text, endpoint_to_text, is_group
 from agent.session.surroundings import NothingKnown
 from agent.session.who import NOBODY
 
@@ -134,6 +134,7 @@ def capture_loss(case: Case) -> Cause | None:
 
 
 GAPS: tuple[tuple[Callable[[Outcome], bool], Gap], ...] = (
+    (lambda outcome: outcome.session.octets_missing, OCTETS_MISSING),
     (lambda outcome: outcome.lossy, RECORDS_LOST),
     (lambda outcome: outcome.session.evicted, TOO_MANY_OPEN),
     (lambda outcome: outcome.session.overflowed, TOO_MANY_PACKETS),
@@ -141,7 +142,14 @@ GAPS: tuple[tuple[Callable[[Outcome], bool], Gap], ...] = (
 )
 """The first that holds is the sentence."""
 GAP_EVIDENCE: tuple[tuple[Callable[[Outcome], bool], str], ...] = (
-    (lambda outcome: outcome.lossy, "the agent's counters show records lost while the lookup was open"),
+    (
+        lambda outcome: outcome.session.octets_missing,
+        "octets of its TCP connection were sent, and acknowledged or followed by others, and were not captured",
+    ),
+    (
+        lambda outcome: outcome.lossy and not outcome.session.octets_missing,
+        "the agent's counters show records lost while the lookup was open",
+    ),
     (lambda outcome: outcome.session.evicted, "it was the oldest of the open lookups when their bound was reached"),
     (
         lambda outcome: outcome.session.overflowed and not outcome.session.evicted,
@@ -366,6 +374,19 @@ def _got_nowhere(case: Case) -> bool:
     return not case.outcome.delivered and not any(knowledge.owns(hop.netns, hop.detail.daddr) for hop in ends)
 
 
+def fragments_missing(case: Case) -> Cause | None:
+    """Nobody says why: the first fragment was captured, and what makes the datagram whole never was."""
+    for death in case.deaths:
+        if death.hop.flags & FRAGMENT and not death.drop.reason and not death.drop.location:
+            detail = death.hop.detail
+            evidence = [
+                f"a fragment of the {death.message} from {address_to_text(detail.saddr)} was seen, and not all others",
+                f"the {death.message} had {detail.payload_bytes} octets",
+            ]
+            return say("FragmentLost", "medium", evidence, message=death.message, place=address_to_text(detail.daddr))
+    return None
+
+
 def kernel_says(code: str) -> Callable[[Case], Cause | None]:
     """A rule for a code that the kernel's own words stand for."""
 
@@ -473,9 +494,19 @@ def server_no_reply(case: Case) -> Cause | None:
         return None
     query = _unanswered_query(outcome)
     hop = next(reversed(query.arrivals(outcome.server_netns)), query.hops[-1])
+    if outcome.knowledge.is_tapped(hop.netns) and hop.event == TX:
+        return _passed_a_tap(outcome, hop)
+    owned = outcome.knowledge.owns(hop.netns, hop.detail.daddr)
+    if is_group(hop.detail.daddr) or (outcome.session.connecting and owned is None):
+        # A group is nobody's address. And the kernel answers a request for a connection, whatever the server does.
+        return None
     evidence = [f"last sighting of the query: {where(hop)}", "no reply left that namespace"]
     evidence += READ_WORDS[case.around.was_read(hop.message) if hop.message else None]
-    confidence = "high"
+    # Where it is not known whose the address is, the packet may have been on its way to another host.
+    confidence = "medium" if owned is None else "high"
+    if outcome.session.connecting:
+        evidence.append("it is the request for a TCP connection, which the kernel answers and not the server")
+        confidence = "low"
     if outcome.session.connection is not None and outcome.session.connection.facts.reset_by:
         evidence.append(f"the {outcome.session.connection.facts.reset_by} ended the connection by RST")
     if outcome.bits & CR:
@@ -491,13 +522,33 @@ def left_node(case: Case) -> Cause | None:
     if not outcome.left_node or not _unanswered(outcome):
         return None
     hop = outcome.knowledge.end_of(_unanswered_query(outcome), outcome.session.strangers)
+    if outcome.knowledge.is_tapped(hop.netns):
+        return _passed_a_tap(outcome, hop)
     if outcome.knowledge.lives_here(hop.detail.daddr):
         # Macvlan and the like: the other end shows no arrival, so nobody knows whether it got there.
         return None
     evidence = [f"last sighting of the query: {where(hop)}"]
     if outcome.bits & CR:
         evidence.append(_attempts_evidence(outcome))
-    return say("LeftNode", "medium", evidence, interface=interface(hop))
+    return say("LeftNode", "medium", evidence, left=f"left this node by {interface(hop)}", here="the node")
+
+
+def _passed_a_tap(outcome: Outcome, hop: Sighting) -> Cause:
+    """Captured between two ends, without a direction: whether it got to the server is not in the capture."""
+    detail = hop.detail
+    server = endpoint_to_text(detail.daddr, detail.dport)
+    what = "request for a TCP connection" if outcome.session.connecting else "query"
+    evidence = [f"the capture shows the {what} on its way and does not tell whether it came to {server}"]
+    if is_group(detail.daddr):
+        evidence.append(f"{address_to_text(detail.daddr)} is a group of hosts, not a server")
+    elif outcome.knowledge.lives_here(detail.daddr):
+        evidence.append(f"{address_to_text(detail.daddr)} replied to other queries in this capture")
+    if outcome.session.connecting:
+        evidence.append("the kernel of the server's host answers such a request, not the server: think of a firewall")
+    if outcome.bits & CR:
+        evidence.append(_attempts_evidence(outcome))
+    left = f"was captured on its way from {address_to_text(detail.saddr)} to {server}"
+    return say("LeftNode", "low", evidence, left=left, here="the place of the capture")
 
 
 def _unanswered(outcome: Outcome) -> bool:
@@ -585,6 +636,7 @@ RULES: tuple[Callable[[Case], Cause | None], ...] = (
     not_translated_back,
     of_outcome(unexpected_source),
     # Lost on the way.
+    fragments_missing,
     kernel_says("ChecksumError"),
     damaged,
     interface_down,

@@ -119,6 +119,8 @@ class Knowledge:
 
     kernel: Kernel
     is_local: Callable[[int, bytes], bool | None]
+    is_tapped: Callable[[int], bool] = lambda _netns: False
+    """Whether a namespace only stands for a host whose packets were seen between two ends."""
     receiving: set[int] = field(default_factory=set)
     """Namespaces in which packets were seen coming in: there, a missing arrival means something (a CNI that redirects
     between devices by BPF skips the arrival, so in its pods it means nothing)."""
@@ -223,7 +225,7 @@ class Knowledge:
             if hop.event == RX:
                 came_in.add(hop.netns)
                 left = _other_end(one.hops, index)
-                if left is not None:
+                if left is not None and not self.is_tapped(left.netns):
                     self.linked.add((left.netns, left.ifindex))
             elif hop.event == TX and hop.netns in came_in:
                 self.forwarding.add(hop.netns)

@@ -225,6 +225,10 @@ class Session:
     """Which client's lookup an upstream exchange belongs to was a guess among several."""
     guessed: bool = False
     """It is told with the lookup that waited where it was asked, although nothing proves that this ended there."""
+    further: int = 0
+    """Messages of the answer beyond those that are kept: a zone transfer has any number."""
+    octets_missing: bool = False
+    """Octets of its connection were sent and received, and are not in the record."""
     overflowed: bool = False
     """A bound kept something out, or closed it early."""
     evicted: bool = False

@@ -192,10 +192,11 @@ class Outcome:
 
     @property
     def duration_ns(self) -> int | None:
-        """From the first sighting of the query to the last one of the reply; None without both."""
+        """From the first sighting of the query to the last one of the reply; None without both, or if clocks differ."""
         if self.reply is None or not self.session.queries.transmissions:
             return None
-        return self.reply.hops[-1].ts_ns - self.session.queries.transmissions[0].hops[0].ts_ns
+        duration_ns = self.reply.hops[-1].ts_ns - self.session.queries.transmissions[0].hops[0].ts_ns
+        return duration_ns if duration_ns >= 0 else None
 
 
 def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> Outcome:

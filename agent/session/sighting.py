@@ -163,7 +163,7 @@ HEAD = struct.Struct(struct_format(Head))
 DETAIL = struct.Struct(struct_format(Detail))
 
 
-def _place_of(field: str) -> slice:
+def place_of(field: str) -> slice:
     """Where one field of the detail lies, for those who cannot wait for all of it to be decoded."""
     hints = get_type_hints(Detail, include_extras=True)
     before = list(hints)[: list(hints).index(field)]
@@ -171,8 +171,8 @@ def _place_of(field: str) -> slice:
     return slice(start, start + struct.calcsize("=" + hints[field].__metadata__[0]))
 
 
-SADDR = _place_of("saddr")
-DADDR = _place_of("daddr")
+SADDR = place_of("saddr")
+DADDR = place_of("daddr")
 
 
 class Sighting(NamedTuple):
@@ -221,6 +221,17 @@ def address_to_text(address: bytes) -> str:
     if address.startswith(V4_MAPPED):
         return str(IPv4Address(address[12:]))
     return str(IPv6Address(address))
+
+
+GROUP_V6, CLASS_D, BROADCAST = 0xFF, 0xE, b"\xff" * 4
+"""First octet of an IPv6 group, first four bits of an IPv4 group, and the address of everybody."""
+
+
+def is_group(address: bytes) -> bool:
+    """Whether it is a multicast or broadcast address (RFC 5771, RFC 919, RFC 4291 2.7): no host's own."""
+    if address.startswith(V4_MAPPED):
+        return address[12] >> 4 == CLASS_D or address[12:] == BROADCAST
+    return address[0] == GROUP_V6
 
 
 def endpoint_to_text(address: bytes, port: int) -> str:

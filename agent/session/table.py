@@ -6,7 +6,7 @@ Pure: the caller brings every sighting and the time. Order, duplication and loss
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import TYPE_CHECKING
@@ -17,7 +17,17 @@ from agent.session.answers import LastAnswers
 from agent.session.drops import UNKNOWN_KERNEL, Kernel
 from agent.session.identity import clients, connecting_key, is_loopback
 from agent.session.knowledge import Knowledge, Losses, Servers
-from agent.session.model import MAX_MESSAGES, Background, Endpoint, Key, Session, Settings, Wire, place
+from agent.session.model import (
+    MAX_MESSAGES,
+    MAX_TRANSMISSIONS,
+    Background,
+    Endpoint,
+    Key,
+    Session,
+    Settings,
+    Wire,
+    place,
+)
 from agent.session.outcome import REFRESH_NS, Outcome, judge
 from agent.session.relatives import LastLookups
 from agent.session.sighting import DROP, FRAGMENT, ICMP, LEARNED, ORIGIN, RESPONSE, TCP, Detail, Sighting
@@ -41,6 +51,9 @@ MAX_STRANGERS = 64
 EARLY_NS = 10_000_000
 """How long an ICMP error waits for the first sighting of the packet that it quotes. A rule that refuses what a program
 of its own namespace sends has the error on its way before the packet dies, and that death is all that is seen of it."""
+MAX_EARLY_HOPS = 8
+SETTLE_NS = 50_000_000
+"""How long a reply may stand before its query: processors hand over their packets each for itself."""
 NO_MESSAGE = Wire(b"", 0, Summary(0, 0, 0, 0, 0, 0, None, 0))
 """Stands for the message that a segment of a handshake is not."""
 
@@ -53,6 +66,11 @@ class Counts:
     sessions: int = 0
     malformed: int = 0
     """Packets on a DNS port that no DNS message could be read from."""
+    cut: int = 0
+    """The same, because the capture has too few of their octets."""
+    questionless: Counter[int] = field(default_factory=Counter)
+    """Messages without a question that belong to no lookup, by opcode: cookies (RFC 7873 5.4), stateful operations
+    (RFC 8490), status."""
     unmatched: int = 0
     """Hops of a message whose octets never arrived here."""
     innocent_drops: int = 0
@@ -66,14 +84,27 @@ class Counts:
     """Replies to queries that were sent before the agent started."""
     unasked: int = 0
     """Replies to no query that was seen, from other ports than those of DNS."""
+    recalled: int = 0
+    """Replies that stood before their queries."""
     evicted: int = 0
     """Sessions closed before their time because there were too many."""
     overflowed: int = 0
     """Hops that a bound kept out of their session."""
+    further: int = 0
+    """Messages of answers of many messages (zone transfers) beyond those that a session keeps."""
+    unused_connections: int = 0
+    """TCP connections that came about and carried no message."""
     upstream_exchanges: int = 0
     """Lookups of servers on this node at servers beyond it, told as part of their clients' sessions."""
     background: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Background, 0))
     """Lookups that servers made for themselves, by kind."""
+    background_unanswered: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Background, 0))
+    """Those of them without a reply."""
+
+    @property
+    def without_question(self) -> int:
+        """All of `questionless`."""
+        return self.questionless.total()
 
 
 class SessionTable:
@@ -84,6 +115,7 @@ class SessionTable:
         kernel: names drop reasons and places.
         is_local: whether an address belongs to a namespace of this node; None when that is not known.
         started_ns: when capture began; a reply whose query was before that is nobody's fault.
+        is_tapped: whether a namespace only stands for a host whose packets were seen between two ends.
     """
 
     def __init__(
@@ -93,10 +125,11 @@ class SessionTable:
         kernel: Kernel = UNKNOWN_KERNEL,
         is_local: Callable[[int, bytes], bool | None] = lambda _netns, _address: None,
         started_ns: int = 0,
+        is_tapped: Callable[[int], bool] = lambda _netns: False,
     ) -> None:
         self.settings = settings or Settings()
         self.counts = Counts()
-        self.knowledge = Knowledge(kernel=kernel, is_local=is_local)
+        self.knowledge = Knowledge(kernel=kernel, is_local=is_local, is_tapped=is_tapped)
         self._started_ns = started_ns
         self._first_look_ns = 2 * self.settings.linger_ns
         self._tcp = TcpStage()
@@ -111,6 +144,8 @@ class SessionTable:
         self._deadlines: list[tuple[int, int, Session]] = []
         self._sequence = count()
         self._closed: OrderedDict[Key, int | None] = OrderedDict()
+        self._early: OrderedDict[Key, list[Sighting]] = OrderedDict()
+        self._kept_back = self._laid = False
         self._last = LastLookups()
         self._strays = Strays()
         self._answers = LastAnswers()
@@ -121,8 +156,13 @@ class SessionTable:
     def __len__(self) -> int:
         return len(self._open)
 
-    def observe(self, sighting: Sighting) -> None:
-        """Take one sighting in."""
+    def observe(self, sighting: Sighting) -> bool | None:
+        """Take one sighting in.
+
+        Returns:
+            Whether it belongs to a lookup, and not to what is only counted. None if that is not sure: it is counted,
+            and belongs to a lookup if the query of that comes right behind.
+        """
         self.counts.sightings += 1
         now_ns = sighting.ts_ns
         if (self._first_looks and self._first_looks[0][0] <= now_ns) or (
@@ -135,14 +175,29 @@ class SessionTable:
             if self.knowledge.is_for_another_host(sighting):
                 self._note_stranger(sighting)
         elif sighting.flags & ICMP:
-            self._observe_error(sighting)
+            return self._observe_error(sighting)
         elif sighting.protocol == TCP:
             self._observe_segment(sighting)
+            return True
         elif sighting.flags & FRAGMENT and sighting.event != DROP:
             # Where its first fragment went is the path; of the others only a death tells something.
             self.counts.fragments += 1
         else:
-            self._observe_message(sighting)
+            session = self._observe_message(sighting)
+            found = session is not None
+            if session is not None and self._early and not sighting.flags & RESPONSE:
+                self._recall(session.key, sighting.ts_ns)
+            kept_back, laid = self._kept_back, self._laid
+            self._kept_back = self._laid = False
+            return None if kept_back else found or laid
+        return False
+
+    def is_awaited(self, client: Endpoint, protocol: int) -> bool:
+        """Whether a lookup of this client is open and has no reply."""
+        return any(
+            one.key.client == client and one.key.protocol == protocol and not one.replies.transmissions
+            for one in self._recent()
+        )
 
     def record_loss(self, start_ns: int, end_ns: int) -> None:
         """Say that records were lost some time in this interval."""
@@ -154,12 +209,16 @@ class SessionTable:
         One by one: who takes only some of them gets the others the next time.
         """
         yield from self._take_ready()
+        for connection, message in self._tcp.overdue(now_ns):
+            self._in_connection(connection, message)
         while self._look_at_next(now_ns):
             yield from self._take_ready()
 
     def flush(self, now_ns: int) -> Iterator[Outcome]:
         """Close everything, because the agent ends; one by one, so that who has no more time can leave the rest."""
         yield from self.expire(now_ns)
+        for connection, message in self._tcp.rest(now_ns):
+            self._in_connection(connection, message)
         while self._open:
             session = next(iter(self._open))
             session.interrupted, session.interrupted_ns = True, now_ns
@@ -210,7 +269,7 @@ class SessionTable:
         self._wait_until(session, max(deadline, session.deadline_ns))
         return session.deadline_ns > now_ns
 
-    def _observe_error(self, error: Sighting) -> None:
+    def _observe_error(self, error: Sighting) -> bool:
         """Note an ICMP error with the lookup whose packet it quotes; some quote too little to tell the message."""
         self.knowledge.learn_error(error)
         found = self._by_message.get(error.message)
@@ -218,8 +277,9 @@ class SessionTable:
         if session is None:
             self.counts.stray_errors += 1
             self._early_errors.append(error)
-        else:
-            session.add_error(error)
+            return False
+        session.add_error(error)
+        return True
 
     def _note_stranger(self, drop: Sighting) -> None:
         """TCP segments have no number: they are known by their ends."""
@@ -246,12 +306,23 @@ class SessionTable:
         connection, messages = self._tcp.feed(sighting, detail, keys)
         client = connection.client
         for message in messages:
-            session = self._observe_message(message, client)
-            if session is not None:
-                session.connection = connection
-                self._connected(session)
+            self._in_connection(connection, message)
         if sighting.tcp_flags & (SYN | RST):
             self._observe_handshake(sighting, client, connection, response=response)
+
+    def _in_connection(self, connection: Tracked, message: Sighting) -> None:
+        """Take in a message that came over a connection."""
+        session = self._observe_message(message, connection)
+        if session is not None:
+            session.connection = connection
+            self._connected(session)
+            if self._early and session.queries.transmissions:
+                self._recall(session.key, message.ts_ns)
+
+    @property
+    def unread_octets(self) -> int:
+        """Octets of TCP connections that no message was made of."""
+        return self._tcp.unread_octets
 
     def _observe_handshake(self, sighting: Sighting, client: Endpoint, connection: Tracked, *, response: bool) -> None:
         """Follow the request for a connection like a query, and what answers it like a reply.
@@ -294,8 +365,8 @@ class SessionTable:
         self._forget(connecting)
         self.counts.sessions -= 1
 
-    def _observe_message(self, sighting: Sighting, client: Endpoint | None = None) -> Session | None:
-        found = self._by_message.get(sighting.message) or self._introduce(sighting, client)
+    def _observe_message(self, sighting: Sighting, connection: Tracked | None = None) -> Session | None:
+        found = self._by_message.get(sighting.message) or self._introduce(sighting, connection)
         if found is None:
             return None
         session, response, wire = found
@@ -304,8 +375,7 @@ class SessionTable:
         if sighting.tail_bytes and len(wire.payload) < wire.length_bytes:
             wire.payload = max(wire.payload, sighting.payload(sighting.detail), key=len)
         if not session.leg(response=response).add(sighting, wire):
-            self.counts.overflowed += 1
-            session.overflowed = True
+            self._keep_out(session, sighting, wire)
         if sighting.ts_ns > session.last_ns:  # noqa: PLR1730  max() costs four times as much, on the hottest path
             session.last_ns = sighting.ts_ns
         if response:
@@ -334,6 +404,46 @@ class SessionTable:
     def _note_proxy(self, asked: Sighting) -> None:
         self.knowledge.serving.setdefault(asked.netns, Servers())
         self.knowledge.takers.note_proxy(asked, asked.detail)
+
+    def _keep_out(self, session: Session, sighting: Sighting, wire: Wire) -> None:
+        """Count what a bound keeps out: more hops than a session has room for, or a zone's many messages.
+
+        Nothing is lost with the latter: the first of them tell all that is told of an answer.
+        """
+        replies = session.replies.transmissions
+        if session.key.protocol == TCP and wire.summary.is_response and len(replies) >= MAX_TRANSMISSIONS:
+            if place(sighting) == replies[0].places[0]:
+                session.further += 1
+                self.counts.further += 1
+            return
+        self.counts.overflowed += 1
+        session.overflowed = True
+
+    def _keep_back(self, key: Key, reply: Sighting) -> None:
+        """Count a reply without a query, and keep it: clocks and processors disagree a little.
+
+        The departure and the arrival that a capture file shows as one packet, a nanosecond apart, are counted once.
+        """
+        self._kept_back = True
+        early = self._early.setdefault(key, [])
+        again = bool(early) and early[-1].message == reply.message and reply.ts_ns - early[-1].ts_ns <= 1
+        self.counts.started_mid_lookup += not again
+        if len(early) < MAX_EARLY_HOPS:
+            early.append(reply)
+        if len(self._early) > MAX_RECENT:
+            self._early.popitem(last=False)
+
+    def _recall(self, key: Key, ts_ns: int) -> None:
+        """Take in the reply that was seen before its query."""
+        before: Sighting | None = None
+        for reply in self._early.pop(key, ()):
+            if abs(ts_ns - reply.ts_ns) > SETTLE_NS:
+                continue
+            again = before is not None and before.message == reply.message and reply.ts_ns - before.ts_ns <= 1
+            self.counts.started_mid_lookup -= not again
+            self.counts.recalled += not again
+            before = reply
+            self._observe_message(reply)
 
     def _answered_until(self, session: Session, ts_ns: int) -> int:
         """A client that asked again will be answered again while the server still asks upstream for it.
@@ -368,12 +478,12 @@ class SessionTable:
         if parent is not None and len(parent.replies.transmissions) < len(parent.sent):
             self._wait_until(parent, max(parent.deadline_ns, ts_ns + self.settings.upstream_timeout_ns))
 
-    def _introduce(self, sighting: Sighting, client: Endpoint | None) -> tuple[Session, bool, Wire] | None:
+    def _introduce(self, sighting: Sighting, connection: Tracked | None) -> tuple[Session, bool, Wire] | None:
         """First sighting of a message here: read it and find its session, or open one.
 
         Args:
             sighting: with the message's octets, else it cannot be told whose it is.
-            client: before translation, where a TCP connection knows it already.
+            connection: that brought it, if it is one of TCP: it knows the client before translation.
         """
         detail = sighting.detail
         wire = self._read(sighting, detail)
@@ -385,14 +495,15 @@ class SessionTable:
         if wire.summary.question is None:
             session = self._asked_under(sighting, detail, wire.summary)
         else:
-            session = self._session_of(sighting, detail, wire, client)
+            session = self._session_of(sighting, detail, wire, connection)
         return None if session is None else self._register(session, sighting, wire)
 
     def _read(self, sighting: Sighting, detail: Detail) -> Wire | None:
         """The DNS message that came with the sighting; what is none is counted."""
         payload = sighting.payload(detail)
         if not payload:
-            if not self._strays.take(sighting, detail, payload, ()):
+            self._laid = self._strays.take(sighting, detail, payload, ())
+            if not self._laid:
                 self.counts.unmatched += 1
             return None
         try:
@@ -400,16 +511,15 @@ class SessionTable:
         except WireError:
             summary = None
         if summary is None or (summary.question is None and not summary.is_response):
-            if not self._strays.take(sighting, detail, payload, self._recent()):
-                self.counts.malformed += 1
+            if not self._lay(sighting, detail, payload):
+                self._count_unread(summary, whole=len(payload) >= detail.payload_bytes)
             return None
         return Wire(payload, detail.payload_bytes, summary)
 
     def _register(self, session: Session, sighting: Sighting, wire: Wire) -> tuple[Session, bool, Wire] | None:
         """Let later hops of the message find their session."""
         if len(session.messages) >= MAX_MESSAGES:
-            self.counts.overflowed += 1
-            session.overflowed = True
+            self._keep_out(session, sighting, wire)
             return None
         response = wire.summary.is_response
         # The same octets under another number: source translation changed the client's address.
@@ -435,25 +545,25 @@ class SessionTable:
             key = one.key
             if key.client in (client, spelled) and key.id == summary.id and key.protocol == sighting.protocol:
                 return one
-        if not self._strays.take(sighting, detail, sighting.payload(detail), self._recent()):
-            self.counts.malformed += 1
+        if not self._lay(sighting, detail, sighting.payload(detail)):
+            self._count_unread(summary, whole=True)
         return None
 
     def _recent(self) -> Iterator[Session]:
         """Open sessions, newest first, as many as one packet may cost."""
         return islice(reversed(self._open), MAX_RECENT)
 
-    def _session_of(
-        self, sighting: Sighting, detail: Detail, wire: Wire, known_client: Endpoint | None
-    ) -> Session | None:
+    def _session_of(self, sighting: Sighting, detail: Detail, wire: Wire, connection: Tracked | None) -> Session | None:
         response = wire.summary.is_response
         client, translated = clients(detail, response=response)
-        client = known_client or client
+        if connection is not None:
+            client = connection.client
         key = self._key(client, sighting, wire.summary)
         session = self._by_key.get(key)
         if session is None and response and self._is_stray(key, sighting, detail, wire):
             return None
-        if session is None and self._is_new(key, sighting, response=response):
+        incomplete = connection is not None and connection.lost_ns is not None
+        if session is None and self._is_new(key, sighting, response=response, incomplete=incomplete):
             session = self._new(key, sighting)
             if not response and sighting.flags & ORIGIN:
                 self._join_upstream(session, sighting, wire)
@@ -463,9 +573,23 @@ class SessionTable:
             self._alias(session, key._replace(client=translated, scope=self._scope(translated, sighting)))
         return session
 
+    def _lay(self, sighting: Sighting, detail: Detail, payload: bytes) -> bool:
+        """Whether what answers no lookup as it should is meant for an open one, which then keeps it."""
+        self._laid = self._strays.take(sighting, detail, payload, self._recent())
+        return self._laid
+
+    def _count_unread(self, summary: Summary | None, *, whole: bool) -> None:
+        """Count what is no message of a lookup; `summary` is None if it cannot be read."""
+        if summary is not None:
+            self.counts.questionless[summary.opcode] += 1
+        elif whole:
+            self.counts.malformed += 1
+        else:
+            self.counts.cut += 1
+
     def _is_stray(self, key: Key, sighting: Sighting, detail: Detail, wire: Wire) -> bool:
         """Whether a reply that fits no lookup belongs to an open one all the same; not if it fits one that is over."""
-        return key not in self._closed and self._strays.take(sighting, detail, wire.payload, self._recent())
+        return key not in self._closed and self._lay(sighting, detail, wire.payload)
 
     def _key(self, client: Endpoint, sighting: Sighting, summary: Summary) -> Key:
         question = summary.question
@@ -477,10 +601,11 @@ class SessionTable:
     def _scope(client: Endpoint, sighting: Sighting) -> int:
         return sighting.netns if is_loopback(client.address) else 0
 
-    def _is_new(self, key: Key, sighting: Sighting, *, response: bool) -> bool:
+    def _is_new(self, key: Key, sighting: Sighting, *, response: bool, incomplete: bool = False) -> bool:
         """Whether a message without an open session deserves one of its own.
 
-        A late record of a closed one does not; a query that begins where the closed one began is a new attempt.
+        A late record of a closed one does not; a query that begins where the closed one began is a new attempt. Nor
+        does a reply whose query was before the capture, unless its connection is known to lack octets (`incomplete`).
         """
         if not response and sighting.flags & ORIGIN:
             return True
@@ -490,8 +615,9 @@ class SessionTable:
         if response and sighting.flags & LEARNED and not self._losses:
             self.counts.unasked += 1
             return False
-        if response and not self._losses and sighting.ts_ns < self._started_ns + self.settings.timeout_ns:
-            self.counts.started_mid_lookup += 1
+        begins = sighting.ts_ns < self._started_ns + self.settings.timeout_ns
+        if response and begins and not self._losses and not incomplete:
+            self._keep_back(key, sighting)
             return False
         return True
 
@@ -638,17 +764,25 @@ class SessionTable:
     def _judge(self, session: Session, end_ns: int) -> Outcome:
         if session.upstream:
             session.ambiguous |= any(one.guessed for one in session.upstream)
-        return judge(session, self.knowledge, self._losses.during(session.first_ns, max(end_ns, session.last_ns)))
+        until_ns = max(end_ns, session.last_ns)
+        lost_ns = self._losses.during(session.first_ns, until_ns)
+        missing_ns = session.connection.lost_ns if session.connection is not None else None
+        if missing_ns is not None and session.first_ns < missing_ns <= until_ns:
+            session.octets_missing = True
+            lost_ns = max(lost_ns or 0, missing_ns)
+        return judge(session, self.knowledge, lost_ns)
 
     def _close(self, session: Session, outcome: Outcome) -> None:
         self._forget(session)
         if session.background is not None:
             self.counts.background[session.background] += 1
+            self.counts.background_unanswered[session.background] += not session.replies.transmissions
             return
         accepted = any(one.wire.payload[0] & SYN for one in session.replies.transmissions if session.connecting)
         if accepted and outcome.delivered:
             # A connection that came about and was not used.
             self.counts.sessions -= 1
+            self.counts.unused_connections += 1
             return
         if session.upstream_of is not None and (outcome.server_netns is None or session.connecting):
             # The exchange is part of the lookup it was made for; only a server on this node makes it one of its own.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent.session.sighting import DETAIL, RESPONSE, SOCKET_RX, SOCKET_TX, Detail, Sighting
-from agent.wire.stream import Connection, ConnectionFacts, Side
+from agent.wire.stream import GAP_WAIT_NS, RST, SYN, Connection, ConnectionFacts, Side
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,19 +34,34 @@ class Segment(NamedTuple):
     sequence: int
 
 
+class End(NamedTuple):
+    """Where a connection ends.
+
+    A proxy that asks with its client's address and port has the server's end of one connection and the client's end of
+    another, which look alike.
+    """
+
+    netns: int
+    is_clients: bool
+
+
 @dataclass(slots=True, eq=False)
 class Tracked:
     """One connection, seen from each of its ends on this node."""
 
     client: Endpoint
     """Before any translation."""
-    ends: dict[tuple[int, bool], Connection] = field(default_factory=dict)
-    """By namespace, and whether it is the client's end: a proxy that asks with its client's address and port has the
-    server's end of one connection and the client's end of another, which look alike."""
+    names: int = 0
+    """How many addresses lead to it."""
+    ends: dict[End, Connection] = field(default_factory=dict)
     messages: OrderedDict[Segment, list[int]] = field(default_factory=OrderedDict)
     waiting: OrderedDict[Segment, list[Sighting]] = field(default_factory=OrderedDict)
     held: OrderedDict[tuple[int, Side, int], Sighting] = field(default_factory=OrderedDict)
     """Segments that may complete a message later, by namespace, sender and time: each message keeps its own."""
+    gaps: int = 0
+    """Times that octets were given up: they were sent, and nothing of them was seen."""
+    lost_ns: int | None = None
+    """When that was noticed last."""
 
     @property
     def facts(self) -> ConnectionFacts:
@@ -55,27 +70,69 @@ class Tracked:
 
     def at_socket(self, sighting: Sighting, detail: Detail, side: Side) -> Iterator[Sighting]:
         """Feed one end; the messages it completed, and the hops that waited for them."""
-        is_clients = (sighting.event == SOCKET_TX) is (side is Side.CLIENT)
-        end = self.ends.setdefault((sighting.netns, is_clients), Connection())
-        if detail.acknowledgement:
-            # What the other side has will not come again: a gap there is a loss of ours.
-            other, opposite = (
-                (end.client_to_server, Side.CLIENT) if side is Side.SERVER else (end.server_to_client, Side.SERVER)
-            )
-            yield from self._complete(sighting, other.acknowledge(detail.acknowledgement), opposite)
+        key = End(sighting.netns, (sighting.event == SOCKET_TX) is (side is Side.CLIENT))
+        end = self.ends.get(key)
+        if end is None:
+            end = self.ends[key] = Connection()
+        opposite = Side.CLIENT if side is Side.SERVER else Side.SERVER
+        flags = sighting.tcp_flags
+        if detail.acknowledgement and not flags & SYN:
+            yield from self._acknowledged(sighting, detail.acknowledgement, key, opposite)
         payload = sighting.payload(detail)
-        found = end.feed(
-            sighting.sequence, sighting.tcp_flags, payload, detail.payload_bytes, sighting.ts_ns, sender=side
-        )
         if detail.payload_bytes:
             self.held[sighting.netns, side, sighting.ts_ns] = sighting
             _bound(self.held)
-        yield from self._complete(sighting, found, side)
+        waited = end.stalled
+        found = end.feed(sighting.sequence, flags, payload, detail.payload_bytes, sighting.ts_ns, sender=side)
+        yield from self._complete(sighting.netns, found, side)
+        if flags & RST:
+            yield from self.release()
+        if waited or flags & (RST | SYN):
+            self.note_gaps(sighting.ts_ns)
 
-    def _complete(self, at: Sighting, found: list[StreamMessage], side: Side) -> Iterator[Sighting]:
+    def _acknowledged(self, at: Sighting, number: int, here: End, side: Side) -> Iterator[Sighting]:
+        """What the receiver has will not come again: a gap there is a loss of ours.
+
+        A tap sees the segments of each side where they leave only. If none of this side's were seen anywhere, its
+        octets are counted here by what is acknowledged.
+        """
+        ends = [here]
+        if not self.ends[here].sent_by(side).captured:
+            ends = [end for end, one in self.ends.items() if one.sent_by(side).captured] or ends
+        for end in ends:
+            stream = self.ends[end].sent_by(side)
+            if not stream.is_next(number):
+                messages = stream.acknowledge(number)
+                self.note_gaps(at.ts_ns)
+                yield from self._complete(end.netns, messages, side)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether octets wait behind a gap."""
+        return any(one.stalled for one in self.ends.values())
+
+    def note_gaps(self, now_ns: int) -> None:
+        """Notice octets that were given up since the last time."""
+        gaps = 0
+        for one in self.ends.values():
+            gaps += one.client_to_server.counters.gaps + one.server_to_client.counters.gaps
+        if gaps > self.gaps:
+            self.gaps, self.lost_ns = gaps, now_ns
+
+    def release(self) -> Iterator[Sighting]:
+        """The messages behind every gap: nothing will come any more that fills it."""
+        for end, one in self.ends.items():
+            for side in Side:
+                yield from self._complete(end.netns, one.sent_by(side).flush(), side)
+
+    def unread_octets(self) -> int:
+        """Octets that no message was made of: never captured, or behind such without a boundary in sight."""
+        return sum(max((one.sent_by(side).unread_octets for one in self.ends.values()), default=0) for side in Side)
+
+    def _complete(self, netns: int, found: list[StreamMessage], side: Side) -> Iterator[Sighting]:
         """Messages that are whole now, each with the segment that brought its end, and the hops that waited for it."""
         for message in found:
-            brought = self.held.get((at.netns, side, message.last_ts_ns))
+            brought = self.held.get((netns, side, message.last_ts_ns))
             if brought is None:
                 continue
             segment = Segment(side is Side.SERVER, brought.sequence)
@@ -124,6 +181,8 @@ class TcpStage:
 
     def __init__(self) -> None:
         self._connections: OrderedDict[tuple[Endpoint, int], Tracked] = OrderedDict()
+        self._stalled: OrderedDict[Tracked, int] = OrderedDict()
+        self._unread_octets = 0
 
     def feed(
         self, sighting: Sighting, detail: Detail, keys: tuple[tuple[Endpoint, int], tuple[Endpoint, int]]
@@ -138,20 +197,60 @@ class TcpStage:
         connection = self._connection(*keys)
         side = Side.SERVER if sighting.flags & RESPONSE else Side.CLIENT
         if sighting.event in (SOCKET_TX, SOCKET_RX):
-            return connection, connection.at_socket(sighting, detail, side)
+            return connection, self._at_socket(connection, sighting, detail, side)
         if not detail.payload_bytes:
             return connection, iter(())
         return connection, connection.passing(sighting, Segment(side is Side.SERVER, sighting.sequence))
+
+    def _at_socket(self, connection: Tracked, sighting: Sighting, detail: Detail, side: Side) -> Iterator[Sighting]:
+        yield from connection.at_socket(sighting, detail, side)
+        if connection.stalled:
+            self._stalled.setdefault(connection, sighting.ts_ns)
+        elif self._stalled:
+            self._stalled.pop(connection, None)
+
+    def overdue(self, now_ns: int) -> Iterator[tuple[Tracked, Sighting]]:
+        """Messages behind gaps that have been waited for long enough."""
+        while self._stalled:
+            connection, since_ns = next(iter(self._stalled.items()))
+            if now_ns - since_ns <= GAP_WAIT_NS:
+                return
+            yield from self._release(connection, now_ns)
+
+    def rest(self, now_ns: int) -> Iterator[tuple[Tracked, Sighting]]:
+        """Messages behind gaps, because nothing more will come."""
+        while self._stalled:
+            yield from self._release(next(iter(self._stalled)), now_ns)
+
+    def _release(self, connection: Tracked, now_ns: int) -> Iterator[tuple[Tracked, Sighting]]:
+        del self._stalled[connection]
+        for message in connection.release():
+            yield connection, message
+        connection.note_gaps(now_ns)
+
+    @property
+    def unread_octets(self) -> int:
+        """Octets of all connections that no message was made of."""
+        known = {id(one): one for one in self._connections.values()}
+        return self._unread_octets + sum(one.unread_octets() for one in known.values())
+
+    def _forget_oldest(self) -> None:
+        _, connection = self._connections.popitem(last=False)
+        self._stalled.pop(connection, None)
+        connection.names -= 1
+        if not connection.names:
+            self._unread_octets += connection.unread_octets()
 
     def _connection(self, key: tuple[Endpoint, int], spelled: tuple[Endpoint, int]) -> Tracked:
         """Behind a source translation the client has another address: both names lead to the connection."""
         connection = self._connections.get(key)
         if connection is None:
-            connection = self._connections[key] = Tracked(key[0])
+            connection = self._connections[key] = Tracked(key[0], 1)
         else:
             self._connections.move_to_end(key)
-        if spelled != key:
+        if spelled != key and self._connections.get(spelled) is not connection:
             self._connections[spelled] = connection
+            connection.names += 1
         while len(self._connections) > MAX_CONNECTIONS:
-            self._connections.popitem(last=False)
+            self._forget_oldest()
         return connection

@@ -65,12 +65,13 @@ class Stream:
     Attributes:
         opened: Its SYN was seen.
         closed: How it ended first, None if it did not.
+        captured: A segment of it was seen.
         counters: What was lost, and how.
     """
 
     __slots__ = (
-        "_end", "_framer", "_held", "_held_cost", "_max_buffer_bytes", "_next", "_started", "_stray_next", "closed",
-        "counters", "isn", "opened",
+        "_end", "_framer", "_held", "_held_cost", "_max_buffer_bytes", "_next", "_started", "_stray_next",
+        "captured", "closed", "counters", "isn", "opened",
     )  # fmt: skip
 
     def __init__(self, max_buffer_bytes: int = MAX_BUFFER_BYTES) -> None:
@@ -79,7 +80,7 @@ class Stream:
         self._framer = Framer(self.counters)
         self._held: list[Chunk] = []  # sorted, without overlaps, all beyond _next
         self.isn: int | None = None
-        self.opened = self._started = False
+        self.opened = self._started = self.captured = False
         self._restart(0)
 
     def _restart(self, start: int) -> None:
@@ -103,6 +104,16 @@ class Stream:
         """Whether it had any octets since it was opened."""
         return self._started and (self.isn is None or self._next != self.isn + 1 or bool(self._held))
 
+    @property
+    def stalled(self) -> bool:
+        """Whether octets wait behind a gap."""
+        return bool(self._held)
+
+    @property
+    def unread_octets(self) -> int:
+        """Octets so far that no message was made of."""
+        return self.counters.gap_octets + self.counters.skipped_octets + len(self._framer.octets)
+
     def feed(self, seq: int, flags: int, payload: bytes, length: int, ts_ns: int) -> list[StreamMessage]:
         """Take one segment.
 
@@ -117,6 +128,7 @@ class Stream:
             The messages that are complete now, in the order of the stream.
         """
         framer = self._framer
+        self.captured = True
         # Nearly always: in order, one message, nothing left over from before. Decided without going through a chunk.
         if (
             framer.trust == CERTAIN
@@ -241,6 +253,10 @@ class Stream:
             messages += self._give_up(self._held[0].start) + self._drain()
         return messages
 
+    def is_next(self, seq: int) -> bool:
+        """Whether this is the number of the octet that comes next: all before it was seen or given up."""
+        return self._started and self._next & _SEQUENCE_MASK == seq
+
     def acknowledge(self, ack: int) -> list[StreamMessage]:
         """Stop waiting for octets that the other side says it has: the capture lost them, nobody sends them again.
 
@@ -253,7 +269,11 @@ class Stream:
         if self._end is not None:
             end = min(end, self._end)  # a FIN is acknowledged as if it were an octet
         messages: list[StreamMessage] = []
-        if not self._started or end - self._next > MAX_JUMP_BYTES:
+        if not self._started:
+            # Only one side was captured: from here on it is known how much the other one said.
+            self._started, self._next = True, ack & _SEQUENCE_MASK
+            return messages
+        if end - self._next > MAX_JUMP_BYTES:
             return messages
         while self._next < end:
             messages += self._give_up(min(end, self._held[0].start) if self._held else end) + self._drain()
@@ -313,6 +333,15 @@ class Connection:
         if flags & _CONTROL:
             self._note(seq, flags, stream, sender)
         return stream.feed(seq, flags, payload, length, ts_ns)
+
+    def sent_by(self, side: Side) -> Stream:
+        """The stream that this side sends."""
+        return self.client_to_server if side is Side.CLIENT else self.server_to_client
+
+    @property
+    def stalled(self) -> bool:
+        """Whether octets of either direction wait behind a gap."""
+        return self.client_to_server.stalled or self.server_to_client.stalled
 
     def _note(self, seq: int, flags: int, stream: Stream, sender: Side) -> None:
         """Learn from control bits, before the stream does."""

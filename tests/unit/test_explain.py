@@ -480,6 +480,7 @@ def test_every_finding_is_of_the_specification():
         "HeadlessTooLarge",
         "ParallelNameservers",
         "QueryNotSeen",
+        "ManyMessages",
         "NodeLocalBypassed",
         "TransactionIdCollision",
         "WrongAnswer",

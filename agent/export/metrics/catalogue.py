@@ -192,8 +192,19 @@ LOSS = Label(
 )
 IGNORED = Label(
     "reason",
-    ("malformed", "innocent_drop", "stray_icmp", "fragment", "late", "started_mid_lookup", "unasked"),
-    "`malformed`: no DNS message; `innocent_drop`: a copy nobody waits for; `stray_icmp`: about no open session; "
+    (
+        "malformed",
+        "cut",
+        "without_question",
+        "innocent_drop",
+        "stray_icmp",
+        "fragment",
+        "late",
+        "started_mid_lookup",
+        "unasked",
+    ),
+    "`malformed`: no DNS message; `cut`: its octets were not all captured; `without_question`: it asks nothing and "
+    "answers no open session; `innocent_drop`: a copy nobody waits for; `stray_icmp`: about no open session; "
     "`fragment`: a later IP fragment; `late`: of a closed session; `started_mid_lookup`: asked before the agent began; "
     "`unasked`: a reply to no query, from another port than DNS's",
 )

@@ -31,6 +31,8 @@ BACKGROUND_KINDS = {
 }
 IGNORED_FIELDS = {
     "malformed": "malformed",
+    "cut": "cut",
+    "without_question": "without_question",
     "innocent_drop": "innocent_drops",
     "stray_icmp": "stray_errors",
     "fragment": "fragments",
