@@ -275,9 +275,9 @@ def dns(*, response: bool = False, name: bytes = b"\3www\7example\3org\0") -> by
     return struct.pack("!6H", 7, 0x8180 if response else 0x0100, 1, 0, 0, 0) + name + b"\0\1\0\1"
 
 
-def ip(source: bytes, destination: bytes, sport: int, dport: int, payload: bytes) -> bytes:
+def ip(source: bytes, destination: bytes, sport: int, dport: int, payload: bytes, *, identification: int = 1) -> bytes:
     udp = struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload
-    return struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 1, 0, 64, 17, 0, source, destination) + udp
+    return struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), identification, 0, 64, 17, 0, source, destination) + udp
 
 
 A, B = b"\xc0\0\2\1", b"\xc0\0\2\x35"
@@ -334,7 +334,8 @@ def test_at_the_server_a_query_comes_and_a_reply_leaves(tmp_path, replay):
 
 
 def test_a_client_that_asks_again_is_one_session(tmp_path, replay):
-    frames = ((QUERY, True), (QUERY, True), (REPLY, False))
+    again = ip(A, B, 40000, 53, dns(), identification=2)
+    frames = ((QUERY, True), (again, True), (REPLY, False))
     line = one_line(replay, capture(tmp_path / "client", LinkType.RAW, *frames))
     assert (line["Attempts"], line["Status"]) == (2, "Succeeded")
 
