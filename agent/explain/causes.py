@@ -155,8 +155,8 @@ RECORDS_LOST = Gap(
     "enlarge --ring-size, or lower the load on this node",
 )
 OCTETS_MISSING = Gap(
-    "octets of its TCP connection were sent and are not in the capture",
-    "capture with a larger buffer (tcpdump -B) and see how many packets the capture dropped",
+    "octets of its TCP connection were sent, and were not captured",
+    "capture with a larger buffer (dnstrail --ring-size, tcpdump -B) and see how much the capture dropped",
 )
 TOO_MANY_OPEN = Gap(
     "too many lookups were open at once, and the agent closed the oldest of them early",
