@@ -98,11 +98,15 @@ def lost_attempt(outcome: Outcome) -> bool:
 
 
 def came_too_late(outcome: Outcome) -> bool:
-    """Whether the reply that died did so for want of the client's socket."""
+    """Whether the reply that died did so for want of the client's socket, or of a program behind it."""
     death = outcome.reply_drop
-    return death is not None and no_socket(death.drop) and death.hop.netns == outcome.client_netns
+    if death is None or death.hop.netns != outcome.client_netns:
+        return False
+    return no_socket(death.drop) or death.drop.reason in CLOSED
 
 
+CLOSED = frozenset({"TCP_ABORT_ON_DATA", "TCP_CLOSE"})
+"""Data for a TCP connection that its program has closed already (net/ipv4/tcp_input.c, tcp_rcv_state_process())."""
 UNSAID = frozenset({None, "NOT_SPECIFIED"})
 """Reasons that say nothing: before 5.17, and where the kernel gives none."""
 RECEIVE = frozenset({"__udp4_lib_rcv", "__udp6_lib_rcv", "tcp_v4_rcv", "tcp_v6_rcv"})

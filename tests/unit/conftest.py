@@ -61,6 +61,8 @@ REASONS = dict(
             "OTHERHOST",
             "PKT_TOO_BIG",
             "XDP",
+            "TCP_ABORT_ON_DATA",
+            "TCP_CLOSE",
         ),
         start=2,
     )

@@ -107,3 +107,11 @@ def test_what_the_client_says_of_it_by_icmp_is_no_missing_listener(world):
     cause = cause_of(world.outcome(lookup.query(), died, [world.icmp(died[-1], 3, 3, POD[0])]))
     assert cause.code == "LateReply"
     assert any("port unreachable" in line for line in cause.evidence)
+
+
+@pytest.mark.parametrize("reason", ["TCP_ABORT_ON_DATA", "TCP_CLOSE"])
+def test_a_reply_for_a_connection_that_its_client_has_closed_is_late(world, reason):
+    lookup = world.Lookup()
+    reply = world.dropped(lookup.reply(START + 2 * SECOND), 4, reason, "tcp_rcv_state_process")
+    cause = explain(world.outcome(lookup.query(), reply)).cause
+    assert (cause.code, cause.confidence) == ("LateReply", "high")
