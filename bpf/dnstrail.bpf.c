@@ -75,14 +75,18 @@
  */
 #define ENDPOINT_NS 300000000000ULL
 #define ENDPOINT_RENEW_NS 1000000000ULL
-/* As long, in a port's mark: units of 2^35 ns, modulo 128 (struct port_table) */
+/* As long, in a port's mark: units of 2^35 ns, modulo 128 (struct sieve) */
+#define MARKS 2048
 #define MARK_SHIFT 35
 #define MARK_SET 0x80
 #define MARK_AGE 0x7f
 #define MARK_OLD 9
-/* From hop to hop within a namespace: the same softirq, or the next. */
+/* From hop to hop: the same softirq, or the next. */
 #define PASSING_NS 1000000ULL
-#define PASSING_SLOTS 1024
+#define PASSING_SLOTS 128
+#define STRANGERS 64
+#define ANCHORS 64
+#define GOLDEN 0x9E3779B97F4A7C15ULL
 
 /* First and second argument of a kprobed function, in struct pt_regs */
 #if defined(__aarch64__)
@@ -192,13 +196,25 @@ struct endpoint {
 };
 
 /*
- * In front of the endpoints: what most packets have to ask. A mark is the time
- * when the port was learned or confirmed last, MARK_SET with the lower bits of
- * now >> MARK_SHIFT; 0 for a port that no endpoint has. User space maps it.
+ * What packets on other ports are asked, all of it in one page of memory: to
+ * touch another costs most packets more than everything else does. User space
+ * maps it.
  */
-struct port_table {
-	u8 marks[65536];
-	u64 armed;		/* set by user space when all programs are attached */
+struct sieve {
+	/*
+	 * By port, modulo MARKS: when an endpoint with it was learned or
+	 * confirmed last, MARK_SET with the lower bits of now >> MARK_SHIFT; 0
+	 * where there is none.
+	 */
+	u8 marks[MARKS];
+	/* By slot of `passings`: part of the address of the sk_buff there. */
+	u32 tags[PASSING_SLOTS];
+	/* Tracked connections, still without an answer, that were no DNS. */
+	u64 strangers[STRANGERS];
+	/* By CPU: pointers are put here to become numbers. */
+	u64 anchors[ANCHORS];
+	/* Set by user space when all programs are attached. */
+	u64 armed;
 };
 
 /* The last DNS hop of an sk_buff. */
@@ -246,12 +262,15 @@ BPF_TABLE("lru_hash", u64, u64, reads, 16384);
  */
 BPF_TABLE("lru_hash", struct endpoint, u64, endpoints, 4096);
 
-/* 64 KiB. Cannot fill up. */
-BPF_F_TABLE("array", int, struct port_table, port_tables, 1, BPF_F_MMAPABLE);
+/*
+ * 4 KiB. Cannot fill up: ports, packets or connections that share a place make
+ * the program look twice, and no more.
+ */
+BPF_F_TABLE("array", int, struct sieve, sieves, 1, BPF_F_MMAPABLE);
 
 /*
  * DNS packets on their way through this node, by the address of their sk_buff:
- * 32 KiB. Full: of two with one slot the newer is kept; a hop of the other that
+ * 5 KiB. Full: of two with one slot the newer is kept; a hop of the other that
  * only it would have told is not seen, or its arrival is told twice.
  */
 BPF_TABLE("array", int, struct passing, passings, PASSING_SLOTS);
@@ -458,11 +477,18 @@ static __always_inline void note_addresses(struct record *r, const u8 *h)
 	}
 }
 
-static __always_inline struct port_table *my_ports(void)
+static __always_inline struct sieve *my_sieve(void)
 {
 	int zero = 0;
 
-	return port_tables.lookup(&zero);
+	return sieves.lookup(&zero);
+}
+
+/* Show the verifier that an index is less than `size`, a power of two. */
+static __always_inline u32 within(u32 index, u32 size)
+{
+	asm volatile("" : "+r"(index));
+	return index & (size - 1);
 }
 
 static __always_inline u8 mark_of(u64 ns)
@@ -470,24 +496,17 @@ static __always_inline u8 mark_of(u64 ns)
 	return MARK_SET | (ns >> MARK_SHIFT & MARK_AGE);
 }
 
-/* Show the verifier that a port is one. */
-static __always_inline u32 as_index(u32 port)
-{
-	asm volatile("" : "+r"(port));
-	return port & 0xffff;
-}
-
 /* Whether some DNS server may have this port, whatever its address. */
-static __always_inline bool is_marked(struct port_table *table, u16 port)
+static __always_inline bool is_marked(struct sieve *sieve, u16 port)
 {
-	u32 at = as_index(port);
-	u8 mark = table->marks[at];
+	u32 at = within(port, MARKS);
+	u8 mark = sieve->marks[at];
 
 	if (!mark)
 		return false;
 	if (((mark_of(bpf_ktime_get_ns()) - mark) & MARK_AGE) < MARK_OLD)
 		return true;
-	table->marks[at] = 0;
+	sieve->marks[at] = 0;
 	return false;
 }
 
@@ -508,10 +527,10 @@ static __always_inline void learn(const u8 *address, u16 port, u8 protocol,
 				  u32 netns, u64 now)
 {
 	struct endpoint key = { .port = port, .protocol = protocol };
-	struct port_table *table = my_ports();
+	struct sieve *sieve = my_sieve();
 	u64 *confirmed;
 
-	if (is_multicast(address) || !table)
+	if (is_multicast(address) || !sieve)
 		return;
 	__builtin_memcpy(key.address, address, 16);
 	if (is_loopback(address))
@@ -521,24 +540,20 @@ static __always_inline void learn(const u8 *address, u16 port, u8 protocol,
 		return;
 	if (endpoints.update(&key, &now))
 		COUNT(seen_failed);
-	table->marks[as_index(port)] = mark_of(now);
+	sieve->marks[within(port, MARKS)] = mark_of(now);
 }
 
 /*
  * Servers that were learned. Multicast DNS (RFC 6762) has port 5353 too: it goes
  * to a multicast address, or from 5353 to 5353.
  */
-static __always_inline u8 by_endpoint(struct packet *p, const u8 *h,
-				      u8 protocol, u16 sport, u16 dport)
+static __always_inline u8 by_endpoint(struct packet *p, struct sieve *sieve,
+				      const u8 *h, u8 protocol, u16 sport,
+				      u16 dport)
 {
-	struct port_table *table = my_ports();
+	bool to = is_marked(sieve, dport), from = is_marked(sieve, sport);
 	u8 saddr[16], daddr[16];
-	bool to, from;
 
-	if (!table)
-		return NOTHING;
-	to = is_marked(table, dport);
-	from = is_marked(table, sport);
 	if ((!to && !from) || (sport == MDNS && dport == MDNS))
 		return NOTHING;
 	if (h[0] >> 4 == 4) {
@@ -559,25 +574,35 @@ static __always_inline u8 by_endpoint(struct packet *p, const u8 *h,
 /*
  * What the client asked for, from the entry that hangs on the packet; nf_nat and
  * ip_vs both leave it there. Only of connections that begin: of one that goes
- * on, the server has been learned.
+ * on, the server has been learned. What is never answered begins for ever
+ * (syslog, statsd), so who turned out to be no DNS is remembered, with its ports
+ * because the kernel uses the memory of entries again.
  */
-static __always_inline u8 by_entry(struct packet *p, u8 protocol)
+static __always_inline u8 by_entry(struct packet *p, struct sieve *sieve,
+				   u8 protocol, u16 sport, u16 dport)
 {
 #ifdef HAS_CONNTRACK
 	u8 end[TUPLE_PROTOCOL - TUPLE_DPORT + 1] __attribute__((aligned(8)));
-	u64 entry = p->nfct & ~CT_INFO;
+	u64 entry = p->nfct & ~CT_INFO, flow;
+	u64 *stranger;
 	u16 asked;
 
 	if (!entry)
 		return NOTHING;
 	if ((p->nfct & CT_INFO) != CT_NEW && p->event != EVENT_DROP)
 		return NOTHING;
+	flow = entry ^ (u64)sport << 48 ^ (u64)dport << 32;
+	stranger = &sieve->strangers[within(flow * GOLDEN >> 58, STRANGERS)];
+	if (*stranger == flow)
+		return NOTHING;
 	if (read_kernel(end, sizeof(end), entry + CT_ORIGINAL + TUPLE_DPORT))
 		return NOTHING;
 	asked = be16(*(u16 *)end);
 	/* Offsets may be a guess where BTF lacks nf_conntrack. */
-	if (!IS_DNS_PORT(asked) || end[TUPLE_PROTOCOL - TUPLE_DPORT] != protocol)
+	if (!IS_DNS_PORT(asked) || end[TUPLE_PROTOCOL - TUPLE_DPORT] != protocol) {
+		*stranger = flow;
 		return NOTHING;
+	}
 	p->response = (p->nfct & CT_INFO) >= CT_REPLY_INFO;
 	return BY_ENTRY;
 #else
@@ -585,20 +610,33 @@ static __always_inline u8 by_entry(struct packet *p, u8 protocol)
 #endif
 }
 
+static __always_inline int passing_slot(u64 skb)
+{
+	return skb * GOLDEN >> 57;
+}
+
+static __always_inline u32 tag_of(u64 skb)
+{
+	return skb >> 6;
+}
+
 static __always_inline struct passing *passing_of(u64 skb)
 {
-	int slot = skb * 0x9E3779B97F4A7C15ULL >> 54;
+	int slot = passing_slot(skb);
 
 	return passings.lookup(&slot);
 }
 
 /* A packet that has no port of DNS now, and had one at its last hop. */
-static __always_inline u8 by_passing(struct packet *p)
+static __always_inline u8 by_passing(struct packet *p, struct sieve *sieve)
 {
 	struct passing *last;
 
 	/* What leaves a socket had no hop before. */
 	if (p->event == EVENT_SOCKET_TX)
+		return NOTHING;
+	if (sieve->tags[within(passing_slot(p->skb), PASSING_SLOTS)] !=
+	    tag_of(p->skb))
 		return NOTHING;
 	last = passing_of(p->skb);
 	if (!last || last->skb != p->skb)
@@ -615,17 +653,21 @@ static __always_inline u8 by_passing(struct packet *p)
 static __always_inline u8 recognise(struct packet *p, const u8 *h, u8 protocol,
 				    u16 sport, u16 dport)
 {
+	struct sieve *sieve;
 	u8 sign;
 
 	if (IS_DNS_PORT(sport) || IS_DNS_PORT(dport)) {
 		p->response = IS_DNS_PORT(sport) && !IS_DNS_PORT(dport);
 		return BY_PORT;
 	}
-	sign = by_endpoint(p, h, protocol, sport, dport);
+	sieve = my_sieve();
+	if (!sieve)
+		return NOTHING;
+	sign = by_endpoint(p, sieve, h, protocol, sport, dport);
 	p->response = sign == BY_SOURCE;
 	if (!sign)
-		sign = by_entry(p, protocol);
-	return sign ? sign : by_passing(p);
+		sign = by_entry(p, sieve, protocol, sport, dport);
+	return sign ? sign : by_passing(p, sieve);
 }
 
 /* TCP: segments that carry something or change the connection. */
@@ -708,6 +750,7 @@ static __always_inline bool parse_error(struct packet *p, struct record *r,
 	u8 icmp[ICMP_HEADER], quoted[IPV6_HEADER], l4[UDP_HEADER];
 	u64 ip = p->ip + f->l4 + ICMP_HEADER;
 	struct ip_facts q = {};
+	struct sieve *sieve;
 	u16 sport, dport;
 
 	if (p->event != EVENT_TX && p->event != EVENT_RX)
@@ -728,10 +771,12 @@ static __always_inline bool parse_error(struct packet *p, struct record *r,
 		return false;
 	sport = be16(*(u16 *)l4);
 	dport = be16(*(u16 *)(l4 + 2));
+	sieve = my_sieve();
 	if (IS_DNS_PORT(sport) || IS_DNS_PORT(dport))
 		p->sign = BY_PORT;
-	else
-		p->sign = by_endpoint(p, quoted, q.protocol, sport, dport);
+	else if (sieve)
+		p->sign = by_endpoint(p, sieve, quoted, q.protocol, sport,
+				      dport);
 	if (!p->sign)
 		return false;
 
@@ -874,7 +919,7 @@ static __always_inline int read_message(void *ctx, struct packet *p, void *to,
 
 static __always_inline u64 mix(u64 hash, u64 word)
 {
-	hash = (hash ^ word) * 0x9E3779B97F4A7C15ULL;
+	hash = (hash ^ word) * GOLDEN;
 	return hash ^ (hash >> 29);
 }
 
@@ -996,13 +1041,12 @@ static __always_inline bool is_same(const struct packet *p,
 	       last->identity == identity_of(s);
 }
 
-/* The sk_buff has become another packet's. */
-static __always_inline void forget_passing(u64 skb)
+static __always_inline void set_tag(u64 skb, u32 tag)
 {
-	struct passing *last = passing_of(skb);
+	struct sieve *sieve = my_sieve();
 
-	if (last && last->skb == skb)
-		last->skb = 0;
+	if (sieve)
+		sieve->tags[within(passing_slot(skb), PASSING_SLOTS)] = tag;
 }
 
 /* Remember the hop: it tells what the packet is at the next one. */
@@ -1025,6 +1069,7 @@ static __always_inline void note_passing(const struct packet *p,
 	last->event = p->event;
 	last->flags = r->flags;
 	last->skb = p->skb;
+	set_tag(p->skb, tag_of(p->skb));
 }
 
 /*
@@ -1377,9 +1422,9 @@ static __always_inline bool observe(void *ctx, struct packet *p,
 /* Nothing is recorded until all programs are attached: lookups have all hops. */
 static __always_inline bool is_armed(void)
 {
-	const struct port_table *table = my_ports();
+	const struct sieve *sieve = my_sieve();
 
-	return table && table->armed;
+	return sieve && sieve->armed;
 }
 
 /*
@@ -1425,7 +1470,8 @@ static __always_inline void handle(void *ctx, u64 skb, u8 event, u64 location,
 	settle(s, &p, h, &f);
 	if (!observe(ctx, &p, s, location, reason, rx_sk) &&
 	    p.sign == BY_PASSING)
-		forget_passing(p.skb);
+		/* The sk_buff has become another packet's. */
+		set_tag(p.skb, 0);
 	s->busy = 0;
 }
 
@@ -1508,14 +1554,18 @@ int cgroup_egress(struct __sk_buff *skb)
 
 int cgroup_ingress(struct __sk_buff *skb)
 {
-	int slot = EVENT_SOCKET_RX;
-	struct scratch *s = scratch.lookup(&slot);
+	struct sieve *sieve = my_sieve();
+	u64 *anchor;
 
-	if (!s)
+	if (!sieve)
 		return 1;
-	/* The verifier lets nobody calculate with the context's address. */
-	s->anchor = (u64)skb;
-	asm volatile("" ::: "memory");
-	handle(skb, s->anchor, EVENT_SOCKET_RX, 0, 0, 0);
+	/*
+	 * The verifier lets nobody calculate with the context's address. Two
+	 * CPUs share a place where there are more than ANCHORS: then one may
+	 * take the packet for another, and find that it is not.
+	 */
+	anchor = &sieve->anchors[within(bpf_get_smp_processor_id(), ANCHORS)];
+	*(volatile u64 *)anchor = (u64)skb;
+	handle(skb, *(volatile u64 *)anchor, EVENT_SOCKET_RX, 0, 0, 0);
 	return 1;
 }

@@ -19,14 +19,17 @@ if TYPE_CHECKING:
 
 _KEY = struct.Struct("=16sIHBx")
 _VALUE = struct.Struct("=Q")
-MARKS = 65536
+MARKS = 2048
 MARK_SHIFT, MARK_SET, MARK_AGE = 35, 0x80, 0x7F
-PORT_TABLE_BYTES = MARKS + 8
+ARMED = MARKS + 4 * 128 + 8 * 64 + 8 * 64
+"""Where struct sieve has it; the marks are at its beginning."""
+SIEVE_BYTES = ARMED + 8
 ENDPOINTS_ASSERTION = (
-    f'_Static_assert(sizeof(struct port_table) == {PORT_TABLE_BYTES}, "size of struct port_table");\n'
+    f'_Static_assert(__builtin_offsetof(struct sieve, armed) == {ARMED}, "armed");\n'
+    f'_Static_assert(sizeof(struct sieve) == {SIEVE_BYTES}, "size of struct sieve");\n'
     f'_Static_assert(sizeof(struct endpoint) == {_KEY.size}, "size of struct endpoint");\n'
-    f"_Static_assert(MARK_SHIFT == {MARK_SHIFT} && MARK_SET == {MARK_SET} && MARK_AGE == {MARK_AGE}, "
-    '"marks of ports");\n'
+    f'_Static_assert(MARKS == {MARKS} && MARK_SHIFT == {MARK_SHIFT}, "marks of ports");\n'
+    f'_Static_assert(MARK_SET == {MARK_SET} && MARK_AGE == {MARK_AGE}, "marks of ports");\n'
 )
 RENEW_NS = 60_000_000_000
 """The program believes what it was taught for ENDPOINT_NS, five minutes; this is how often it has to be told."""
@@ -38,15 +41,15 @@ def mark_of(now_ns: int) -> int:
 
 
 class EndpointMap:
-    """The maps `endpoints` and `port_tables` of the loaded program."""
+    """The maps `endpoints` and `sieves` of the loaded program."""
 
-    def __init__(self, endpoints_fd: int, table_fd: int) -> None:
+    def __init__(self, endpoints_fd: int, sieve_fd: int) -> None:
         self._fd = endpoints_fd
-        self._table = mmap.mmap(table_fd, PORT_TABLE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        self._sieve = mmap.mmap(sieve_fd, SIEVE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
 
     def arm(self) -> None:
         """Let all programs begin to record, at once."""
-        self._table[MARKS:] = _VALUE.pack(1)
+        self._sieve[ARMED:] = _VALUE.pack(1)
 
     def teach(self, servers: Iterable[tuple[int, Endpoint]], now_ns: int) -> None:
         """Say that DNS servers are there.
@@ -58,8 +61,8 @@ class EndpointMap:
         value = _VALUE.pack(now_ns)
         for protocol, (address, port) in servers:
             update(self._fd, _KEY.pack(address, 0, port, protocol), value)
-            self._table[port] = mark_of(now_ns)
+            self._sieve[port % MARKS] = mark_of(now_ns)
 
     def close(self) -> None:
         """Unmap."""
-        self._table.close()
+        self._sieve.close()

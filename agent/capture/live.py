@@ -55,7 +55,7 @@ class Capture:
         self._names: dict[int, str | None] = {}
         self._poll = select.epoll()
         self._poll.register(self._loaded.fds["ring"], select.EPOLLIN)
-        self._endpoints = EndpointMap(self._loaded.fds["endpoints"], self._loaded.fds["port_tables"])
+        self._endpoints = EndpointMap(self._loaded.fds["endpoints"], self._loaded.fds["sieves"])
         self.started_ns = time.monotonic_ns()
         # All programs are attached: from now on a lookup has all its hops.
         self._endpoints.arm()

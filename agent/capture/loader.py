@@ -26,7 +26,7 @@ from agent.capture.layout import c_assertions
 from agent.capture.offsets import TRACEPOINTS, drop_reasons, kernel_flags
 from agent.capture.syscall import create_anchor
 
-MAPS = ("ring", "counters", "endpoints", "port_tables")
+MAPS = ("ring", "counters", "endpoints", "sieves")
 CHILD_TIMEOUT_SECONDS = 120
 HAS_COUNTERS = "HAS_CONNTRACK_STAT"
 COUNTERS_LOSS = (
