@@ -31,7 +31,7 @@ from agent.export.printer import LineOptions, Printer
 from agent.process import end_unless_told_again, leave, say, spare_the_collector
 from agent.serve import Server
 from agent.session.cluster import NobodyKnown
-from agent.session.model import Settings
+from agent.session.model import SECOND_NS, Settings
 from agent.session.table import SessionTable
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from agent.explain.verdict import Verdict
     from agent.serve import Address
     from agent.session.cluster import Cluster
+    from agent.session.model import Endpoint
     from agent.session.outcome import Outcome
     from agent.session.who import Who
 
@@ -54,9 +55,15 @@ REPORT_SECONDS = 10.0
 STALL_SECONDS = 60.0
 """When the loop has not turned for so long, it never will. The kubelet may not find out: a full connection table keeps
 its probes out."""
+LOOK_NS = SECOND_NS
+"""How often it is looked up which servers the cluster has."""
+TEACH_NS = 60 * SECOND_NS
+"""How often the program is told of DNS servers that it knows already: it forgets them after five minutes."""
 POD_SECONDS = 1.0
 """So long a session waits for the name of its pod, if the pod is so new that the API has not told of it yet."""
 MAX_WAITING = 1000
+MAX_TAUGHT = 1024
+"""Of the 4096 endpoints that the program has room for: the others are those that it learns itself."""
 FINISH_SECONDS = 1.5
 """From the signal to the last line: the process has ended after 2 s, however much is open."""
 LEISURE_SECONDS = 10.0
@@ -132,6 +139,8 @@ class Agent:
         self._set_clock()
         sources.agent = Numbers(capture, self.table, self.printer, out, self._watches if self._live else None)
         self._announcer = StateAnnouncer(sources)
+        self._taught: tuple[frozenset[tuple[int, Endpoint]], int] = frozenset(), 0
+        self._looked_ns = 0
         self._stopped_at: float | None = None
         self._reported = time.monotonic()
         self._suppressed_said = 0
@@ -222,6 +231,17 @@ class Agent:
         self._sources.kernel.look(self._surroundings, servers)
         if self._live:
             self._live.poll()
+            if now_ns - self._looked_ns > LOOK_NS:
+                self._looked_ns = now_ns
+                self._teach(self._live.dns_servers(), now_ns)
+
+    def _teach(self, servers: set[tuple[int, Endpoint]], now_ns: int) -> None:
+        """Let the BPF program know the servers behind DNS Services that have other ports than those of DNS."""
+        others = frozenset(one for one in servers if one[1].port not in self._options.ports)
+        known, taught_ns = self._taught
+        if others - known or now_ns - taught_ns > TEACH_NS:
+            self._capture.teach(sorted(others)[:MAX_TAUGHT])
+            self._taught = others, now_ns
 
     def _show(self, outcomes: Iterable[Outcome]) -> None:
         """Print them, as far as the time allows; the others wait for the next turn, or for the end."""

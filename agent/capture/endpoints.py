@@ -31,8 +31,6 @@ ENDPOINTS_ASSERTION = (
     f'_Static_assert(MARKS == {MARKS} && MARK_SHIFT == {MARK_SHIFT}, "marks of ports");\n'
     f'_Static_assert(MARK_SET == {MARK_SET} && MARK_AGE == {MARK_AGE}, "marks of ports");\n'
 )
-RENEW_NS = 60_000_000_000
-"""The program believes what it was taught for ENDPOINT_NS, five minutes; this is how often it has to be told."""
 
 
 def mark_of(now_ns: int) -> int:

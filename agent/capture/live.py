@@ -18,9 +18,10 @@ from agent.capture.syscall import look_up
 from agent.session.drops import Kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
+    from agent.session.model import Endpoint
     from agent.session.sighting import Sighting
 
 GATHER_SECONDS = 0.02
@@ -101,6 +102,13 @@ class Capture:
         """Whether an application took the datagram with this message; None where that cannot be told."""
         fd = self._loaded.fds.get("reads")
         return None if fd is None else look_up(fd, message) is not None
+
+    def teach(self, servers: Iterable[tuple[int, Endpoint]]) -> None:
+        """Say where DNS servers are, whatever their ports: IANA protocol number and endpoint of each.
+
+        It is believed for five minutes, as these addresses may be other pods' later.
+        """
+        self._endpoints.teach(servers, time.monotonic_ns())
 
     def counters(self) -> Counters:
         """What the program counted."""

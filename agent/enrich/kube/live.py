@@ -189,6 +189,14 @@ class LiveCluster:
         current = self._server_slices.watch.health.is_current
         return Backends(served.ready, served.not_ready, gone, current, self._endpoints.outage(name, port))
 
+    def dns_servers(self) -> set[tuple[int, Endpoint]]:
+        """IANA protocol number and endpoint of each server behind a DNS Service; those that the API told so far."""
+        return {
+            (protocol, endpoint)
+            for service, (protocol, name) in self._services.dns_ports()
+            for endpoint in self._endpoints.served(service, (protocol, name)).all
+        }
+
     def members(self, namespace: str, name: str) -> tuple[Member, ...] | None:
         """The addresses of a headless Service; None for all else, and when not known."""
         service = self.service_of(namespace, name)

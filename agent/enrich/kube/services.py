@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from agent.enrich.kube.endpoints import Port
     from agent.enrich.kube.facts import ServiceFacts
@@ -36,6 +36,13 @@ class Services:
     def server_names(self) -> frozenset[str]:
         """Names, whatever their namespaces, of Services that have a port of DNS."""
         return frozenset(name for _, name in self._servers)
+
+    def dns_ports(self) -> Iterator[tuple[tuple[str, str], Port]]:
+        """Each port of DNS of each Service: its number is the Service's, those of its endpoints may differ."""
+        for key, service in self._servers.items():
+            for protocol, number, name in service.ports:
+                if number in self._ports:
+                    yield key, (protocol, name)
 
     def update(self, old: ServiceFacts | None, new: ServiceFacts | None, _ts_ns: int) -> None:
         """Take note of a change."""
