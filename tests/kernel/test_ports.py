@@ -15,7 +15,6 @@ from agent.lab import VIP, VIP6, Lab, closed_port
 from agent.lab.bpf_planes import host_routing
 from agent.lab.namespaces import udp_socket
 from agent.lab.pods import READY_QUERY
-
 from tests.kernel.conftest import Line, Watch
 
 if TYPE_CHECKING:
