@@ -10,7 +10,6 @@ from agent.session.sighting import CONNTRACK, COUNTERS, DROP, Event, Sighting, a
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.session.drops import Drop
     from agent.session.outcome import Death, Outcome
 
 EVENT_WORDS = {Event.TX: "leaving by", Event.RX: "arriving at", Event.DROP: "dying at"}
@@ -87,7 +86,7 @@ def _upstream_deaths(outcome: Outcome) -> list[Death]:
     death = outcome.upstream_drop
     if death is None or (outcome.healthy and not lost_attempt(outcome)):
         return []
-    return [] if no_socket(death.drop) and death.hop.netns == outcome.server_netns else [death]
+    return [] if death.drop.no_socket and death.hop.netns == outcome.server_netns else [death]
 
 
 def lost_attempt(outcome: Outcome) -> bool:
@@ -102,19 +101,7 @@ def came_too_late(outcome: Outcome) -> bool:
     death = outcome.reply_drop
     if death is None or death.hop.netns != outcome.client_netns:
         return False
-    return no_socket(death.drop) or death.drop.reason in CLOSED
-
-
-CLOSED = frozenset({"TCP_ABORT_ON_DATA", "TCP_CLOSE"})
-"""Data for a TCP connection that its program has closed already (net/ipv4/tcp_input.c, tcp_rcv_state_process())."""
-UNSAID = frozenset({None, "NOT_SPECIFIED"})
-"""Reasons that say nothing: before 5.17, and where the kernel gives none."""
-RECEIVE = frozenset({"__udp4_lib_rcv", "__udp6_lib_rcv", "tcp_v4_rcv", "tcp_v6_rcv"})
-
-
-def no_socket(drop: Drop) -> bool:
-    """Whether nothing listened."""
-    return drop.reason == "NO_SOCKET" or (drop.reason in UNSAID and drop.location in RECEIVE)
+    return death.drop.unwanted
 
 
 def duration_words(ns: int) -> str:

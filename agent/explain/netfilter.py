@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.explain.evidence import UNSAID, is_confirmed, is_tracked, is_translated, rise_until, rise_words
+from agent.explain.evidence import is_confirmed, is_tracked, is_translated, rise_until, rise_words
+from agent.session.drops import UNSAID
 from agent.session.sighting import COUNTERS
 
 if TYPE_CHECKING:

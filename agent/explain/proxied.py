@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.explain.causes import CauseText
-from agent.explain.evidence import death_words, errors, icmp_words, no_socket
+from agent.explain.evidence import death_words, errors, icmp_words
 from agent.explain.verdict import Cause
 from agent.session.addressed import addressed
 from agent.session.model import Endpoint
@@ -102,7 +102,7 @@ def redirected_to_nobody(case: Case) -> Cause | None:
     """A translation within one namespace leads to a port of it without a socket: the proxy is gone, its rule is not."""
     outcome = case.outcome
     for death in case.deaths:
-        if death.message == "query" and no_socket(death.drop):
+        if death.message == "query" and death.drop.no_socket:
             return _to_nobody(outcome, death.hop.netns, [death_words(death)])
     if outcome.session.refused:
         last = outcome.session.queries.transmissions[-1].hops[-1]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.explain import netfilter
 from agent.explain.endpoints import endpoint_words
-from agent.explain.evidence import came_too_late, death_words, is_tracked, no_socket, place
+from agent.explain.evidence import came_too_late, death_words, is_tracked, place
 from agent.explain.verdict import say
 from agent.session.addressed import asked_of
 from agent.session.identity import REPLY_CT_INFO
@@ -56,7 +56,7 @@ def late_reply(case: Case) -> Cause | None:
     if outcome.reply_drop is None or outcome.delivered or not outcome.session.queries.transmissions:
         return None
     if is_untranslated(outcome):
-        return _late_untranslated(case) if no_socket(outcome.reply_drop.drop) and is_late(outcome) else None
+        return _late_untranslated(case) if outcome.reply_drop.drop.no_socket and is_late(outcome) else None
     if not came_too_late(outcome):
         return None
     return say("LateReply", "high", [death_words(outcome.reply_drop)], delay=_delay_words(outcome))
@@ -66,7 +66,7 @@ def not_translated_back(case: Case) -> Cause | None:
     """The server was asked by a virtual address, and its reply came from its own: no socket wants it."""
     outcome = case.outcome
     death = outcome.reply_drop
-    if death is None or outcome.delivered or not no_socket(death.drop) or not is_untranslated(outcome):
+    if death is None or outcome.delivered or not death.drop.no_socket or not is_untranslated(outcome):
         return None
     fate = fate_of(outcome)
     if fate is not Fate.BYPASSED:
@@ -99,7 +99,7 @@ def fate_of(outcome: Outcome) -> Fate:
     there = [hop for hop in (*death.before, death.hop) if hop.netns == found[2].netns]
     if any(_opens_a_connection(hop) for hop in there):
         return Fate.FORGOTTEN
-    if death.hop.netns == found[2].netns and no_socket(death.drop):
+    if death.hop.netns == found[2].netns and death.drop.no_socket:
         # It was taken in there, for which it had to pass the connection table.
         return Fate.FORGOTTEN
     return Fate.BYPASSED if any(hop.event == TX for hop in there) else Fate.UNKNOWN

@@ -19,7 +19,6 @@ from agent.explain.evidence import (
     interface,
     is_confirmed,
     lost_attempt,
-    no_socket,
     place,
     rise_between,
     rise_words,
@@ -238,8 +237,11 @@ def _stale(confidence: str, evidence: list[str], outcome: Outcome, backend: Endp
 
 def _is_alive(case: Case) -> bool:
     """Whether the server was there to take the query: then its silence is its own."""
-    refused = any(no_socket(death.drop) for death in case.deaths)
+    refused = any(death.drop.no_socket for death in case.deaths)
     return bool(case.outcome.bits & CQ) and not case.outcome.left_node and not refused
+
+
+NO_PROXY = "a TPROXY rule drops in this hook what it finds no socket for: a DNS proxy that is gone looks the same"
 
 
 def refused_by_netfilter(code: str) -> Callable[[Case], Cause | None]:
@@ -250,6 +252,8 @@ def refused_by_netfilter(code: str) -> Callable[[Case], Cause | None]:
             found = netfilter.refusal(death, case.around, case.outcome.session.first_ns)
             if found is not None and found.code == code:
                 evidence, confidence = [death_words(death), *found.evidence], found.confidence
+                if code == netfilter.RULE and death.drop.hook == "PREROUTING" and death.message in QUERIES:
+                    evidence.append(NO_PROXY)
                 if code == netfilter.RULE and may_have_no_endpoints(case, death):
                     evidence, confidence = [*evidence, SAME], "medium"
                 return say(
@@ -327,7 +331,7 @@ def no_listener(case: Case) -> Cause | None:
         detail = outcome.session.queries.transmissions[-1].hops[-1].detail
         return _nothing_at(detail, ["RST answered the request for a connection"])
     for death in case.deaths:
-        if death.message in QUERIES and no_socket(death.drop):
+        if death.message in QUERIES and death.drop.no_socket:
             return _nothing_at(death.hop.detail, [death_words(death)], death.message)
     return None
 

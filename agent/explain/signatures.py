@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.explain.evidence import CARRIER_LOST, STARTED, UNSAID
+from agent.explain.evidence import CARRIER_LOST, STARTED
+from agent.session.drops import UNSAID
 
 if TYPE_CHECKING:
     from agent.session.drops import Drop

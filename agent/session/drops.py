@@ -69,6 +69,12 @@ INNOCENT = frozenset(
     }
 )
 
+UNSAID = frozenset({None, "NOT_SPECIFIED"})
+"""Reasons that say nothing: before 5.17, and where the kernel gives none."""
+RECEIVE = frozenset({"__udp4_lib_rcv", "__udp6_lib_rcv", "tcp_v4_rcv", "tcp_v6_rcv"})
+CLOSED = frozenset({"TCP_ABORT_ON_DATA", "TCP_CLOSE"})
+"""Data for a TCP connection that its program has closed already (net/ipv4/tcp_input.c, tcp_rcv_state_process())."""
+
 # The packet was at its socket, which refused it: it did get to the server, or to the client.
 AT_SOCKET = frozenset({"SOCKET_RCVBUFF", "SOCKET_FILTER", "PROTO_MEM"})
 
@@ -87,6 +93,16 @@ class Drop(NamedTuple):
     def innocent(self) -> bool:
         """Whether this is no loss at all."""
         return (self.reason, None) in INNOCENT or (None, self.location) in INNOCENT
+
+    @property
+    def no_socket(self) -> bool:
+        """Whether nothing listened."""
+        return self.reason == "NO_SOCKET" or (self.reason in UNSAID and self.location in RECEIVE)
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether the program that it was for had gone, or had closed the connection."""
+        return self.no_socket or self.reason in CLOSED
 
     @property
     def at_socket(self) -> bool:

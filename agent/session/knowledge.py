@@ -113,6 +113,11 @@ class Shape(NamedTuple):
     backend: Backend | None
 
 
+def way_of(hop: Sighting, home: int) -> tuple[int, ...]:
+    """A place on the way to a client's namespace. What is seen there may differ by protocol: TCP is seen at sockets."""
+    return home, hop.netns, hop.ifindex, hop.event, hop.family, hop.protocol
+
+
 @dataclass(slots=True)
 class Knowledge:
     """What the node is known to be like, from outside and from earlier sightings."""
@@ -130,9 +135,9 @@ class Knowledge:
     """Namespaces from which replies were sent, so that a DNS server lives there."""
     linked: set[tuple[int, int]] = field(default_factory=set)
     """Devices (namespace, index) whose other end is on this node: what left there came in elsewhere."""
-    continues: set[tuple[int, int, int, int]] = field(default_factory=set)
-    """Places (the client's namespace; namespace, device, event) at which delivered replies were seen, and then were
-    seen again further on: a reply that is not seen any more behind such a place was lost without a word."""
+    continues: set[tuple[int, ...]] = field(default_factory=set)
+    """Where delivered replies were seen, and then were seen again further on (`way_of()`): a reply that is not seen any
+    more behind such a place was lost without a word."""
     backends: dict[tuple[int, Endpoint], dict[Endpoint, Backend]] = field(default_factory=dict)
     """Servers that have answered, by the namespace that translates and the virtual address that was asked."""
     takers: Takers = field(default_factory=Takers)
@@ -249,12 +254,11 @@ class Knowledge:
         if len(self.continues) > MAX_WAYS:
             self.continues.clear()
         for one in session.replies.transmissions:
-            self.continues.update((home, hop.netns, hop.ifindex, hop.event) for hop in one.hops[:-1])
+            self.continues.update(way_of(hop, home) for hop in one.hops[:-1])
 
     def goes_on(self, reply: Transmission, home: int) -> bool:
         """Whether replies to this client that came as far as this one were seen to go on from there."""
-        last = reply.hops[-1]
-        return (home, last.netns, last.ifindex, last.event) in self.continues
+        return way_of(reply.hops[-1], home) in self.continues
 
     def lives_here(self, address: bytes) -> bool:
         """Whether a server of this node has answered from the address."""

@@ -224,7 +224,7 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
     if delivered:
         knowledge.learn_way_back(session, home)
     query_drop = last_death("query", session.queries.transmissions, knowledge, there)
-    reply_drop = last_death("reply", session.replies.transmissions, knowledge, home)
+    reply_drop = telling_death(session.replies.transmissions, knowledge, home)
     set_refreshes_apart(session, reply)
     seen = query_bits(session, knowledge, home, there) | reply_bits(session, home)
     seen |= upstream_bits(session, knowledge, there, reply)
@@ -524,6 +524,19 @@ def last_death(message: str, transmissions: list[Transmission], knowledge: Knowl
         if drop is not None and (hop := one.death) is not None:
             return Death(message, hop, drop, one.hops[: one.hops.index(hop)])
     return None
+
+
+def telling_death(replies: list[Transmission], knowledge: Knowledge, home: int | None) -> Death | None:
+    """The newest loss of a reply; one that its client did not wait for any more only if no other was lost before it.
+
+    The kernel repeats a SYN-ACK that a rule refuses, and a server answers each repeated query: what comes when the
+    client has given up dies of that.
+    """
+    newest = last_death("reply", replies, knowledge, home)
+    if newest is None or not newest.drop.unwanted:
+        return newest
+    wanted = [one for one in replies if (drop := knowledge.died(one, home)) is None or not drop.unwanted]
+    return last_death("reply", wanted, knowledge, home) or newest
 
 
 def upstream_death(

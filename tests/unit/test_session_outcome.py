@@ -6,6 +6,7 @@ import pytest
 
 from agent.explain.rules import explain
 from agent.session.outcome import Bit, Status
+from agent.session.sighting import Event
 
 SERVFAIL = {"rcode": 2, "aa": False}
 INNOCENT = [
@@ -293,6 +294,15 @@ def test_lookups_through_ebpf_host_routing_are_whole_and_say_what_was_inferred(w
         one = world.outcome(*redirected(world, world.now + world.SECOND, port=2000 + number))
         assert masks(one) == ("Succeeded", 3, 51)
         assert (Bit(one.inferred), cause(one), explain(one).findings) == (Bit.CQ | Bit.SR, None, [])
+
+
+def test_what_sockets_show_of_tcp_does_not_make_udp_lost_whose_arrival_no_device_shows(world):
+    # Macvlan: TCP replies go on to the client's socket from the very place where UDP replies are seen last.
+    segments = world.Tcp(world.Lookup(port=2000)).whole()
+    world.outcome([hop for hop in segments if not (hop.netns == world.CLIENT and hop.event == Event.RX)])
+    lookup, start = world.Lookup(), world.now + world.SECOND
+    one = world.outcome(lookup.query(start), hidden(lookup.reply(start + world.MS), 3))
+    assert (masks(one), Bit(one.inferred), cause(one)) == (("Succeeded", 3, 51), Bit.SR, None)
 
 
 def test_what_is_hidden_on_one_way_does_not_excuse_a_reply_that_vanished_on_another(world):

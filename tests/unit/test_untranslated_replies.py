@@ -115,3 +115,11 @@ def test_a_reply_for_a_connection_that_its_client_has_closed_is_late(world, reas
     reply = world.dropped(lookup.reply(START + 2 * SECOND), 4, reason, "tcp_rcv_state_process")
     cause = explain(world.outcome(lookup.query(), reply)).cause
     assert (cause.code, cause.confidence) == ("LateReply", "high")
+
+
+def test_a_reply_that_was_refused_counts_and_not_its_repetition_that_came_too_late(world):
+    lookup = world.Lookup()
+    refused = world.dropped(lookup.reply(START + SECOND), 2)
+    late = world.dropped(lookup.reply(START + 7 * SECOND), 4, "NO_SOCKET", "__udp4_lib_rcv")
+    cause = explain(world.outcome(lookup.query(), refused, lookup.query(START + 5 * SECOND), late)).cause
+    assert cause.code == "PolicyDrop"
