@@ -31,7 +31,7 @@ VM_KERNEL := $(VM)$(addprefix /,$(VM_RELEASE))
 GO_BUILD = go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
 WITH_GO = $(if $(shell command -v go),$(1))
 
-.PHONY: help setup setup-lab setup-dev oracles coredns cluster prometheus image run demo test test-cluster test-prometheus
+.PHONY: help setup setup-lab setup-dev oracles coredns cluster prometheus image run demo test test-cluster test-prometheus test-slow
 .PHONY: test-image verdicts dataplanes healthy vm test-vm check bench bench-compare dashboard lock clean
 
 help: ## list the targets
@@ -120,6 +120,9 @@ demo: setup-lab ## a small node with real servers and real faults, and the verdi
 
 test: setup-dev oracles $(PROGRAMS)/prometheus ## all tests, on this machine's real kernel
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup-dev oracles ## variants of what `make test` shows too: other data planes, protocols, families
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 vm: $(VM)/.installed $(VM_KERNEL)/.kernel ## Debian's kernel and an emulator to boot it, in .cache
 	@bash deploy/apt-install $(VM_PACKAGES)

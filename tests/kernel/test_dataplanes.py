@@ -28,7 +28,7 @@ from agent.lab.proxies import DOCKER_ADDRESS, Proxy, docker_proxies, mesh_proxie
 from agent.lab.wiring import UnsupportedLinkError
 from tests.kernel.conftest import LINE_SECONDS, Line, Watch
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
 NAME = "redis-master.default.svc.cluster.local"
 OUTSIDE = "www.upstream.test"

@@ -20,6 +20,8 @@ FORWARDED = ("Succeeded", 15, 63)
 ANSWERED = ("Succeeded", 3, 51)
 VIPS = pytest.mark.parametrize("vip", [VIP, VIP6])
 WAYS = pytest.mark.parametrize("way", ["+notcp", "+tcp"])
+VARIANTS = [pytest.param(source, marks=pytest.mark.slow) for source in get_args(Source) if source != "port"]
+"""The third is the hardest: application and proxy ask with the same address, port and id."""
 PATIENT = ("+tries=1", "+time=1")
 
 
@@ -29,7 +31,7 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
-@pytest.fixture(scope="module", params=get_args(Source))
+@pytest.fixture(scope="module", params=[*VARIANTS, "port"])
 def proxy(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Proxy]:
     """One on the node behind TPROXY, by the address from which it asks."""
     with node_proxy(lab, request.param) as (proxy,):

@@ -145,7 +145,7 @@ class Case:
     probabilistic: bool = False
     """The kernel decides whether a lookup is lost: an injection may return nothing lost."""
     slow: bool = False
-    """It takes so long that only `make verdicts` runs it."""
+    """It takes long, or is a variant of another: `make test-slow` and `make verdicts` run it."""
     limit: str = ""
     """Why no more can be known: the code may be another one of `also`, or the confidence less than high."""
     also: frozenset[str] = frozenset()

@@ -16,14 +16,14 @@ pytestmark = pytest.mark.kernel
 def campaign(request: pytest.FixtureRequest) -> dict[str, Result]:
     """All of those that were asked for at once: a lab serves many."""
     wanted = [item.callspec.params["case"] for item in request.session.items if item.path == request.path]
-    return {result.case.fault: result for result in run([case for case in wanted if not case.slow], progress=True)}
+    return {result.case.fault: result for result in run(wanted, progress=True)}
 
 
 @pytest.mark.timeout(600 * PATIENCE)
-@pytest.mark.parametrize("case", CASES, ids=[case.fault for case in CASES])
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=case.fault, marks=pytest.mark.slow if case.slow else ()) for case in CASES]
+)
 def test_the_fault_gets_its_cause(campaign: dict[str, Result], case: Case):
-    if case.slow:
-        pytest.skip("takes long: `make verdicts` runs it")
     result = campaign[case.fault]
     if result.unsupported:
         pytest.skip(f"not on this kernel: {result.unsupported}")
