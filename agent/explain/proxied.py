@@ -84,7 +84,9 @@ def _then(outcome: Outcome) -> str:
         return f"the server that it asked, {', '.join(dict.fromkeys(_asked(outcome)))}, had answered"
     if outcome.bits & FQ:
         return "it asked on and got no answer"
-    return "it asked no server from there"
+    if outcome.exchanges:
+        return "it asked for a TCP connection to a server and got none"
+    return "it was not seen to ask a server"
 
 
 def _asked(outcome: Outcome) -> list[str]:

@@ -421,13 +421,13 @@ def with_proven(seen: int, session: Session, home: int | None, *, delivered: boo
     """The bits that hops showed, and those that must have happened for these to be.
 
     A data plane may hide any hop: bpf_redirect_peer() hands a packet to a pod without an arrival there, a macvlan
-    device shows none. A connection that was accepted or refused shows that the request for it got there.
+    device shows none. A connection that was accepted shows that the request for it got there.
     """
     bits = seen
     for proof, proven in MUST_HAVE_HAPPENED:
         if bits & proof:
             bits |= proven
-    if session.connecting and session.replies.transmissions and session.queries.transmissions:
+    if session.connecting and session.replies.transmissions and session.queries.transmissions and not session.refused:
         bits |= CQ
     return bits | SR if bits & CR and home is not None and delivered else bits
 

@@ -694,10 +694,13 @@ class SessionTable:
 
     def _join_dial(self, session: Session, sighting: Sighting) -> None:
         """A request for a connection has no question: it is the youngest query's, and its repetitions are too."""
-        if sighting.netns not in self.knowledge.serving:
-            return
         there = sighting.netns, upstream.destination(sighting)
         parent = upstream.find_rewritten(session, sighting, self._recent(), self.knowledge)
+        if sighting.netns not in self.knowledge.serving:
+            # Nobody has replied from there yet: only a proxy that is known to have taken the query asks for its sake.
+            if parent is None or not upstream.was_taken(parent, sighting, self.knowledge):
+                return
+            parent.ambiguous = True
         known = self._dials.get(there)
         if parent is None and known is not None and upstream.is_waiting(known, sighting, self.knowledge):
             parent = known

@@ -47,7 +47,10 @@ LIMITS = """\
 ## What these rows cannot know
 
 - A proxy behind TPROXY that is gone: the kernel's TPROXY itself drops the query, which looks like a rule that does.
-  So `PolicyDrop` names the hook (PREROUTING), and not the missing proxy.
+  Where a proxy took earlier queries by the same device it is named as missing, at `medium`.
+  Where none did, `PolicyDrop` names the hook (PREROUTING), and its evidence says that a missing proxy looks the same.
+- A proxy that asks over TCP with the client's own address and port has a connection that looks like the client's.
+  That it was refused is then not known: the proxy's own SERVFAIL is what is said.
 - A policy at eBPF host routing is a tc program ahead of the one that translates, as another program of the CNI
   would be.
 """

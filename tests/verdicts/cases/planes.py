@@ -256,6 +256,13 @@ def drop_cells(plane: DataPlane, lookup: Lookup) -> Iterator[Cell]:
         )
 
 
+SAME_PORT = frozenset({planes.TPROXY_PORT, planes.TPROXY_PORT_NEW_ID})
+ONE_CONNECTION: dict[str, Any] = {
+    "limit": "the proxy's connection has the addresses and ports of the client's: that it was refused cannot be told",
+    "also": frozenset({"ServerError"}),
+}
+
+
 def server_cells(plane: DataPlane, lookup: Lookup) -> Iterator[Cell]:
     yield cell(
         plane,
@@ -274,6 +281,7 @@ def server_cells(plane: DataPlane, lookup: Lookup) -> Iterator[Cell]:
         lookup,
         code="UpstreamTCPUnavailable" if plane.proxied and lookup.protocol == "tcp" else "NoListener",
         confidence=None if plane.proxied else "high",
+        **ONE_CONNECTION if lookup.protocol == "tcp" and plane.kind.plane in SAME_PORT else {},
         inject=under(plane, lookup, lambda injection: closed_port(injection.lab), connects=plane.proxied),
     )
 
@@ -294,7 +302,7 @@ def proxy_cells(plane: DataPlane, lookup: Lookup) -> Iterator[Cell]:
         PROXY_GONE,
         PROXY_GONE,
         lookup,
-        code="PolicyDrop" if plane.kind.plane.startswith("TPROXY") else "NoListener",
+        code="NoListener",
         confidence=None,
         inject=under(plane, lookup, lambda injection: no_proxy(injection.proxies[0]), connects=False),
         bitmaps=frozenset({0}),
