@@ -447,3 +447,10 @@ def test_services_with_a_port_of_dns_are_those_of_servers():
     known.update(None, service("mdns", B, ports=((UDP, 5353, ""),)), 0)
     known.update(None, service("web", "10.0.0.9", ports=((TCP, 80, "http"),)), 0)
     assert known.server_names == {"dns", "mdns"}
+
+
+def test_ports_of_dns_are_those_of_the_service_and_not_of_its_servers():
+    known = Services((53,))
+    known.update(None, service("dns", A, ports=((UDP, 53, "dns"), (TCP, 53, "dns-tcp"), (TCP, 9153, "metrics"))), 0)
+    known.update(None, service("mdns", B, ports=((UDP, 5353, ""),)), 0)
+    assert list(known.dns_ports()) == [(("shop", "dns"), (UDP, "dns")), (("shop", "dns"), (TCP, "dns-tcp"))]
