@@ -86,7 +86,7 @@ def _then(outcome: Outcome) -> str:
         return "it asked on and got no answer"
     if outcome.exchanges:
         return "it asked for a TCP connection to a server and got none"
-    return "it was not seen to ask a server"
+    return "no query from there could be tied to it"
 
 
 def _asked(outcome: Outcome) -> list[str]:

@@ -512,9 +512,9 @@ def is_delivered(session: Session, knowledge: Knowledge, home: int | None, *, lo
 
 
 def _is_last_word(reply: Transmission, session: Session) -> bool:
-    """Whether the client asked no more behind this reply."""
+    """Whether it may have been taken, as the client asked no more behind it; a first fragment alone is no reply."""
     last_ns = reply.hops[-1].ts_ns
-    return all(one.hops[0].ts_ns <= last_ns for one in session.sent)
+    return not reply.hops[-1].fragment and all(one.hops[0].ts_ns <= last_ns for one in session.sent)
 
 
 def last_death(message: str, transmissions: list[Transmission], knowledge: Knowledge, end: int | None) -> Death | None:
@@ -526,17 +526,19 @@ def last_death(message: str, transmissions: list[Transmission], knowledge: Knowl
     return None
 
 
-def telling_death(replies: list[Transmission], knowledge: Knowledge, home: int | None) -> Death | None:
+def telling_death(
+    replies: list[Transmission], knowledge: Knowledge, home: int | None, message: str = "reply"
+) -> Death | None:
     """The newest loss of a reply; one that its client did not wait for any more only if no other was lost before it.
 
     The kernel repeats a SYN-ACK that a rule refuses, and a server answers each repeated query: what comes when the
     client has given up dies of that.
     """
-    newest = last_death("reply", replies, knowledge, home)
+    newest = last_death(message, replies, knowledge, home)
     if newest is None or not newest.drop.unwanted:
         return newest
     wanted = [one for one in replies if (drop := knowledge.died(one, home)) is None or not drop.unwanted]
-    return last_death("reply", wanted, knowledge, home) or newest
+    return last_death(message, wanted, knowledge, home) or newest
 
 
 def upstream_death(
@@ -544,7 +546,7 @@ def upstream_death(
 ) -> Death | None:
     """The newest loss between the server and its upstreams."""
     for exchange in reversed(session.exchanges):
-        death = last_death("reply of the upstream", _in_time(exchange, reply), knowledge, there)
+        death = telling_death(_in_time(exchange, reply), knowledge, there, "reply of the upstream")
         death = death or last_death("server's own query", exchange.queries.transmissions, knowledge, None)
         if death is not None:
             return death

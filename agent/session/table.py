@@ -698,7 +698,7 @@ class SessionTable:
         parent = upstream.find_rewritten(session, sighting, self._recent(), self.knowledge)
         if sighting.netns not in self.knowledge.serving:
             # Nobody has replied from there yet: only a proxy that is known to have taken the query asks for its sake.
-            if parent is None or not upstream.was_taken(parent, sighting, self.knowledge):
+            if parent is None or not proxies.was_taken(parent, sighting, self.knowledge):
                 return
             parent.ambiguous = True
         known = self._dials.get(there)
