@@ -128,7 +128,7 @@ CAUSES = {
     name_of("silent"): "ServerNoReply",
     upstream_name_of("hung"): "UpstreamTimeout",
     name_of("overflow"): "ServerSocketOverflow",
-    f"servfail.{name_of('error')}": "UpstreamError",
+    f"servfail.{name_of('error')}": "ServerError",
     name_of("stale"): "StaleConntrackEntry",
     name_of("full"): "ConntrackTableFull",
 }

@@ -120,7 +120,7 @@ def leave_open(lab: Lab, dnstrail: Watch, count: int) -> None:
     """Send so many queries in vain, no faster than they are taken in."""
     for _ in range(BURSTS):
         ask_in_vain(lab, count // BURSTS + 1)
-        wait_until(lambda: is_idle(dnstrail.process.pid), "it to take them in", seconds=LINE_SECONDS)
+        wait_until(lambda: is_idle(dnstrail.process.pid), "it to take them in", seconds=3 * LINE_SECONDS)
 
 
 def is_idle(pid: int) -> bool:

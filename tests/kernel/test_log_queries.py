@@ -84,7 +84,7 @@ DIAGNOSES = {
     "DNSQueriesLost": r"3 .*\tStaleConntrackEntry\t.*",
     "DNSQueriesLostOnNode": rf"{name_of('policy')}\.\tPolicyDrop\tdrop\t\d+\tvethc2\tNETFILTER_DROP",
     "DNSPairHalfLost": rf"PolicyDrop\tAAAA\t1\.\d+\t{name_of('pair')}\.\tgetent",
-    "DNSServerErrors": rf"1 SERVFAIL\tUpstreamError\tforward\t10\.244\.2\.53\t-\tservfail\.{name_of('error')}\.",
+    "DNSServerErrors": rf"1 SERVFAIL\tServerError\tforward\t10\.244\.2\.53\t-\tservfail\.{name_of('error')}\.",
     "DNSLookupsSlow": rf"1\.2\d*\t1\t-\t1\.2\d*\t\t10\.244\.2\.53\tlate-1200\.{name_of('slow')}\.",
     "DNSServerNotAnswering": r"1 ServerNoReply\t10\.244\.2\.53\t\t1\n",
     "DNSUpstreamNotAnswering": r"1 10\.244\.9\.9\tUDP\tfalse\n",
