@@ -119,6 +119,8 @@ class Replay:
             # What is only counted is counted once for each frame, though a tap shows two hops.
             taken = self._table.observe(sighting)
             if taken is False:
+                # An arrival that it proved was told before: it is that of another frame.
+                told = False
                 break
             told |= bool(taken)
         self._told += told

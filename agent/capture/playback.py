@@ -55,6 +55,8 @@ MAX_DATAGRAMS = 256
 """Fragmented datagrams that are put together at once: some 30 MiB if all are as large as can be."""
 FRAGMENTS_NS = 2_000_000_000
 """How long a datagram waits for its fragments. Less than a session waits for its reply."""
+PROVES_NS = 10_000_000_000
+"""A reply that comes later does not prove any more that its query came: the lookup is told by then."""
 MORE_FRAGMENTS = 0x2000
 MAX_TUNNELS = 4
 HEADER_BYTES = 12
@@ -285,7 +287,8 @@ class Playback:
 
     def _incomplete(self, one: Incomplete, place: Place) -> Iterator[Sighting]:
         """A datagram whose first fragment is there: it left, and whoever takes it in cannot make it whole."""
-        udp = parse_udp(one.ip, self.flaws)
+        # Its fragments are counted as such: what they lack is no flaw of a frame.
+        udp = parse_udp(one.ip, Flaws())
         if udp is None or not udp.payload or not {udp.sport, udp.dport} & self._ports:
             return
         response = len(udp.payload) > 2 and udp.payload[2] & 0x80 != 0  # noqa: PLR2004  as above
@@ -316,7 +319,7 @@ def _past_a_tap(ip: Ip, udp: Udp, place: Place, left: Sighting, came: Sighting) 
     vantage, identifier = place.vantage, udp.payload[:2]
     if left.flags & RESPONSE:
         arrival = vantage.asked.pop((ip.daddr, udp.dport, ip.saddr, udp.sport, identifier), None)
-        if arrival is not None:
+        if arrival is not None and place.ts_ns - arrival.ts_ns <= PROVES_NS:
             yield arrival
         yield left
         yield came

@@ -155,8 +155,8 @@ ROWS: tuple[Row, ...] = (
         of_frames=False,
     ),
     Row(
-        "TCP connection without a message",
-        "TCP connections without a message",
+        "TCP connection without a lookup",
+        "TCP connections without a lookup",
         lambda sums: sums.counts.unused_connections,
         of_frames=False,
     ),

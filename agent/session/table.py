@@ -178,6 +178,7 @@ class SessionTable:
             return self._observe_error(sighting)
         elif sighting.protocol == TCP:
             self._observe_segment(sighting)
+            self._kept_back = self._laid = False
             return True
         elif sighting.flags & FRAGMENT and sighting.event != DROP:
             # Where its first fragment went is the path; of the others only a death tells something.
@@ -693,10 +694,13 @@ class SessionTable:
             self._attach(rewritten, session, ambiguous=True)
 
     def _join_dial(self, session: Session, sighting: Sighting) -> None:
-        """A request for a connection has no question: it is the youngest query's, and its repetitions are too."""
+        """A request for a connection has no question: it is the youngest query's, and its repetitions are too.
+
+        At a tap a namespace is one address, so the query that waits there was sent to who asks now.
+        """
         there = sighting.netns, upstream.destination(sighting)
         parent = upstream.find_rewritten(session, sighting, self._recent(), self.knowledge)
-        if sighting.netns not in self.knowledge.serving:
+        if sighting.netns not in self.knowledge.serving and not self.knowledge.is_tapped(sighting.netns):
             # Nobody has replied from there yet: only a proxy that is known to have taken the query asks for its sake.
             if parent is None or not proxies.was_taken(parent, sighting, self.knowledge):
                 return

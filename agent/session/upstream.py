@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.model import MAX_EXCHANGES, Background, Session
 from agent.session.proxies import may_be_taken, poses, was_taken
-from agent.session.sighting import PROCESS, RX, SOCKET_RX, TX
+from agent.session.sighting import PROCESS, RX, SOCKET_RX, SOCKET_TX, TX
 from agent.wire.message import client_cookie
 
 if TYPE_CHECKING:
@@ -44,13 +44,14 @@ class Match(NamedTuple):
 def arrivals_at(session: Session, asked: Sighting) -> list[int]:
     """When copies of the query came to the server that now asks; those passed on are not counted.
 
-    Some CNIs hand packets to a pod without a sighting: there, the query was last seen leaving for its address.
+    Some CNIs hand packets to a pod without a sighting, and a tap does not show arrivals: there, the query was last seen
+    leaving for its address, over TCP at its socket.
     """
     ends = [one.hops[-1] for one in session.queries.transmissions]
     times = [last.ts_ns for last in ends if last.netns == asked.netns and last.event in (RX, SOCKET_RX)]
     if not times:
         source = asked.detail.saddr
-        times = [last.ts_ns for last in ends if last.event == TX and last.detail.daddr == source]
+        times = [last.ts_ns for last in ends if last.event in (TX, SOCKET_TX) and last.detail.daddr == source]
     return times
 
 

@@ -697,6 +697,51 @@ def test_a_reply_cut_by_the_snap_length_is_a_reply(one):
     assert (told(line), line["Rcode"]) == (("Succeeded", 3, 51), "NOERROR")
 
 
+# Replies of other shapes, and servers that are asked over TCP.
+
+
+@both_families
+def test_a_server_that_is_asked_over_tcp_asks_its_upstream_for_its_client(replay, client, server):
+    upstream = "198.51.100.53" if "." in server else "2001:db8:5::53"
+    capture = Capture()
+    stream = Stream(capture, client=client, server=server).open(0).ask(5 * MS, 1)
+    capture.datagram(6 * MS, (server, 40400, upstream, 53), dns(77))
+    capture.datagram(7 * MS, (upstream, 53, server, 40400), dns(77, response=True, rcode=2, answers=0))
+    reply = dns(1, response=True, rcode=2, answers=0)
+    stream.segment(8 * MS, struct.pack("!H", len(reply)) + reply, response=True)
+    lines, _ = replay(capture.later())
+    assert (lines[0]["BitMap"], cause(lines[0])) == (15, ("UpstreamError", "high"))
+
+
+@both_families
+def test_an_upstream_that_refuses_a_connection_is_told_with_the_lookup(replay, client, server):
+    upstream = "198.51.100.53" if "." in server else "2001:db8:5::53"
+    capture = Capture().query(0, client=client, server=server)
+    stream = Stream(capture, 45000, server, upstream).segment(MS, flags=SYN)
+    stream.segment(2 * MS, flags=RST | ACK, response=True)
+    capture.datagram(20 * MS, (server, 53, client, 40000), dns(response=True, rcode=2, answers=0))
+    lines, _ = replay(capture.later())
+    assert cause(lines[0]) == ("UpstreamTCPUnavailable", "high")
+
+
+def test_a_reply_40_s_late_does_not_make_its_server_silent_with_confidence(one):
+    line = one(Capture().query(0).reply(40 * SECOND).later())
+    assert cause(line) == ("LeftNode", "low")
+
+
+@both_families
+def test_fragments_without_the_first_are_in_one_sum(replay, client, server):
+    payload = udp(53, 40000, dns(response=True, answers=180))
+    capture = Capture().query(0, client=client, server=server)
+    if "." in server:
+        capture.add(MS, ip(server, client, UDP, payload[1480:], frag=1480 // 8))
+    else:
+        capture.add(MS, ip(server, client, 44, struct.pack("!BBHI", UDP, 0, 1480, 7) + payload[1480:]))
+    _, summary = replay(capture.later())
+    assert "1 datagram with fragments missing" in summary
+    assert "not readable" not in summary
+
+
 EVERY = sorted([*(FIXTURES / "cases").glob("*.pcap"), *FIXTURES.glob("coredns-dnstap/*.pcap")])
 
 
