@@ -121,11 +121,11 @@ CAUSES: dict[str, CauseText] = {
         "Look at the network from the DNS server to that upstream, and at the provider's query limit for this node.",
     ),
     "ServerNoReply": CauseText(
-        "The query reached the server at {address} and nothing came back.",
+        "The query reached the server at {address} and no reply came back.",
         "Look at the DNS server: overloaded, stopped, or configured to drop this query.",
     ),
     "LeftNode": CauseText(
-        "The query {left} and nothing came back.",
+        "The query {left} and no reply came back.",
         "Look beyond {here}: security groups, ACLs, the underlay, a provider's query limit, the server's node.",
     ),
     "UpstreamError": CauseText(
@@ -157,6 +157,10 @@ RECORDS_LOST = Gap(
 OCTETS_MISSING = Gap(
     "octets of its TCP connection were sent, and were not captured",
     "capture with a larger buffer (dnstrail --ring-size, tcpdump -B) and see how much the capture dropped",
+)
+REPLY_CUT = Gap(
+    "a reply came, and the capture cut it before the end of its question",
+    "capture whole packets (tcpdump -s 0)",
 )
 TOO_MANY_OPEN = Gap(
     "too many lookups were open at once, and the agent closed the oldest of them early",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent.explain import netfilter, proxied
 from agent.explain.case import QUERIES, Case
-from agent.explain.causes import CAPTURE_ENDED, OCTETS_MISSING, RECORDS_LOST, TOO_MANY_OPEN, TOO_MANY_PACKETS
+from agent.explain.causes import CAPTURE_ENDED, OCTETS_MISSING, RECORDS_LOST, REPLY_CUT, TOO_MANY_OPEN, TOO_MANY_PACKETS
 from agent.explain.endpoints import SAME, may_have_no_endpoints, no_endpoints
 from agent.explain.evidence import (
     death_words,
@@ -36,7 +36,7 @@ from agent.explain.rcodes import (
 )
 from agent.explain.replies import late_reply, not_translated_back, refused_untranslated
 from agent.explain.signatures import PROGRAMS, QUEUE_LOCATIONS, WORDS, XDP_LOCATIONS, confidence_in, link_is_down
-from agent.explain.unusable import unexpected_source, unusable_reply
+from agent.explain.unusable import unexpected_source, unfinished_reply, unusable_reply
 from agent.explain.verdict import Cause, Verdict, say
 from agent.session.addressed import asked_of
 from agent.session.cluster import NobodyKnown
@@ -134,6 +134,7 @@ def capture_loss(case: Case) -> Cause | None:
 
 GAPS: tuple[tuple[Callable[[Outcome], bool], Gap], ...] = (
     (lambda outcome: outcome.session.octets_missing, OCTETS_MISSING),
+    (lambda outcome: outcome.session.reply_cut, REPLY_CUT),
     (lambda outcome: outcome.lossy, RECORDS_LOST),
     (lambda outcome: outcome.session.evicted, TOO_MANY_OPEN),
     (lambda outcome: outcome.session.overflowed, TOO_MANY_PACKETS),
@@ -149,6 +150,7 @@ GAP_EVIDENCE: tuple[tuple[Callable[[Outcome], bool], str], ...] = (
         lambda outcome: outcome.lossy and not outcome.session.octets_missing,
         "the agent's counters show records lost while the lookup was open",
     ),
+    (lambda outcome: outcome.session.reply_cut, "a reply from the server that was asked has too few octets to be read"),
     (lambda outcome: outcome.session.evicted, "it was the oldest of the open lookups when their bound was reached"),
     (
         lambda outcome: outcome.session.overflowed and not outcome.session.evicted,
@@ -511,8 +513,7 @@ def server_no_reply(case: Case) -> Cause | None:
     if outcome.session.connecting:
         evidence.append("it is the request for a TCP connection, which the kernel answers and not the server")
         confidence = "low"
-    if outcome.session.connection is not None and outcome.session.connection.facts.reset_by:
-        evidence.append(f"the {outcome.session.connection.facts.reset_by} ended the connection by RST")
+    evidence += _reset_words(outcome)
     if outcome.bits & CR:
         evidence[1] = _attempts_evidence(outcome)
         confidence = "low"
@@ -531,7 +532,7 @@ def left_node(case: Case) -> Cause | None:
     if outcome.knowledge.lives_here(hop.detail.daddr):
         # Macvlan and the like: the other end shows no arrival, so nobody knows whether it got there.
         return None
-    evidence = [f"last sighting of the query: {where(hop)}"]
+    evidence = [f"last sighting of the query: {where(hop)}", *_reset_words(outcome)]
     if outcome.bits & CR:
         evidence.append(_attempts_evidence(outcome))
     return say("LeftNode", "medium", evidence, left=f"left this node by {interface(hop)}", here="the node")
@@ -549,6 +550,7 @@ def _passed_a_tap(outcome: Outcome, hop: Sighting) -> Cause:
         evidence.append(f"{address_to_text(detail.daddr)} replied to other queries in this capture")
     if outcome.session.connecting:
         evidence.append("the kernel of the server's host answers such a request, not the server: think of a firewall")
+    evidence += _reset_words(outcome)
     if outcome.bits & CR:
         evidence.append(_attempts_evidence(outcome))
     left = f"was captured on its way from {address_to_text(detail.saddr)} to {server}"
@@ -566,6 +568,13 @@ def _unanswered_query(outcome: Outcome) -> Transmission:
     """The last query without any reply; of a lookup that was answered in the end, the first: its retry was."""
     queries = outcome.session.queries.transmissions
     return queries[0] if outcome.bits & CR else queries[-1]
+
+
+def _reset_words(outcome: Outcome) -> list[str]:
+    """Who cut the connection off; a firewall may do so in anybody's name."""
+    connection = outcome.session.connection
+    reset_by = connection.facts.reset_by if connection is not None else None
+    return [f"the {reset_by} ended the connection by RST"] if reset_by else []
 
 
 def _attempts_evidence(outcome: Outcome) -> str:
@@ -655,6 +664,7 @@ RULES: tuple[Callable[[Case], Cause | None], ...] = (
     flooded,
     # At the server or beyond.
     of_outcome(unusable_reply),
+    of_outcome(unfinished_reply),
     upstream_tcp_unavailable,
     of_outcome(upstream_timeout),
     server_no_reply,

@@ -58,6 +58,29 @@ def unusable_reply(outcome: Outcome) -> Cause | None:
     )
 
 
+def unfinished_reply(outcome: Outcome) -> Cause | None:
+    """The reply began to come over the connection, and its end never did."""
+    session = outcome.session
+    if session.connection is None or session.connecting or session.replies.transmissions:
+        return None
+    reply = session.connection.unfinished_reply(session.key.id)
+    if reply is None:
+        return None
+    came = f"{len(reply.payload)} of {reply.length_bytes} octets"
+    evidence = [f"{came} of the reply came over the connection, and then no more"]
+    reset_by = session.connection.facts.reset_by
+    if reset_by:
+        evidence.append(f"the {reset_by} ended the connection by RST")
+    return say(
+        "MalformedReply",
+        "medium",
+        evidence,
+        address=endpoint_to_text(*outcome.server),
+        delay=duration_words(max(0, reply.first_ts_ns - session.first_ns)),
+        difference=f"it ends after {came}",
+    )
+
+
 def _arrived(session: Session) -> list[Transmission]:
     if session.strays is None:
         return []

@@ -229,6 +229,8 @@ class Session:
     """Messages of the answer beyond those that are kept: a zone transfer has any number."""
     octets_missing: bool = False
     """Octets of its connection were sent and received, and are not in the record."""
+    reply_cut: bool = False
+    """A reply that must be meant for it came, and the capture cut it before the end of its question."""
     overflowed: bool = False
     """A bound kept something out, or closed it early."""
     evicted: bool = False

@@ -570,8 +570,8 @@ def status(outcome: Outcome, lost_until_ns: int | None) -> Status:
     session = outcome.session
     if outcome.delivered and outcome.rcode in (NOERROR, NXDOMAIN):
         return Status.SUCCEEDED
-    if session.overflowed:
-        # A bound keeps the newest out, so what it kept out came last.
+    if session.overflowed or session.reply_cut:
+        # A bound keeps the newest out, so what it kept out came last. So did the reply that nobody can read.
         lost_until_ns = max(lost_until_ns or 0, session.last_ns)
     if session.interrupted or lost_until_ns is not None:
         return Status.FAILED if _is_proven(outcome, lost_until_ns or 0) else Status.SAMPLE_LOSS

@@ -3,7 +3,7 @@
 A server that replies so has the query, and its client goes on waiting: that is another fault than silence. Such a
 reply is laid to the open lookup that it must be meant for: it goes to that lookup's socket, from the server that was
 asked, and has the same id or question. One that cannot be read at all may have neither, if that socket has no other
-lookup open at that server.
+lookup open at that server; nor need one that comes over a connection of which everything was seen.
 """
 
 from __future__ import annotations
@@ -37,7 +37,15 @@ class Strays:
     def __init__(self) -> None:
         self._by_message: dict[int, tuple[Session, Wire]] = {}
 
-    def take(self, sighting: Sighting, detail: Detail, payload: bytes, recent: Iterable[Session]) -> bool:
+    def take(
+        self,
+        sighting: Sighting,
+        detail: Detail,
+        payload: bytes,
+        recent: Iterable[Session],
+        *,
+        whole: bool = False,
+    ) -> bool:
         """Lay one hop of a reply that no lookup is answered by to the one that it is meant for; False if there is none.
 
         Args:
@@ -45,6 +53,7 @@ class Strays:
             detail: of it.
             payload: the message; empty where an earlier hop brought it.
             recent: open lookups, newest first.
+            whole: it came over a connection of which everything was seen, so it answers a query of that.
         """
         known = self._by_message.get(sighting.message) if sighting.message else None
         if known is not None:
@@ -54,11 +63,12 @@ class Strays:
         if not payload:
             return False
         summary = _as_far_as_it_goes(payload)
+        meant = _meant(sighting, detail, summary, recent, anyhow=whole or summary.question is None)
+        if meant is None:
+            return False
         if summary.question is None and len(payload) < detail.payload_bytes:
             # The capture cut it: what it said is not known.
-            return False
-        meant = _meant(sighting, detail, summary, recent)
-        if meant is None:
+            meant.reply_cut = True
             return False
         wire = _wire_of(meant, payload) or Wire(payload, detail.payload_bytes, summary)
         if _keep(meant, wire, sighting) and sighting.message:
@@ -79,6 +89,8 @@ def why_unusable(wire: Wire, key: Key) -> str:
     except WireError as error:
         return str(error)
     question = summary.question
+    if not summary.is_response:
+        return "it is marked as a query"
     if summary.id != key.id:
         return f"it has transaction id {summary.id} instead of {key.id}"
     if question is None:
@@ -105,7 +117,10 @@ def _as_far_as_it_goes(payload: bytes) -> Summary:
     return Summary(identity, flags, 0, 0, 0, 0, None, min(len(payload), HEADER_BYTES))
 
 
-def _meant(sighting: Sighting, detail: Detail, summary: Summary, recent: Iterable[Session]) -> Session | None:
+def _meant(
+    sighting: Sighting, detail: Detail, summary: Summary, recent: Iterable[Session], *, anyhow: bool
+) -> Session | None:
+    """The lookup; `anyhow` is the only one that waits meant, whatever the reply says."""
     ends = clients(detail, response=True)
     mine = [
         one
@@ -120,7 +135,7 @@ def _meant(sighting: Sighting, detail: Detail, summary: Summary, recent: Iterabl
     alike = [one for one in waiting or mine if _resembles(one.key, summary)]
     if alike:
         return next((one for one in alike if one.key.id == summary.id), alike[0])
-    return waiting[0] if summary.question is None and len(waiting) == 1 else None
+    return waiting[0] if anyhow and len(waiting) == 1 else None
 
 
 def _resembles(key: Key, summary: Summary) -> bool:

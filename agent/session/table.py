@@ -561,7 +561,9 @@ class SessionTable:
             client = connection.client
         key = self._key(client, sighting, wire.summary)
         session = self._by_key.get(key)
-        if session is None and response and self._is_stray(key, sighting, detail, wire):
+        if session is None and response and self._is_stray(key, sighting, detail, wire, connection):
+            return None
+        if not response and self._echoes(key, sighting, detail, wire):
             return None
         incomplete = connection is not None and connection.lost_ns is not None
         if session is None and self._is_new(key, sighting, response=response, incomplete=incomplete):
@@ -574,9 +576,9 @@ class SessionTable:
             self._alias(session, key._replace(client=translated, scope=self._scope(translated, sighting)))
         return session
 
-    def _lay(self, sighting: Sighting, detail: Detail, payload: bytes) -> bool:
+    def _lay(self, sighting: Sighting, detail: Detail, payload: bytes, *, whole: bool = False) -> bool:
         """Whether what answers no lookup as it should is meant for an open one, which then keeps it."""
-        self._laid = self._strays.take(sighting, detail, payload, self._recent())
+        self._laid = self._strays.take(sighting, detail, payload, self._recent(), whole=whole)
         return self._laid
 
     def _count_unread(self, summary: Summary | None, *, whole: bool) -> None:
@@ -588,9 +590,23 @@ class SessionTable:
         else:
             self.counts.cut += 1
 
-    def _is_stray(self, key: Key, sighting: Sighting, detail: Detail, wire: Wire) -> bool:
+    def _echoes(self, key: Key, sighting: Sighting, detail: Detail, wire: Wire) -> bool:
+        """Whether what is marked as a query comes from the server that was asked, and is laid to that lookup.
+
+        Over a connection the ends are known. Elsewhere it is the same query, sent back.
+        """
+        if sighting.flags & RESPONSE:
+            return self._lay(sighting, detail, wire.payload)
+        if key in self._by_key:
+            return False
+        client = Endpoint(detail.daddr, detail.dport)
+        sent_back = key._replace(client=client, scope=self._scope(client, sighting)) in self._by_key
+        return sent_back and client != key.client and self._lay(sighting, detail, wire.payload)
+
+    def _is_stray(self, key: Key, sighting: Sighting, detail: Detail, wire: Wire, connection: Tracked | None) -> bool:
         """Whether a reply that fits no lookup belongs to an open one all the same; not if it fits one that is over."""
-        return key not in self._closed and self._lay(sighting, detail, wire.payload)
+        whole = connection is not None and connection.facts.syn and connection.lost_ns is None
+        return key not in self._closed and self._lay(sighting, detail, wire.payload, whole=whole)
 
     def _key(self, client: Endpoint, sighting: Sighting, summary: Summary) -> Key:
         question = summary.question

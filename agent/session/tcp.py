@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.session.model import Endpoint
-    from agent.wire.framing import StreamMessage
+    from agent.wire.framing import StreamMessage, Unfinished
 
+ID_BYTES = 2
 MAX_CONNECTIONS = 4096
 MAX_HOPS = 32
 MAX_SEGMENTS = 256
@@ -118,6 +119,12 @@ class Tracked:
             gaps += one.client_to_server.counters.gaps + one.server_to_client.counters.gaps
         if gaps > self.gaps:
             self.gaps, self.lost_ns = gaps, now_ns
+
+    def unfinished_reply(self, identifier: int) -> Unfinished | None:
+        """The reply with this id that has begun and never became whole, as the end knows it that has most of it."""
+        found = [one.server_to_client.unfinished for one in self.ends.values()]
+        begun = [one for one in found if one is not None and one.payload[:ID_BYTES] == identifier.to_bytes(ID_BYTES)]
+        return max(begun, key=lambda one: len(one.payload), default=None)
 
     def release(self) -> Iterator[Sighting]:
         """The messages behind every gap: nothing will come any more that fills it."""

@@ -63,11 +63,22 @@ class StreamCounters:
     retransmitted_octets: int = 0
     """Octets that came again."""
     short_messages: int = 0
-    """Messages shorter than a DNS header, empty ones included. They are not reported."""
+    """Messages shorter than a DNS header, empty ones included."""
     stray_segments: int = 0
     """Segments too far away from the others."""
     resynchronisations: int = 0
     """Times that a boundary was found again."""
+
+
+class Unfinished(NamedTuple):
+    """A message that has begun and is not whole."""
+
+    payload: bytes
+    """What is there of it, prefix excluded."""
+    length_bytes: int
+    """How long it is to be, by its prefix."""
+    first_ts_ns: int
+    """When it began."""
 
 
 class Chunk(NamedTuple):
@@ -164,6 +175,13 @@ class Framer:
         self.certain = self.trust == CERTAIN
         self.segments = 0
         self.first_ts_ns = self.last_ts_ns = 0
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """The message that is waited for, as far as it goes; None between two, and before its length is known."""
+        if not self.framed:
+            return None
+        return Unfinished(bytes(self.octets[PREFIX_BYTES:]), self.total - PREFIX_BYTES, self.first_ts_ns)
 
     def push(self, chunk: Chunk) -> list[StreamMessage]:
         """Take the octets that follow those before, and return the messages that they complete."""
@@ -280,9 +298,9 @@ class Framer:
         self._begin()
 
     def _finish(self, messages: list[StreamMessage]) -> None:
-        """Report the message, unless it is too short to be one."""
+        """Report the message. One that is too short for a header is told only where no boundary can be wrong."""
         length = self.total - PREFIX_BYTES
-        if length >= HEADER_BYTES:
+        if length >= HEADER_BYTES or (length and self.certain):
             payload = bytes(self.octets[PREFIX_BYTES:])
             messages.append(
                 StreamMessage(payload, length, self.first_ts_ns, self.last_ts_ns, self.segments, self.certain)

@@ -20,6 +20,7 @@ from agent.wire.framing import (
     Framer,
     StreamCounters,
     StreamMessage,
+    Unfinished,
     header_fits,
 )
 
@@ -98,6 +99,11 @@ class Stream:
     def unfinished_bytes(self) -> int:
         """Octets so far of a message that has not ended, its prefix included."""
         return self._framer.seen
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """The message that has begun and is not whole."""
+        return self._framer.unfinished
 
     @property
     def carried(self) -> bool:

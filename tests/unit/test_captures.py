@@ -697,7 +697,66 @@ def test_a_reply_cut_by_the_snap_length_is_a_reply(one):
     assert (told(line), line["Rcode"]) == (("Succeeded", 3, 51), "NOERROR")
 
 
+@both_families
+@pytest.mark.parametrize("bits", [4, 0, None], ids=["at the client", "at the server", "between them"])
+def test_a_reply_over_tcp_that_never_became_whole_is_not_silence(one, client, server, bits):
+    def wrap(packet: bytes) -> bytes:
+        to_server = packet[20:22] != b"\0\x35" and packet[40:42] != b"\0\x35"
+        return sll(packet, bits if to_server else 4 - bits)
+
+    capture = Capture() if bits is None else Capture(LinkType.LINUX_SLL, wrap)
+    stream = Stream(capture, client=client, server=server).open(0).ask(5 * MS, 1)
+    reply = dns(1, response=True, answers=100)
+    stream.segment(6 * MS, (struct.pack("!H", len(reply)) + reply)[:500], response=True).segment(7 * MS)
+    capture.wrap = ethernet if bits is None else lambda packet, kind=4: sll(packet, kind)
+    line = one(capture.later())
+    assert (line["Status"], cause(line)) == ("Failed", ("MalformedReply", "medium"))
+    assert line["Cause"]["Evidence"][0] == "498 of 1633 octets of the reply came over the connection, and then no more"
+
+
+@both_families
+def test_who_cut_the_connection_off_is_told_where_the_query_only_left(one, client, server):
+    capture = Capture()
+    Stream(capture, client=client, server=server).open(0).ask(5 * MS, 1).segment(6 * MS, flags=RST, response=True)
+    line = one(capture.later())
+    assert cause(line) == ("LeftNode", "low")
+    assert "the server ended the connection by RST" in line["Cause"]["Evidence"]
+
+
 # Replies of other shapes, and servers that are asked over TCP.
+
+
+@both_families
+@pytest.mark.parametrize("octets", [1, 8, 11])
+def test_a_reply_over_tcp_that_is_shorter_than_a_header_is_a_reply(replay, client, server, octets):
+    capture = Capture()
+    stream = Stream(capture, client=client, server=server).open(0).ask(5 * MS, 1)
+    stream.segment(6 * MS, struct.pack("!H", octets) + dns(1, response=True)[:octets], response=True).segment(7 * MS)
+    lines, _ = replay(stream.lookup(10 * MS, 2).capture.later())
+    assert [cause(line) for line in lines] == [("MalformedReply", "medium"), None]
+
+
+@both_families
+@pytest.mark.parametrize("protocol", [UDP, TCP])
+def test_a_query_that_is_sent_back_is_no_question_of_the_servers(one, client, server, protocol):
+    capture = Capture()
+    if protocol == UDP:
+        capture.query(0, client=client, server=server).datagram(MS, (server, 53, client, 40000), dns())
+    else:
+        stream = Stream(capture, client=client, server=server).open(0).ask(5 * MS, 1)
+        stream.segment(6 * MS, struct.pack("!H", len(dns())) + dns(), response=True).segment(7 * MS)
+    line = one(capture.later())
+    assert (line["BitMap"], cause(line)) == (1, ("MismatchedReply", "medium"))
+    assert "it is marked as a query" in line["Cause"]["Message"]
+
+
+@both_families
+def test_a_reply_with_another_id_and_question_over_a_whole_connection_is_no_silence(one, client, server):
+    capture = Capture()
+    stream = Stream(capture, client=client, server=server).open(0).ask(5 * MS, 1)
+    reply = dns(99, response=True, name="other.example.net")
+    stream.segment(6 * MS, struct.pack("!H", len(reply)) + reply, response=True).segment(7 * MS)
+    assert cause(one(capture.later())) == ("MismatchedReply", "medium")
 
 
 @both_families
@@ -722,6 +781,18 @@ def test_an_upstream_that_refuses_a_connection_is_told_with_the_lookup(replay, c
     capture.datagram(20 * MS, (server, 53, client, 40000), dns(response=True, rcode=2, answers=0))
     lines, _ = replay(capture.later())
     assert cause(lines[0]) == ("UpstreamTCPUnavailable", "high")
+
+
+@both_families
+@pytest.mark.parametrize("octets", [2, 12, 20])
+def test_a_reply_that_alone_was_cut_by_the_snap_length_is_not_silence(replay, client, server, octets):
+    reply = ip(server, client, UDP, udp(53, 40000, dns(response=True)))
+    header = len(ethernet(reply)) - len(dns(response=True))
+    capture = Capture().query(0, client=client, server=server).add(MS, reply, snap=header + octets)
+    (line,), summary = replay(capture.later())
+    assert (line["Status"], cause(line)) == ("SampleLoss", ("CaptureLoss", "medium"))
+    assert "the capture cut it" in line["Cause"]["Message"]
+    assert "1 message cut by the capture" in summary
 
 
 def test_a_reply_40_s_late_does_not_make_its_server_silent_with_confidence(one):
@@ -752,6 +823,28 @@ def test_every_frame_is_in_a_line_or_in_exactly_one_sum(path, capsys):
         run.work()
         assert run.sums.unaccounted() == 0
     capsys.readouterr()
+
+
+@both_families
+@pytest.mark.parametrize("octets", [2, 12, 20])
+def test_a_reply_that_was_cut_is_in_one_sum_and_its_query_in_a_line(tmp_path, client, server, octets):
+    reply = ip(server, client, UDP, udp(53, 40000, dns(response=True)))
+    header = len(ethernet(reply)) - len(dns(response=True))
+    capture = Capture().query(0, client=client, server=server).add(MS, reply, snap=header + octets)
+    path = capture.later().write(tmp_path / "file.pcap")
+    run = Replay(Options((path,)), Inputs([path]), FakeOut())
+    run.work()
+    assert run.sums.unaccounted() == 0
+
+
+def test_a_stray_over_tcp_does_not_hide_what_comes_after_it_from_the_sums(tmp_path):
+    capture = Capture()
+    stream = Stream(capture).open(0).ask(5 * MS, 1)
+    stream.segment(6 * MS, struct.pack("!H", 3) + b"abc", response=True)
+    path = capture.datagram(7 * MS, (CLIENT, 40001, SERVER, 53), b"abc").later().write(tmp_path / "file.pcap")
+    run = Replay(Options((path,)), Inputs([path]), FakeOut())
+    run.work()
+    assert run.sums.unaccounted() == 0
 
 
 class FakeOut:

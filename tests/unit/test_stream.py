@@ -123,9 +123,9 @@ def test_zero_length_messages_are_counted_and_the_stream_goes_on():
     assert wire.stream.counters.short_messages == 3
 
 
-def test_a_message_shorter_than_a_header_is_no_message():
+def test_a_message_shorter_than_a_header_is_told_as_it_came():
     wire = Wire()
-    assert payloads(wire.feed(0, framed(A, b"elevenbytes", B))) == [A, B]
+    assert payloads(wire.feed(0, framed(A, b"elevenbytes", B))) == [A, b"elevenbytes", B]
     assert wire.stream.counters.short_messages == 1
 
 
