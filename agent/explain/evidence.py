@@ -91,7 +91,7 @@ def _upstream_deaths(outcome: Outcome) -> list[Death]:
 
 def lost_attempt(outcome: Outcome) -> bool:
     """Whether the client sent the query more often than it was answered: an attempt was lost somewhere."""
-    if outcome.repeats <= 1 or outcome.lossy:
+    if outcome.repeats <= 1 or outcome.lossy or outcome.session.reply_cut:
         return False
     return outcome.repeats > len(outcome.session.replies.transmissions)
 

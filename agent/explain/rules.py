@@ -514,6 +514,9 @@ def server_no_reply(case: Case) -> Cause | None:
         evidence.append("it is the request for a TCP connection, which the kernel answers and not the server")
         confidence = "low"
     evidence += _reset_words(outcome)
+    if outcome.session.connection is not None and outcome.session.connection.stuck:
+        evidence.append("the server had begun another reply on this connection, and the rest of that never came")
+        confidence = "low"
     if outcome.bits & CR:
         evidence[1] = _attempts_evidence(outcome)
         confidence = "low"

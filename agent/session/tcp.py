@@ -122,9 +122,17 @@ class Tracked:
 
     def unfinished_reply(self, identifier: int) -> Unfinished | None:
         """The reply with this id that has begun and never became whole, as the end knows it that has most of it."""
-        found = [one.server_to_client.unfinished for one in self.ends.values()]
-        begun = [one for one in found if one is not None and one.payload[:ID_BYTES] == identifier.to_bytes(ID_BYTES)]
+        begun = [one for one in self._unfinished() if one.payload[:ID_BYTES] == identifier.to_bytes(ID_BYTES)]
         return max(begun, key=lambda one: len(one.payload), default=None)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the server has begun a reply that never became whole: others may wait behind it."""
+        return any(one.payload for one in self._unfinished())
+
+    def _unfinished(self) -> list[Unfinished]:
+        found = (one.server_to_client.unfinished for one in self.ends.values())
+        return [one for one in found if one is not None]
 
     def release(self) -> Iterator[Sighting]:
         """The messages behind every gap: nothing will come any more that fills it."""

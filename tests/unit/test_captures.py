@@ -714,6 +714,15 @@ def test_a_reply_over_tcp_that_never_became_whole_is_not_silence(one, client, se
     assert line["Cause"]["Evidence"][0] == "498 of 1633 octets of the reply came over the connection, and then no more"
 
 
+def test_a_lookup_that_waits_behind_such_a_reply_does_not_accuse_the_server_with_confidence(replay):
+    capture = Capture()
+    stream = Stream(capture).open(0).ask(5 * MS, 1).ask(5 * MS + 1, 2)
+    reply = dns(1, response=True, answers=100)
+    stream.segment(6 * MS, (struct.pack("!H", len(reply)) + reply)[:500], response=True).segment(7 * MS)
+    lines, _ = replay(capture.later())
+    assert [cause(line) for line in lines] == [("MalformedReply", "medium"), ("ServerNoReply", "low")]
+
+
 @both_families
 def test_who_cut_the_connection_off_is_told_where_the_query_only_left(one, client, server):
     capture = Capture()
@@ -793,6 +802,13 @@ def test_a_reply_that_alone_was_cut_by_the_snap_length_is_not_silence(replay, cl
     assert (line["Status"], cause(line)) == ("SampleLoss", ("CaptureLoss", "medium"))
     assert "the capture cut it" in line["Cause"]["Message"]
     assert "1 message cut by the capture" in summary
+
+
+def test_an_attempt_whose_reply_was_cut_was_not_lost(one):
+    reply = ip(SERVER, CLIENT, UDP, udp(53, 40000, dns(response=True)), ident=9)
+    capture = Capture().query(0).add(MS, reply, snap=60).query(5 * SECOND).reply(5 * SECOND + MS)
+    line = one(capture.later())
+    assert (told(line), line["Attempts"], line["Cause"]) == (("Succeeded", 3, 51), 2, None)
 
 
 def test_a_reply_40_s_late_does_not_make_its_server_silent_with_confidence(one):
