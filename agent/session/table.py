@@ -604,9 +604,14 @@ class SessionTable:
         return sent_back and client != key.client and self._lay(sighting, detail, wire.payload)
 
     def _is_stray(self, key: Key, sighting: Sighting, detail: Detail, wire: Wire, connection: Tracked | None) -> bool:
-        """Whether a reply that fits no lookup belongs to an open one all the same; not if it fits one that is over."""
-        whole = connection is not None and connection.facts.syn and connection.lost_ns is None
-        return key not in self._closed and self._lay(sighting, detail, wire.payload, whole=whole)
+        """Whether a reply that fits no lookup belongs to an open one all the same; not if it fits one that is over.
+
+        Nor over a connection that lacks octets: it answers a query that was lost with them.
+        """
+        if key in self._closed or (connection is not None and connection.lost_ns is not None):
+            return False
+        whole = connection is not None and connection.facts.syn
+        return self._lay(sighting, detail, wire.payload, whole=whole)
 
     def _key(self, client: Endpoint, sighting: Sighting, summary: Summary) -> Key:
         question = summary.question

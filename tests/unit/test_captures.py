@@ -208,6 +208,18 @@ def test_a_lost_query_is_no_reply_from_before_the_capture(replay):
     assert "before the capture" not in summary
 
 
+@both_families
+def test_replies_to_lost_queries_for_the_same_name_are_lookups_of_their_own(replay, client, server):
+    capture = Capture()
+    stream = Stream(capture, client=client, server=server).open(0)
+    for number in range(1, 7):
+        stream.ask(10 * number * MS, number, seen=number not in (2, 5)).say((10 * number + 1) * MS, number)
+        stream.segment((10 * number + 2) * MS)
+    lines, _ = replay(capture.later())
+    assert [(line["TransactionId"], line["Status"]) for line in lines] == [(n, "Succeeded") for n in range(1, 7)]
+    assert [line["Findings"] for line in lines] == [[], ["QueryNotSeen"], [], [], ["QueryNotSeen"], []]
+
+
 def test_a_silent_server_on_a_whole_connection_is_not_hidden_by_it(one):
     capture = Capture()
     stream = Stream(capture).open(0).ask(5 * MS, 1)
