@@ -49,6 +49,8 @@ class Attempt(NamedTuple):
     """What came back in time."""
     unusable: int
     """Replies that it could not use."""
+    unseen: bool = False
+    """What came back is not in the record, or not as far as its question."""
 
     @property
     def address(self) -> str:
@@ -62,6 +64,8 @@ class Attempt(NamedTuple):
             truncated = ", truncated" if self.reply.wire.summary.tc else ""
             said = f"{self.address} answered {rcode_to_text(rcode_of(self.reply))}{truncated}"
             return ", ".join((said, *(one.words for one in _errors(self.reply))))
+        if self.unseen:
+            return f"what {self.address} replied was not captured"
         useless = f", {self.unusable} that the server could not use" if self.unusable else ""
         return f"{self.address} did not reply{useless}"
 
@@ -105,7 +109,21 @@ def _attempts(exchange: Session, outcome: Outcome, until_ns: int) -> Iterator[At
         reply = next(filter(is_good, replies), next(iter(replies), None))
         strays = exchange.strays.transmissions if exchange.strays is not None else []
         unusable = sum(is_from(one, asked.queries[0]) for one in strays)
-        yield Attempt(asked.server, len(times), times[0], times[-1], reply, unusable)
+        unusable += _has_begun(exchange)
+        yield Attempt(
+            asked.server, len(times), times[0], times[-1], reply, unusable, reply is None and _lacks(exchange)
+        )
+
+
+def _has_begun(exchange: Session) -> bool:
+    """Whether a reply began to come over its connection, and its end never did."""
+    return exchange.connection is not None and exchange.connection.unfinished_reply(exchange.key.id) is not None
+
+
+def _lacks(exchange: Session) -> bool:
+    """Whether a reply may have come that is not in the record."""
+    lost_ns = exchange.connection.lost_ns if exchange.connection is not None else None
+    return exchange.reply_cut or (lost_ns is not None and lost_ns > exchange.first_ns)
 
 
 def last_round(attempts: list[Attempt], until_ns: int) -> list[Attempt]:
@@ -135,7 +153,7 @@ def upstream_timeout(outcome: Outcome) -> Cause | None:
     if not outcome.bits & FQ or (error is None and outcome.healthy):
         return None
     attempts = attempts_upstream(outcome, error)
-    if not attempts or any(one.reply for one in last_round(attempts, _sent_ns(error))):
+    if not attempts or any(one.reply or one.unseen for one in last_round(attempts, _sent_ns(error))):
         return None
     answered = {one.server for one in attempts if one.reply is not None}
     silent = [one for one in attempts if one.reply is None and one.server not in answered] or attempts[-1:]
@@ -160,10 +178,12 @@ def upstream_error(outcome: Outcome) -> Cause | None:
     same = [one for one in wrong if one.reply is not None and rcode_of(one.reply) == rcode]
     if same or wrong:
         return _told_upstream((same or wrong)[-1], error, outcome, same=bool(same))
-    if attempts or rcode in BETWEEN_NEIGHBOURS or _is_in_view(outcome) or _source(error) != "forward":
+    unseen = [one.words for one in decisive if one.unseen]
+    unknowable = not (attempts or rcode in BETWEEN_NEIGHBOURS or _is_in_view(outcome) or _source(error) != "forward")
+    if not unseen and not unknowable:
         return None
     deed = f"answered {_name(error)}; whether the error is its own or its upstream's cannot be seen from here"
-    evidence = [*_facts(outcome, error), _view_words(outcome)]
+    evidence = [*_facts(outcome, error), *(unseen or [_view_words(outcome)])]
     return _say("UpstreamError", "low", evidence, deed, error, otherwise=UNKNOWABLE)
 
 

@@ -794,6 +794,34 @@ def test_a_server_that_is_asked_over_tcp_asks_its_upstream_for_its_client(replay
 
 
 @both_families
+@pytest.mark.parametrize("lost", ["the whole reply", "its question"])
+def test_an_upstream_whose_reply_was_not_captured_is_not_accused_of_silence(replay, client, server, lost):
+    upstream = "198.51.100.53" if "." in server else "2001:db8:5::53"
+    capture = Capture().query(0, client=client, server=server)
+    if lost == "the whole reply":
+        Stream(capture, 45000, server, upstream).open(MS).ask(5 * MS, 88).say(6 * MS, 88, seen=False).segment(7 * MS)
+    else:
+        reply = ip(upstream, server, UDP, udp(53, 45000, dns(88, response=True)))
+        cut = len(ethernet(reply)) - len(dns(88, response=True)) + 20
+        capture.datagram(MS, (server, 45000, upstream, 53), dns(88)).add(2 * MS, reply, snap=cut)
+    capture.datagram(SECOND, (server, 53, client, 40000), dns(response=True, rcode=2, answers=0))
+    line = replay(capture.later())[0][0]
+    assert cause(line) == ("UpstreamError", "low")
+    assert any("was not captured" in words for words in line["Cause"]["Evidence"])
+
+
+def test_an_upstream_whose_reply_never_became_whole_is_not_called_silent(replay):
+    capture = Capture().query(0)
+    stream = Stream(capture, 45000, SERVER, "198.51.100.53").open(MS).ask(5 * MS, 88)
+    reply = dns(88, response=True, answers=100)
+    stream.segment(6 * MS, (struct.pack("!H", len(reply)) + reply)[:500], response=True)
+    capture.datagram(SECOND, (SERVER, 53, CLIENT, 40000), dns(response=True, rcode=2, answers=0))
+    line = replay(capture.later())[0][0]
+    assert cause(line) == ("UpstreamTimeout", "high")
+    assert "no reply that the server could use (1 came)" in line["Cause"]["Evidence"][0]
+
+
+@both_families
 def test_an_upstream_that_refuses_a_connection_is_told_with_the_lookup(replay, client, server):
     upstream = "198.51.100.53" if "." in server else "2001:db8:5::53"
     capture = Capture().query(0, client=client, server=server)
