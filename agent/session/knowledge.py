@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from agent.session.model import Session, Transmission
     from agent.session.sighting import Detail
 
-MAX_KNOWN_NETNS = 65536
+MAX_KNOWN = 65536
+"""Namespaces, and devices. The kernel gives the number of a namespace again, that of a device never."""
 MAX_WAYS = 65536
 MAX_SERVERS = 64
 MAX_SERVICES = 64
@@ -214,15 +215,18 @@ class Knowledge:
 
     def learn(self, session: Session) -> None:
         """Take what a session's hops show of the namespaces they were in."""
-        if len(self.receiving) > MAX_KNOWN_NETNS:
-            self.receiving.clear()
-            self.forwarding.clear()
-            self.serving.clear()
-            self.linked.clear()
-            self.continues.clear()
+        if max(map(len, (self.receiving, self.forwarding, self.serving, self.linked))) > MAX_KNOWN:
+            self._forget()
         for one in (*session.queries.transmissions, *session.replies.transmissions):
             self._learn_path(one)
         self._learn_passing(session)
+
+    def _forget(self) -> None:
+        """Begin anew. Shapes go too: lookups like earlier ones teach nothing, and so nothing would be learned again."""
+        for known in (self.receiving, self.forwarding, self.linked, self.continues):
+            known.clear()
+        self.serving.clear()
+        self.shapes.clear()
 
     def _learn_path(self, one: Transmission) -> None:
         came_in: set[int] = set()
@@ -268,9 +272,11 @@ class Knowledge:
         """Take note that a server behind a virtual address has answered."""
         if len(self.backends) > MAX_SERVICES:
             self.backends.clear()
+            self.shapes.clear()  # else their lookups would be counted for servers that are forgotten
         servers = self.backends.setdefault(virtual, {})
         if len(servers) > MAX_BACKENDS:
             servers.clear()
+            self.shapes.clear()
         known = servers.get(backend)
         if known is None:
             known = servers[backend] = Backend(servers)

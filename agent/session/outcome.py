@@ -14,7 +14,19 @@ from agent.session.identity import REPLY_CT_INFO
 from agent.session.knowledge import Shape
 from agent.session.model import Background, Endpoint, place
 from agent.session.proxies import ends_at_proxy
-from agent.session.sighting import CONNTRACK, DADDR, DROP, RX, SADDR, SOCKET_RX, SOCKET_TX, TX, Sighting
+from agent.session.sighting import (
+    CONNTRACK,
+    DADDR,
+    DPORT,
+    DROP,
+    RX,
+    SADDR,
+    SOCKET_RX,
+    SOCKET_TX,
+    SPORT,
+    TX,
+    Sighting,
+)
 from agent.session.taken import choose
 from agent.wire.message import EXTENDED_ERROR, extended_rcode, options
 
@@ -30,6 +42,8 @@ NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
 SERVER_WRITTEN = frozenset({SERVFAIL, REFUSED, FORMERR, NOTIMP})
 """Rcodes that CoreDNS's server core writes itself, past the dnstap plugin (plugin.ClientWrite)."""
 MAX_SHAPES = 4096
+"""Beyond that all are forgotten, and those still in use are learned again: pods come and go, and their devices with
+them."""
 REFRESH_NS = 5_000_000
 """How long before a cached reply the question that renews it may go out, and how long after."""
 
@@ -280,14 +294,15 @@ def _learn_answer(outcome: Outcome, knowledge: Knowledge) -> Backend | None:
 
 
 def _shape_key(session: Session) -> tuple[tuple[int, ...], tuple[int, ...], bytes] | None:
-    """The places of a lookup of one query and one reply, the address asked, and the one that the reply came from.
+    """The places of a lookup of one query and one reply, address and port asked, and those that the reply came from.
 
     None where more than that decides.
     """
     queries, replies = session.queries.transmissions, session.replies.transmissions
     if len(queries) != 1 or len(replies) != 1 or session.upstream or session.overflowed or session.connecting:
         return None
-    ends = queries[0].hops[0].rest[DADDR] + replies[0].hops[-1].rest[SADDR]
+    asked, said = queries[0].hops[0].rest, replies[0].hops[-1].rest
+    ends = asked[DADDR] + asked[DPORT] + said[SADDR] + said[SPORT]
     return tuple(queries[0].places), tuple(replies[0].places), ends
 
 
@@ -331,10 +346,10 @@ def _remember_shape(outcome: Outcome, knowledge: Knowledge) -> None:
     key = _shape_key(outcome.session)
     if key is None or outcome.bits != COMPLETE or not outcome.delivered:
         return
-    if len(knowledge.shapes) >= MAX_SHAPES and key not in knowledge.shapes:
-        return
     if outcome.client_netns is None or outcome.server_netns is None or (outcome.inferred and outcome.lossy):
         return
+    if len(knowledge.shapes) >= MAX_SHAPES and key not in knowledge.shapes:
+        knowledge.shapes.clear()
     ends = outcome.client_netns, outcome.server_netns
     knowledge.shapes[key] = Shape(*ends, outcome.bits, outcome.inferred, len(knowledge.continues), outcome.backend)
 

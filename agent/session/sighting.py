@@ -171,8 +171,8 @@ def place_of(field: str) -> slice:
     return slice(start, start + struct.calcsize("=" + hints[field].__metadata__[0]))
 
 
-SADDR = place_of("saddr")
-DADDR = place_of("daddr")
+SADDR, SPORT = place_of("saddr"), place_of("sport")
+DADDR, DPORT = place_of("daddr"), place_of("dport")
 
 
 class Sighting(NamedTuple):

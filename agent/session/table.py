@@ -293,7 +293,9 @@ class SessionTable:
         return next((one for one in self._recent() if _quotes(error, one)), None)
 
     def _take_early_errors(self, session: Session, sighting: Sighting) -> None:
-        """Note errors that came before the first sighting of the packet that they quote."""
+        """Note errors that came before the first sighting of the packet that they quote; forget those of long before."""
+        while self._early_errors and sighting.ts_ns - self._early_errors[0].ts_ns > EARLY_NS:
+            self._early_errors.popleft()
         for error in self._early_errors:
             is_its = error.message == sighting.message if error.message else _quotes(error, session)
             if is_its and 0 <= sighting.ts_ns - error.ts_ns <= EARLY_NS:

@@ -1,6 +1,7 @@
 """agent.session.outcome: Status and the three masks, as the specification's tables say them."""
 
 import struct
+import sys
 
 import pytest
 
@@ -385,3 +386,50 @@ def test_who_takes_only_some_of_what_is_over_gets_the_others_the_next_time(world
 def test_what_was_complete_when_the_agent_ended_keeps_its_verdict(world):
     world.feed(world.Lookup().both(), world.dropped(world.Lookup(port=2000).query(), 2))
     assert sorted(one.status for one in world.table.flush(world.now)) == [Status.FAILED, Status.SUCCEEDED]
+
+
+# What is remembered is bounded
+
+
+def similar(world, count, **changes):
+    """Lookups that differ in what a lookup like earlier ones must not differ in."""
+    for index in range(count):
+        world.feed(world.Lookup(identifier=index, **changes).both(world.now + world.SECOND)).later(world.SECOND)
+
+
+def test_ways_of_pods_that_are_gone_do_not_keep_out_those_of_new_ones(world, monkeypatch):
+    monkeypatch.setattr("agent.session.outcome.MAX_SHAPES", 2)
+    for port in range(53, 59):
+        similar(world, 1, vip=("10.96.0.10", port), dnat=False)
+        assert 0 < len(world.table.knowledge.shapes) <= 2
+    newest = next(reversed(world.table.knowledge.shapes))
+    assert (58).to_bytes(2, sys.byteorder) in newest[2]
+
+
+def test_devices_that_are_gone_are_forgotten_and_those_in_use_are_learned_again(world, monkeypatch):
+    monkeypatch.setattr("agent.session.knowledge.MAX_KNOWN", 100)
+    similar(world, 2)
+    known = world.table.knowledge
+    known.linked.update((world.NODE, 1000 + index) for index in range(100))
+    similar(world, 1, port=9, vip=("10.96.0.11", 53))
+    assert len(known.linked) < 10
+    similar(world, 1)
+    assert (world.NODE, 11) in known.linked
+
+
+def test_answers_are_still_counted_when_servers_were_forgotten(world, monkeypatch):
+    monkeypatch.setattr("agent.session.knowledge.MAX_SERVICES", 1)
+    similar(world, 2)
+    similar(world, 1, port=9, vip=("10.96.0.11", 53))
+    similar(world, 1, port=9, vip=("10.96.0.12", 53))
+    assert len(world.table.knowledge.backends) == 1
+    similar(world, 2)
+    counted = [one.all_answers for servers in world.table.knowledge.backends.values() for one in servers.values()]
+    assert sum(counted) >= 2
+
+
+def test_icmp_errors_about_nobodys_packets_cost_later_lookups_nothing(world):
+    stray = world.icmp(world.Lookup(port=9).query()[0], 3, 3, "192.0.2.1")
+    world.feed([stray] * 20)
+    world.feed(world.Lookup().both(world.now + world.SECOND))
+    assert not world.table._early_errors
