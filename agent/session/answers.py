@@ -29,10 +29,13 @@ class Told(NamedTuple):
 
 
 class LastAnswers:
-    """The newest answer for each client address and name: one look for each lookup that ends well."""
+    """The newest answer for each client and name: one look for each lookup that ends well.
+
+    Loopback addresses are many clients', one in each namespace, so the key's scope belongs to the client.
+    """
 
     def __init__(self) -> None:
-        self._told: OrderedDict[tuple[bytes, bytes], Told] = OrderedDict()
+        self._told: OrderedDict[tuple[bytes, int, bytes, int], Told] = OrderedDict()
 
     def contradicted_by(self, outcome: Outcome) -> Told | None:
         """Take note of an answer; the one before it, if that says otherwise whether the name exists."""
@@ -42,8 +45,9 @@ class LastAnswers:
             return None
         key = session.key
         told = Told(key.rdtype, rcode, queries[0].hops[0].rest[DADDR], session.last_ns)
-        place = key.client.address, key.name
-        before = self._told.get(place)
+        place = key.client.address, key.scope, key.name, key.rdclass
+        # Taken out and put in again: the order is that of the newest answers.
+        before = self._told.pop(place, None)
         self._told[place] = told
         if before is None:
             if len(self._told) > MAX_ANSWERS:

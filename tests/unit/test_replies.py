@@ -598,13 +598,14 @@ def test_of_two_replies_the_one_from_the_server_that_was_asked_counts(world, fir
     assert (outcome.status, outcome.rcode) == ("Succeeded", 0)
 
 
-def test_lookups_like_many_before_are_still_told_from_one_with_a_reply_from_elsewhere(world):
+@pytest.mark.parametrize("other", [OTHER, (VIP[0], 5353)])
+def test_lookups_like_many_before_are_still_told_from_one_with_a_reply_from_elsewhere(world, other):
     for count in range(3):
         start = world.now + world.SECOND
         lookup = world.Lookup(identifier=count)
         world.feed(lookup.both(start)).later(world.SECOND)
     lookup, start = world.Lookup(identifier=9), world.now + world.SECOND
-    outcome = world.outcome(lookup.query(start), from_other(lookup.reply(start + world.MS)))
+    outcome = world.outcome(lookup.query(start), from_other(lookup.reply(start + world.MS), other))
     assert outcome.status == "Failed"
 
 
@@ -673,6 +674,26 @@ def test_one_type_that_comes_into_being_is_no_contradiction(world):
     assert not {"ContradictoryAnswers", "ServersDisagree"} & {
         name for one in outcomes for name in explain(one).findings
     }
+
+
+def test_servers_of_two_pods_on_loopback_do_not_contradict_each_other(world):
+    """Service meshes and caches listen on 127.0.0.1 in every pod."""
+    first, second = (world.Lookup(shape="loopback", client_netns=netns) for netns in (world.CLIENT, world.SERVER))
+    second.rdtype, second.identifier = 28, 7
+    outcomes = world.outcomes(first.both(rcode=NXDOMAIN), second.both(world.START + world.MS))
+    assert [finding(one, "ContradictoryAnswers") for one in outcomes] == [None, None]
+
+
+def test_the_answers_that_are_forgotten_first_are_the_oldest(world, monkeypatch):
+    monkeypatch.setattr("agent.session.answers.MAX_ANSWERS", 2)
+    said = (("a.", 1, 0), ("b.", 1, 0), ("a.", 1, 0), ("c.", 1, 0), ("a.", 28, NXDOMAIN))
+    hops = [
+        world.Lookup(name=name, rdtype=rdtype, identifier=count, port=2000 + count).both(
+            world.START + count * world.SECOND // 5, rcode=rcode
+        )
+        for count, (name, rdtype, rcode) in enumerate(said)
+    ]
+    assert finding(world.outcomes(*hops)[-1], "ContradictoryAnswers") is not None
 
 
 def test_servers_that_are_asked_one_after_the_other_and_contradict_each_other_are_named(world):
