@@ -46,7 +46,7 @@ IPVS_SERVICES = ("TCP", "UDP", "SCTP", "FWM")
 """How the lines of virtual services begin (net/netfilter/ipvs/ip_vs_ctl.c: ip_vs_info_seq_show())."""
 WIDTH = 100
 INDENT = 37
-OPTIONAL_LOST = "the agent becomes ready, and does without what these tell"
+OPTIONAL_LOST = "the agent becomes ready, but works without this information"
 COLOURS = {"ok": 32, "limited": 33, "unknown": 33, "missing": 31}
 
 # In a child, so that LLVM is not loaded into this process. Prints one word, and perhaps more about it.
@@ -171,7 +171,7 @@ def probe_conntrack_btf() -> Finding:
     try:
         conntrack_layout(load_kernel("nf_conntrack"))
     except BtfError:
-        return Finding(False, "no types of nf_conntrack, so the layout of kernels 4.19 to 6.18 is taken for granted")
+        return Finding(False, "no types of nf_conntrack, so the layout of kernels 4.19 to 6.18 is assumed")
     return Finding(True, "BTF of the module nf_conntrack")
 
 
@@ -179,7 +179,7 @@ def probe_bcc() -> Finding:
     """Debian's package, another project of that name, or none."""
     command = [sys.executable, "-c", BCC_PROBE]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BCC_SECONDS)
-    word, _, rest = (done.stdout.strip().splitlines() or ["broken it ended without a word"])[-1].partition(" ")
+    word, _, rest = (done.stdout.strip().splitlines() or ["broken it ended without output"])[-1].partition(" ")
     if word == "ok":
         return Finding(True, f"BCC {rest}".rstrip())
     return Finding(False, BCC_FAULTS.get(word) or f"the Python module bcc cannot be imported ({rest})")
@@ -208,7 +208,7 @@ def probe_ipvs(path: Path = Path("/proc/net/ip_vs")) -> Finding:
     try:
         services = [line for line in path.read_text().splitlines() if line.startswith(IPVS_SERVICES)]
     except FileNotFoundError:
-        return Finding(True, "not loaded, so that nothing here is translated by it")
+        return Finding(True, "not loaded, so nothing here is translated by it")
     except OSError as error:
         return Finding(False, f"{path} cannot be read ({error.strerror})")
     return Finding(True, f"{len(services)} virtual services")
@@ -221,7 +221,7 @@ def probe_processes(proc: Path = Path("/proc")) -> Finding:
     shown = [shows_netns(path) for path in proc.glob("[0-9]*")]
     hidden = shown.count(False)
     if hidden * HIDDEN_LIMIT > len(shown):
-        return Finding(False, f"the network namespaces of {hidden} of {len(shown)} processes are hidden from this one")
+        return Finding(False, f"the network namespaces of {hidden} of {len(shown)} processes are hidden from it")
     return Finding(True, f"namespaces of {len(shown) - hidden} of {len(shown)} processes")
 
 
@@ -255,7 +255,7 @@ def probe_sockets(mounts: Path = Path("/proc/self/mountinfo"), capabilities: int
 
 def probe_kprobes(source: Path = Path("/sys/bus/event_source/devices/kprobe")) -> Finding:
     """Whether the kernel has them; that it refuses them shows only when it is asked, at start."""
-    return Finding(True, "there") if source.exists() else Finding(False, "this kernel has no kprobes")
+    return Finding(True, "available") if source.exists() else Finding(False, "this kernel has no kprobes")
 
 
 def probe_memlock() -> Finding:
@@ -273,7 +273,7 @@ def probe_capture() -> Finding:
     begun = time.monotonic()
     try:
         with Capture([53], RING_BYTES) as capture:
-            took = f"loaded and attached in {time.monotonic() - begun:.2f} s, and detached again"
+            took = f"loaded and attached in {time.monotonic() - begun:.2f} s, then detached"
             return Finding(True, "; limited: ".join((took, *capture.limits)))
     except Exception as error:  # noqa: BLE001  an attempt that failed is a finding, whatever failed
         return Finding(False, str(error) or type(error).__name__)
@@ -289,12 +289,12 @@ def probe_kubernetes(asked: str) -> Finding:
         if has_no_token(asked):
             remedy = "set automountServiceAccountToken: true, or --kubernetes off"
             return Finding(False, NO_TOKEN, "lines lack names", remedy)
-        return Finding(True, "not asked" if asked == OFF else "not asked: this is no pod of a cluster")
+        return Finding(True, "not asked" if asked == OFF else "not asked: this is not a pod of a cluster")
     reached = reach(access)
     words, remedy = reached.words
     if words:
         return Finding(False, words, "" if not reached.is_enough else OPTIONAL_LOST, remedy)
-    return Finding(True, "answers, and allows all that is asked for")
+    return Finding(True, "answers, and allows all requests")
 
 
 def kubernetes(asked: str) -> Feature:
@@ -315,7 +315,7 @@ FEATURES = (
         "kernel release",
         "have the BPF ring buffer",
         "its BPF ring buffer may be missing, and then capture is impossible",
-        "use a kernel of 5.8 or newer",
+        "use kernel 5.8 or newer",
         probe_kernel,
     ),
     Feature("types of the kernel", "find fields in kernel structures", "", "", probe_types, True),
@@ -330,21 +330,21 @@ FEATURES = (
     Feature(
         "arguments of kfree_skb",
         "learn the reason of a drop",
-        "a drop is told by its kernel function alone, with less certainty",
-        "use a kernel of 5.17 or newer",
+        "a drop is explained by its kernel function alone, with less certainty",
+        "use kernel 5.17 or newer",
         probe_kfree_skb,
     ),
     Feature(
         "drop reasons",
         "name the reason of a drop",
-        "a drop is told by its kernel function alone, with less certainty",
-        "use a kernel of 5.17 or newer",
+        "a drop is explained by its kernel function alone, with less certainty",
+        "use kernel 5.17 or newer",
         probe_drop_reasons,
     ),
     Feature(
         "types of nf_conntrack",
         "follow a lookup through address translation",
-        "on another layout the translated server is not shown",
+        "if the layout differs, the translated server is not shown",
         "load the module nf_conntrack, built with CONFIG_DEBUG_INFO_BTF_MODULES=y",
         probe_conntrack_btf,
     ),
@@ -359,21 +359,21 @@ FEATURES = (
     Feature(
         "kernel symbols",
         "name the kernel function that dropped a packet",
-        "drops have no location and no netfilter hook, so that many causes stay unnamed",
+        "drops have no location and no netfilter hook, so many causes stay unnamed",
         "grant CAP_SYSLOG and set the sysctl kernel.kptr_restrict to 0 or 1",
         probe_symbols,
     ),
     Feature(
         "conntrack counters",
-        "tell a full connection table and a lost race from a rule",
-        "a full table, a lost race and a rule are told apart with less certainty",
+        "distinguish a full connection table and a lost race from a rule",
+        "a full table, a lost race and a rule are distinguished with less certainty",
         "load the module nf_conntrack, if this node translates or tracks connections at all",
         probe_counters,
     ),
     Feature(
         "IPVS",
-        "follow a lookup that kube-proxy translates in its mode IPVS",
-        "who translated and an entry that outlived its server are told from the packets alone, with less certainty",
+        "follow a lookup that kube-proxy translates in IPVS mode",
+        "what translated a lookup, and stale entries, are inferred from the packets alone, with less certainty",
         "let this process read /proc/net/ip_vs",
         probe_ipvs,
     ),
@@ -394,14 +394,14 @@ FEATURES = (
     Feature(
         "kprobes",
         "know whether an application has read a datagram",
-        "a stopped server is not told from one that stays silent",
+        "a stopped server cannot be distinguished from one that stays silent",
         "use a kernel built with CONFIG_KPROBES=y, and not locked down",
         probe_kprobes,
     ),
     Feature(
         "locked memory",
         "hold the ring buffer",
-        f"the ring buffer may be refused, for which it takes {MEMLOCK_BYTES}",
+        f"the kernel may refuse the ring buffer, which needs {MEMLOCK_BYTES}",
         "raise it (ulimit -l, systemd: LimitMEMLOCK=), grant CAP_SYS_RESOURCE, or use a smaller --ring-size",
         probe_memlock,
     ),
@@ -452,7 +452,7 @@ def conclusion(results: list[Result]) -> tuple[str, int]:
     """The last line and the exit code."""
     counts = {status: sum(result.status == status for result in results) for status in COLOURS}
     if counts["missing"]:
-        return f"Capture is impossible here: {counts['missing']} of the features it cannot do without are missing.", 1
+        return f"Capture is impossible here: {counts['missing']} of the features that it requires are missing.", 1
     worse = [f"{counts[status]} {status}" for status in ("limited", "unknown") if counts[status]]
     return f"Capture is possible here{': ' + ', '.join(worse) if worse else ', with all features'}.", 0
 

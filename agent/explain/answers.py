@@ -53,7 +53,7 @@ def _excess(session: Session, queries: list[Transmission], reply: Transmission) 
     if octets <= offered or reply.wire.summary.tc:
         return None
     how = "without EDNS" if not any(offers) else "by EDNS"
-    return f"{octets} octets, and the query takes {offered} {how}: who asked may cut or drop it"
+    return f"{octets} octets, and the query allows {offered} {how}: the receiver may cut or drop it"
 
 
 def told_by_extended_error(outcome: Outcome) -> tuple[str, str] | None:

@@ -14,33 +14,33 @@ class CauseText(NamedTuple):
 
 CAUSES: dict[str, CauseText] = {
     "CaptureLoss": CauseText(
-        "The end of this lookup is not known: {gap}.",
-        "To know the end of such lookups, {advice}. This one may have been fine.",
+        "How this lookup ended is not known: {gap}.",
+        "To see how such lookups end, {advice}. This one may have been fine.",
     ),
     "IPVSStaleBackend": CauseText(
-        "IPVS still sends this client's queries to {backend}, which the Service has no more.",
+        "IPVS still sends this client's queries to {backend}, which no longer belongs to the Service.",
         "Set net.ipv4.vs.expire_nodest_conn=1 and a shorter UDP time-out (ipvsadm --set), use a newer kernel and "
         "kube-proxy, or NodeLocal DNSCache; a client that opens a new socket is not affected.",
     ),
     "StaleConntrackEntry": CauseText(
-        "An old connection-tracking entry still translates this client's queries to {backend}, which answers no more.",
+        "An old conntrack entry still translates this client's queries to {backend}, which no longer answers.",
         "Delete the entry (conntrack -D -p udp --orig-port-src {port}), update kube-proxy, or let the client reopen "
         "its socket: each retry from the same port keeps the entry alive.",
     ),
     "ConntrackTableFull": CauseText(
         "The connection-tracking table of {place} is full, so the kernel dropped the {message}.",
-        "Raise net.netfilter.nf_conntrack_max, find who fills the table (conntrack -S, conntrack -L), or keep DNS "
+        "Raise net.netfilter.nf_conntrack_max, find out what fills the table (conntrack -S, conntrack -L), or keep DNS "
         "out of it with NodeLocal DNSCache.",
     ),
     "ConntrackRace": CauseText(
         "Two packets raced to enter the connection-tracking table of {place}, and the {message} lost.",
-        "Use a newer kernel, masquerade with fully random ports, NodeLocal DNSCache, or resolver options that do not "
-        "ask A and AAAA at once over one socket (single-request-reopen).",
+        "Use a newer kernel, fully random ports for masquerading, NodeLocal DNSCache, or resolver options that keep A "
+        "and AAAA off the same socket (single-request-reopen).",
     ),
     "ServerSocketOverflow": CauseText(
         "The DNS server's receive buffer was full, so the kernel dropped the {message} in {place}.",
-        "The server does not read fast enough: give it more CPU or replicas, or NodeLocal DNSCache; a larger receive "
-        "buffer (net.core.rmem_max) only helps against bursts.",
+        "The server does not read fast enough: give it more CPU or replicas, or use NodeLocal DNSCache; a larger "
+        "receive buffer (net.core.rmem_max) only helps against bursts.",
     ),
     "ClientSocketOverflow": CauseText(
         "The client's receive buffer was full, so the kernel dropped the reply in {place}.",
@@ -53,37 +53,37 @@ CAUSES: dict[str, CauseText] = {
     ),
     "NoEndpoints": CauseText(
         "The Service {service} has no ready endpoint, so the {message} got no further than {place}.",
-        "Look at the DNS server's pods (kubectl get pods,endpointslices in its namespace): none runs, none is ready, "
-        "or the Service's selector matches none. Their log and their readiness probe say why.",
+        "Look at the DNS server's pods (kubectl get pods,endpointslices in its namespace): none is running, none is "
+        "ready, or the Service's selector matches none. Their logs and readiness probe say why.",
     ),
     "NoListener": CauseText(
         "The {message} reached {address}, but nothing listens on port {port} there.",
         "Look at the DNS server's pod and log: it is down, restarting, or bound to another address.",
     ),
     "LateReply": CauseText(
-        "The reply came {delay} after the query, when the client had closed its socket.",
+        "The reply came {delay} after the query, and the client had closed its socket by then.",
         "Look at what made the reply late: the server, its upstream, or an attempt that was lost before.",
     ),
     "InterfaceDown": CauseText(
         "The device {interface} in {place} is down or has no other end, so the {message} was lost there.",
-        "Look at the pod or link behind that device: it went away, and the routes still point to it.",
+        "Look at the pod or link behind that device: it is gone, and the routes still point to it.",
     ),
     "NoRoute": CauseText(
-        "There is no way from {place} to {destination}: the {message} was lost.",
+        "There is no usable route from {place} to {destination}: the {message} was lost.",
         "Look at the routes of that namespace and at the CNI: the pod is gone, or its route was never made.",
     ),
     "NeighbourFailure": CauseText(
-        "Nobody answered for {destination} on the link of {place}: the {message} was lost.",
+        "No host answered for {destination} on the link of {place}: the {message} was lost.",
         "Look at ARP and neighbour discovery there (ip neigh): the pod or node behind it is gone, or the neighbour "
         "table is full.",
     ),
     "ReversePathFilter": CauseText(
         "The kernel in {place} does not accept packets from {source} there, and dropped the {message}.",
-        "Look at net.ipv4.conf.*.rp_filter and at the route back to the source: it leads over another device.",
+        "Look at net.ipv4.conf.*.rp_filter and at the route back to the source: it uses another device.",
     ),
     "ChecksumError": CauseText(
         "The {message} was damaged: its checksum or length is wrong in {place}.",
-        "Look at checksum offload of the devices on its way (ethtool -K ... tx off), of tunnels most of all.",
+        "Look at checksum offload on the devices along the way (ethtool -K ... tx off), and on tunnels first.",
     ),
     "FragmentLost": CauseText(
         "The {message} was too large for one packet, and a fragment of it was lost before {place}.",
@@ -96,12 +96,12 @@ CAUSES: dict[str, CauseText] = {
     ),
     "KernelDrop": CauseText(
         "The kernel dropped the {message} in {place}: {reason}.",
-        "The reason and the kernel function name what refused it; look there first.",
+        "The reason and the kernel function say what refused it; look there first.",
     ),
     "UnexpectedSource": CauseText(
         "The reply came from {source}, but the client had asked {asked}: resolvers discard such a reply.",
-        "Look at what translates the address on the way to the server and not on the way back (NAT rules, bridges), "
-        "or at a server with several addresses that replies from another one than it was asked at.",
+        "Look for address translation that happens on the way to the server and not on the way back (NAT rules, "
+        "bridges), or for a server with several addresses that replies from the wrong one.",
     ),
     "MalformedReply": CauseText(
         "A reply came from {address} {delay} after the query, but clients cannot read it: {difference}.",
@@ -109,8 +109,8 @@ CAUSES: dict[str, CauseText] = {
     ),
     "MismatchedReply": CauseText(
         "A reply came from {address} {delay} after the query, but clients ignore it: {difference}.",
-        "Look at the DNS server and at forwarders before it: one of them mixes up queries. If many come that nobody "
-        "asked for, somebody may be trying to forge answers.",
+        "Look at the DNS server and at forwarders before it: one of them may mix up queries. If many replies come "
+        "that no client asked for, somebody may be trying to forge answers.",
     ),
     "UpstreamTCPUnavailable": CauseText(
         "The DNS server asked its upstream {address} over TCP and got no connection.",
@@ -122,7 +122,7 @@ CAUSES: dict[str, CauseText] = {
     ),
     "ServerNoReply": CauseText(
         "The query reached the server at {address} and no reply came back.",
-        "Look at the DNS server: overloaded, stopped, or configured to drop this query.",
+        "Look at the DNS server: it may be overloaded, stopped, or configured to drop this query.",
     ),
     "LeftNode": CauseText(
         "The query {left} and no reply came back.",
@@ -134,11 +134,12 @@ CAUSES: dict[str, CauseText] = {
     ),
     "ServerError": CauseText(
         "The DNS server {deed}.",
-        "Look at the server's configuration: no zone or upstream for this name, or its concurrency limit.",
+        "Look at the server's configuration: it may have no zone or upstream for this name, or have reached its "
+        "concurrency limit.",
     ),
     "Unknown": CauseText(
-        "The {message} was last seen {place} and then no more; nothing seen here says why.",
-        "The path shows the last hop; look at what comes behind it.",
+        "The {message} was last seen {place} and not after that; nothing seen here says why.",
+        "The path shows the last hop; look at what comes after it.",
     ),
 }
 
@@ -155,7 +156,7 @@ RECORDS_LOST = Gap(
     "enlarge --ring-size, or lower the load on this node",
 )
 OCTETS_MISSING = Gap(
-    "octets of its TCP connection were sent, and were not captured",
+    "octets of its TCP connection were sent but not captured",
     "capture with a larger buffer (dnstrail --ring-size, tcpdump -B) and see how much the capture dropped",
 )
 REPLY_CUT = Gap(
@@ -168,9 +169,9 @@ TOO_MANY_OPEN = Gap(
 )
 TOO_MANY_PACKETS = Gap(
     "it had more packets than the agent keeps for one lookup",
-    "look at what its client and server repeat (the path shows the first packets)",
+    "look at what its client and server keep repeating (the path shows the first packets)",
 )
 CAPTURE_ENDED = Gap(
     "the capture ended {seconds:.3f} s after its last packet",
-    "capture until a lookup has had the time to end: 10 s after its last query",
+    "let the capture run for 10 s after the last query of a lookup",
 )

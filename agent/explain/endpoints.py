@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BEHIND_TRANSLATION = frozenset({"FORWARD", "INPUT", "OUTPUT"})
 """Hooks of kube-proxy's refusals, and of ip_vs. In PREROUTING nobody has had a look at the Service yet."""
-ELSE = "a rule that refuses the Service's address, or a node that has not got the Service's rules, would look the same"
+ELSE = "a rule that refuses the Service's address, or a node without the Service's rules, would look the same"
 SAME = "a Service without ready endpoints is refused in the same way"
 
 
@@ -71,7 +71,7 @@ def endpoint_words(case: Case, virtual: Endpoint, server: Endpoint) -> list[str]
     listed = case.cluster.backends(virtual, case.outcome.session.key.protocol)
     if listed is None or not listed.current or server in listed.ready:
         return []
-    state = "is not ready now" if server in listed.not_ready else "is no endpoint of the Service any more"
+    state = "is not ready now" if server in listed.not_ready else "is no longer an endpoint of the Service"
     return [f"{endpoint_to_text(*server)} {state}"]
 
 
@@ -143,7 +143,7 @@ def _by_slices(case: Case, hop: Sighting) -> _Proof | None:
     name = f"{service.namespace}/{service.name}" if service is not None else ""
     evidence = [f"by the EndpointSlices, none of its endpoints was ready; {len(listed.not_ready)} are not ready now"]
     if not listed.current:
-        evidence.append("the API server has not been heard of for some time: the list may be old")
+        evidence.append("nothing has come from the API server for some time: the list may be old")
     return _Proof("high" if listed.current else "medium", evidence, name)
 
 
@@ -176,9 +176,10 @@ def _by_refusal(case: Case, death: Death) -> _Proof | None:
         return None
     if not _refuses(case, death) or not (death.drop.hook == "FORWARD" or knowledge.is_refused(hop)):
         return None
-    evidence = ["it was not translated, as others to that address were before", ELSE]
+    known = "earlier ones to that address were" if was_translated else "its address is a virtual service of ip_vs"
+    evidence = [f"it was not translated, but {known}", ELSE]
     if knowledge.is_refused(hop):
-        evidence.insert(1, "the node calls that port unreachable")
+        evidence.insert(1, "the node reported that port as unreachable")
     return _Proof("medium", evidence)
 
 

@@ -214,7 +214,9 @@ def _query_not_seen(view: View) -> Finding | None:
     """Only the reply shows: a one-sided or mirrored capture, a data plane that hides the query, or nobody asked."""
     if view.outcome.session.queries.transmissions:
         return None
-    return Finding("QueryNotSeen", "only the reply was seen here: this vantage hides the query, or there was none")
+    return Finding(
+        "QueryNotSeen", "only the reply was seen here: the query is hidden from this place, or there was none"
+    )
 
 
 def _servers_disagree(view: View) -> Finding | None:
@@ -254,7 +256,7 @@ def _many_messages(view: View) -> Finding | None:
     if not session.further:
         return None
     kept = len(session.replies.transmissions)
-    return Finding("ManyMessages", f"the answer came in {kept + session.further} messages; the first {kept} are told")
+    return Finding("ManyMessages", f"the answer came in {kept + session.further} messages; the first {kept} are shown")
 
 
 LOOKS: tuple[Callable[[View], Finding | None], ...] = (

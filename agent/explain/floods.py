@@ -35,7 +35,7 @@ def flooded(case: Case) -> Cause | None:
     came_to = "1 network namespace" if namespaces == 1 else f"{namespaces} network namespaces"
     evidence = [
         f"last sighting on its way: {where(end)}",
-        f"a bridge gave it to all its ports: it came to {came_to}, all for another host, and to none with that address",
+        f"a bridge sent it to all its ports: it reached {came_to}, all for another host, and none with that address",
     ]
     found = translation(outcome.session.queries.transmissions)
     gone = [] if found is None or message == "reply" else endpoint_words(case, *found[:2])

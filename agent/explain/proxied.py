@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 PORT_UNREACHABLE = frozenset({(4, 3, 3), (6, 1, 4)})
 """IP version, type and code (RFC 792, RFC 4443 3.1)."""
 LOOK_AT_THE_PROXY = (
-    "Look at that proxy, which belongs to the pod, the node or its network (service mesh, CNI, Docker): overloaded, "
-    "stopped, or configured to drop this query."
+    "Look at that proxy, which belongs to the pod, the node or its network (service mesh, CNI, Docker): it "
+    "may be overloaded, stopped, or configured to drop this query."
 )
 THE_SERVER = "The DNS server"
 """How the sentences begin that say what a server did."""
@@ -46,11 +46,12 @@ TEXTS: dict[str, CauseText] = {
 REDIRECTED = CauseText(
     "A rule on this node redirects queries for {asked} to {listens} in network namespace {netns}, and nothing listens "
     "there.",
-    "Look at the DNS proxy or server that should listen there: it is down or restarting, and its rule is still there.",
+    "Look at the DNS proxy or server that should listen there: it is down or restarting, and the rule still exists.",
 )
 GONE = CauseText(
-    "{proxy} took earlier queries for {asked} and listens no more, so the rule that leads to it dropped the {message}.",
-    "Look at that proxy: it is down or restarting, and the rule is still in place. If it runs, look at the firewall "
+    "{proxy} took earlier queries for {asked} and no longer listens, so the rule that leads to it dropped the "
+    "{message}.",
+    "Look at that proxy: it is down or restarting, and the rule still exists. If it is running, look at the firewall "
     "rules of that namespace.",
 )
 
@@ -83,10 +84,10 @@ def _then(outcome: Outcome) -> str:
     if outcome.bits & FR:
         return f"the server that it asked, {', '.join(dict.fromkeys(_asked(outcome)))}, had answered"
     if outcome.bits & FQ:
-        return "it asked on and got no answer"
+        return "it asked another server and got no answer"
     if outcome.exchanges:
         return "it asked for a TCP connection to a server and got none"
-    return "no query from there could be tied to it"
+    return "no query from there could be matched to this one"
 
 
 def _asked(outcome: Outcome) -> list[str]:
@@ -97,7 +98,9 @@ def _asked(outcome: Outcome) -> list[str]:
 def _taken_words(proxy: Proxy) -> list[str]:
     if proxy.listens is not None:
         return [f"{endpoint_to_text(*proxy.asked)} is redirected to {endpoint_to_text(*proxy.listens)}"]
-    return [f"the query was taken in network namespace {proxy.netns}, which does not have the address that was asked"]
+    return [
+        f"the query was taken in network namespace {proxy.netns}, which does not have the address that the client asked"
+    ]
 
 
 def redirected_to_nobody(case: Case) -> Cause | None:

@@ -214,7 +214,7 @@ def server_error(outcome: Outcome) -> Cause | None:
         sure = "low" if outcome.session.ambiguous else "high" if any(_errors(error)) else "medium"
         return _say("ServerError", sure, [*_facts(outcome, error), *others], deed, error, otherwise=REJECTED)
     if rcode in BETWEEN_NEIGHBOURS:
-        evidence = [*_facts(outcome, error), f"{name} exists between a server and its direct client alone"]
+        evidence = [*_facts(outcome, error), f"{name} exists only between a server and its direct client"]
         return _say("ServerError", "high", evidence, f"itself answered {name}", error)
     sure, deed = _own_error(outcome, error)
     evidence = [*_facts(outcome, error), _view_words(outcome)]
@@ -226,10 +226,13 @@ def _own_error(outcome: Outcome, error: Transmission) -> tuple[str, str]:
     name, took_ns = _name(error), _took_ns(outcome, error)
     bare = _source(error) == "server-error"
     if _is_in_view(outcome) and took_ns is not None and took_ns <= QUICK_NS:
-        return "medium", f"itself answered {name} after {duration_words(took_ns)}, and was not seen to ask anybody"
+        return (
+            "medium",
+            f"itself answered {name} after {duration_words(took_ns)}, and was not seen to ask another server",
+        )
     if bare:
         return "medium", f"itself answered {name}"
-    return "low", f"answered {name}, and no upstream was seen to say so"
+    return "low", f"answered {name}, and no upstream was seen to give that error"
 
 
 def _facts(outcome: Outcome, error: Transmission) -> list[str]:
@@ -245,7 +248,7 @@ def _view_words(outcome: Outcome) -> str:
         return "the server is beyond this node: what it asks cannot be seen here"
     if not _is_in_view(outcome):
         return "records were lost meanwhile: what the server asked may be among them"
-    return "the server was not seen to ask anybody on a DNS port"
+    return "the server was not seen to ask another server on a DNS port"
 
 
 def _is_in_view(outcome: Outcome) -> bool:

@@ -14,9 +14,11 @@ _VALIDATION = (
     "asks for the answer without validation)."
 )
 _SIGNATURE_TIMES = "Whoever runs the zone must sign it again; a wrong clock of the validating server looks the same."
-_POLICY = "A list or rule of the server refuses this name or this client: if that is wrong, ask who runs it."
+_POLICY = (
+    "A list or rule of the server refuses this name or this client: if that is wrong, ask whoever runs the server."
+)
 _AUTHORITY = "Look at the network from the DNS server to the name servers of this zone, and at those name servers."
-_STALE = "The answer is an old one from the cache: look at why the server cannot reach its upstreams."
+_STALE = "The answer is an old one from the cache: find out why the server cannot reach its upstreams."
 
 BY_EXTENDED_ERROR: dict[int, str] = {
     **dict.fromkeys(DNSSEC, _VALIDATION),
@@ -25,23 +27,23 @@ BY_EXTENDED_ERROR: dict[int, str] = {
     25: _SIGNATURE_TIMES,
     3: _STALE,
     19: _STALE,
-    13: "The error is from the server's cache: look for the first failure of this name, some time before.",
-    14: "The server had not loaded its data yet: wait, and let it get queries only when it is ready.",
+    13: "The error is from the server's cache: look for the first failure of this name, some time earlier.",
+    14: "The server had not loaded its data yet: wait, and send it queries only when it is ready.",
     **dict.fromkeys((4, 15, 16, 17, 18, 28), _POLICY),
-    20: "The server does not serve this zone, and does not look further for this client: ask another server.",
-    21: "The server does not do what was asked of it: look at the record type, the opcode and the flags of the query.",
+    20: "The server does not serve this zone, and does not resolve other names for this client: ask another server.",
+    21: "The server does not support this query: look at its record type, its opcode and its flags.",
     22: _AUTHORITY,
     23: _AUTHORITY,
     24: "The data that the server got for this name is not valid: look at the answers of the zone's name servers.",
-    31: "The server limits the rate of queries: find the client that asks so much, or raise the limit.",
-    32: "The client has used up its quota at this server: find what asks so much, or raise the quota.",
+    31: "The server limits the rate of queries: find the client that asks so often, or raise the limit.",
+    32: "The client has used up its quota at this server: find what asks so often, or raise the quota.",
 }
 
 BADVERS, BADCOOKIE = 16, 23
 BETWEEN_NEIGHBOURS = {
-    BADVERS: "The server does not know the EDNS version of the query: the client is to ask again with version 0.",
-    BADCOOKIE: "The client is to ask again with the cookie that came with the reply; one that does not has no support "
-    "for cookies, or asks a pool of servers that do not share their secret.",
+    BADVERS: "The server does not know the EDNS version of the query: the client must ask again with version 0.",
+    BADCOOKIE: "The client must ask again with the cookie from the reply. If it does not, it does not support "
+    "cookies; if that fails too, it may be asking a pool of servers that do not share their secret.",
 }
 """Response codes that exist between a server and its direct client alone, so that no server passes them on: BADVERS
 (RFC 6891 6.1.3) and BADCOOKIE (RFC 7873 5.3)."""
@@ -49,13 +51,14 @@ FORMERR, NOTIMP, YXDOMAIN, YXRRSET, NXRRSET, NOTAUTH, NOTZONE = 1, 4, 6, 7, 8, 9
 _UPDATE = "The update's own conditions were not met, or it went to the wrong server: look at the client that sent it."
 OF_CLIENTS = {
     FORMERR: "The server could not read the query: look at its EDNS options and flags, and at the server's log.",
-    NOTIMP: "The server does not do what was asked of it: look at the type, the opcode and the flags of the query.",
+    NOTIMP: "The server does not support this query: look at its type, its opcode and its flags.",
     **dict.fromkeys((YXDOMAIN, YXRRSET, NXRRSET, NOTZONE), _UPDATE),
     NOTAUTH: "The server does not serve this zone, or did not accept the client's key (TSIG): look at both.",
 }
 """Errors that are about the query more than about the name."""
 UNKNOWABLE = (
-    "Look at the server's own log, or at its node, for this name and time: whom it asked then shows whose error it is."
+    "Look at the server's own log, or on its node, for this name and time: which servers it asked shows whose error "
+    "it is."
 )
 REJECTED = (
     "The server did not accept what its upstream answered: look at its log; DNSSEC validation is the usual reason "

@@ -34,8 +34,8 @@ class Fate(Enum):
     """Why a reply was not translated back."""
 
     FORGOTTEN = "the connection table had no entry for it any more: it was deleted, or had timed out"
-    BYPASSED = "it did not pass the connection table of the namespace that translated the query"
-    UNKNOWN = "its translation is not to be seen here"
+    BYPASSED = "it bypassed the connection table of the namespace that translated the query"
+    UNKNOWN = "its translation cannot be seen from here"
 
 
 def refused_untranslated(case: Case) -> Cause | None:
@@ -148,14 +148,14 @@ def _addresses(outcome: Outcome) -> str:
     death, asked = outcome.reply_drop, asked_of(outcome.session.queries.transmissions[0]).address
     assert death is not None  # noqa: S101  asked of replies that died only
     source = death.hop.detail.saddr
-    return f"it comes from {address_to_text(source)} and not from {address_to_text(asked)}, which was asked"
+    return f"it comes from {address_to_text(source)}, but the client had asked {address_to_text(asked)}"
 
 
 def _deleted_words(case: Case) -> list[str]:
     """What may have deleted the entry, by what the cluster says of the server."""
     found = translation(case.outcome.session.queries.transmissions)
     words = [] if found is None else endpoint_words(case, *found[:2])
-    return [f"{word}: kube-proxy deletes the conntrack entries of such" for word in words]
+    return [f"{word}: kube-proxy deletes the conntrack entries of such a server" for word in words]
 
 
 def _asked_again_before(outcome: Outcome) -> bool:

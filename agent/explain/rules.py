@@ -144,17 +144,17 @@ GAPS: tuple[tuple[Callable[[Outcome], bool], Gap], ...] = (
 GAP_EVIDENCE: tuple[tuple[Callable[[Outcome], bool], str], ...] = (
     (
         lambda outcome: outcome.session.octets_missing,
-        "octets of its TCP connection were sent, and acknowledged or followed by others, and were not captured",
+        "octets of its TCP connection were acknowledged, or later ones arrived, and they were not captured",
     ),
     (
         lambda outcome: outcome.lossy and not outcome.session.octets_missing,
         "the agent's counters show records lost while the lookup was open",
     ),
     (lambda outcome: outcome.session.reply_cut, "a reply from the server that was asked has too few octets to be read"),
-    (lambda outcome: outcome.session.evicted, "it was the oldest of the open lookups when their bound was reached"),
+    (lambda outcome: outcome.session.evicted, "it was the oldest open lookup when their limit was reached"),
     (
         lambda outcome: outcome.session.overflowed and not outcome.session.evicted,
-        "a bound of the session table kept packets of it out",
+        "a limit of the session table kept some of its packets out",
     ),
     (lambda outcome: bool(outcome.session.interrupted), "the capture ended while the lookup was open"),
 )
@@ -171,7 +171,7 @@ def ipvs_stale_backend(case: Case) -> Cause | None:
             if found is not None:
                 evidence = [
                     f"ip_vs of network namespace {netns} bound {endpoint_to_text(*found[0])} to it",
-                    "the virtual service does not list it with a weight",
+                    "the virtual service does not list it, or lists it with weight 0",
                     *map(death_words, case.deaths[:1]),
                 ]
                 return say("IPVSStaleBackend", "high", evidence, backend=endpoint_to_text(*found[1]))
@@ -216,7 +216,7 @@ def stale_conntrack_entry(case: Case) -> Cause | None:
     translated = f"the conntrack entry is old: {endpoint_to_text(*virtual)} is {endpoint_to_text(*backend)}"
     listed = case.cluster.backends(virtual, outcome.session.key.protocol)
     if listed is not None and listed.lacked(backend, outcome.session.first_ns + case.wall_offset_ns):
-        evidence = [translated, "that is none of the Service's endpoints", *map(death_words, case.deaths[:1])]
+        evidence = [translated, "that is not an endpoint of the Service", *map(death_words, case.deaths[:1])]
         return _stale("high", evidence, outcome, backend)
     begun_ns = outcome.session.first_ns
     servers = outcome.knowledge.backends.get((hop.netns, virtual), {})
@@ -226,7 +226,7 @@ def stale_conntrack_entry(case: Case) -> Cause | None:
         return None
     evidence = [
         translated,
-        f"{endpoint_to_text(*others[0])} behind the same address has answered since, this one nobody",
+        f"{endpoint_to_text(*others[0])} behind the same address has answered since, and this one has not",
         *map(death_words, case.deaths[:1]),
     ]
     return _stale("medium", evidence, outcome, backend)
@@ -243,7 +243,9 @@ def _is_alive(case: Case) -> bool:
     return bool(case.outcome.bits & CQ) and not case.outcome.left_node and not refused
 
 
-NO_PROXY = "a TPROXY rule drops in this hook what it finds no socket for: a DNS proxy that is gone looks the same"
+NO_PROXY = (
+    "in this hook a TPROXY rule drops a packet if it finds no socket for it: a DNS proxy that is gone looks the same"
+)
 
 
 def refused_by_netfilter(code: str) -> Callable[[Case], Cause | None]:
@@ -420,7 +422,7 @@ def kernel_drop(case: Case) -> Cause | None:
     """Any other death, named."""
     for death in case.deaths:
         drop = death.drop
-        reason = f"{drop.reason or 'no reason given'} in {drop.location or 'a function that may not be named'}"
+        reason = f"{drop.reason or 'no reason given'} in {drop.location or 'a function whose name is hidden'}"
         if drop.hook:
             reason += f", netfilter hook {drop.hook}"
         known = WORDS.get(drop.reason or "")
@@ -470,7 +472,7 @@ def told_by_icmp(case: Case) -> Cause | None:
         evidence = []
         if code == "NoListener" and detail.icmp_saddr != detail.daddr:
             # A host says so of its own address. Who says so of another's has a rule that refuses.
-            code, confidence, evidence = "PolicyDrop", "medium", [f"it was not the server that said so: {SAME}"]
+            code, confidence, evidence = "PolicyDrop", "medium", [f"the error did not come from the server: {SAME}"]
         sender = address_to_text(detail.icmp_saddr)
         return say(
             code,
@@ -511,7 +513,7 @@ def server_no_reply(case: Case) -> Cause | None:
     # Where it is not known whose the address is, the packet may have been on its way to another host.
     confidence = "medium" if owned is None else "high"
     if outcome.session.connecting:
-        evidence.append("it is the request for a TCP connection, which the kernel answers and not the server")
+        evidence.append("it is the request for a TCP connection, which the kernel answers, not the server")
         confidence = "low"
     evidence += _reset_words(outcome)
     if outcome.session.connection is not None and outcome.session.connection.stuck:
@@ -546,13 +548,15 @@ def _passed_a_tap(outcome: Outcome, hop: Sighting) -> Cause:
     detail = hop.detail
     server = endpoint_to_text(detail.daddr, detail.dport)
     what = "request for a TCP connection" if outcome.session.connecting else "query"
-    evidence = [f"the capture shows the {what} on its way and does not tell whether it came to {server}"]
+    evidence = [f"the capture shows the {what} on its way and does not show whether it reached {server}"]
     if is_group(detail.daddr):
         evidence.append(f"{address_to_text(detail.daddr)} is a group of hosts, not a server")
     elif outcome.knowledge.lives_here(detail.daddr):
         evidence.append(f"{address_to_text(detail.daddr)} replied to other queries in this capture")
     if outcome.session.connecting:
-        evidence.append("the kernel of the server's host answers such a request, not the server: think of a firewall")
+        evidence.append(
+            "the kernel of the server's host answers such a request, not the server: a firewall may be in the way"
+        )
     evidence += _reset_words(outcome)
     if outcome.bits & CR:
         evidence.append(_attempts_evidence(outcome))

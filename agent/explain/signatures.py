@@ -112,7 +112,7 @@ WORDS = {
     "PKT_TOO_SMALL": "it is shorter than its own header says",
     "IP_INHDR": "its IP header is not acceptable, or its time to live was used up",
     "IPV6DISABLED": "IPv6 is switched off there",
-    "UNHANDLED_PROTO": "nobody there handles its protocol",
+    "UNHANDLED_PROTO": "nothing there handles its protocol",
 }
 """What some of the other reasons mean."""
 

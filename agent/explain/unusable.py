@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from agent.session.model import Key, Session, Transmission
     from agent.session.outcome import Outcome
 
-GOES_ON = "the client asked again after it"
+GOES_ON = "the client asked again afterwards"
 MAY_HAVE_TAKEN_IT = (
-    "the client did not ask again: a program that does not look where replies come from may have taken it"
+    "the client did not ask again: a program that does not check where replies come from may have taken it"
 )
 
 

@@ -1,6 +1,6 @@
-"""What an operator reads on stderr of the agent's own state: a line when something begins to fail, one when it is over.
+"""What an operator reads on stderr about the agent itself: a line when something begins to fail, one when it is over.
 
-However often it is tried again in between. The pages of the HTTP port say the same, but whoever looks at a pod that is
+There is no line for each try in between. The pages of the HTTP port say the same, but whoever looks at a pod that is
 not ready has `kubectl logs`, and no curl in the image.
 """
 

@@ -293,7 +293,7 @@ class SessionTable:
         return next((one for one in self._recent() if _quotes(error, one)), None)
 
     def _take_early_errors(self, session: Session, sighting: Sighting) -> None:
-        """Note errors that came before the first sighting of the packet that they quote; forget those of long before."""
+        """Note errors that came before the first sighting of the packet that they quote; forget older ones."""
         while self._early_errors and sighting.ts_ns - self._early_errors[0].ts_ns > EARLY_NS:
             self._early_errors.popleft()
         for error in self._early_errors:

@@ -235,7 +235,7 @@ def test_an_entry_to_a_server_that_is_no_endpoint_any_more_is_stale_for_certain(
 
     assert {one["Code"] for one in causes} == {"StaleConntrackEntry"}
     assert causes[-1]["Confidence"] == "high"
-    assert "that is none of the Service's endpoints" in causes[-1]["Evidence"]
+    assert "that is not an endpoint of the Service" in causes[-1]["Evidence"]
 
 
 def test_two_servers_that_share_the_load_are_even(node: Node, client: Container, control_plane: ControlPlane):

@@ -86,7 +86,7 @@ def test_a_proxy_that_hangs_is_named(lab: Lab, proxy: Proxy, watch: Watch, vip: 
     assert (line["Status"], line["BitMap"]) == ("Failed", 1)
     assert line["Cause"]["Code"] == "ServerNoReply"
     assert f"(network namespace {lab.node.netns_id}) took the query for" in line["Cause"]["Message"]
-    assert "no query from there could be tied to it" in line["Cause"]["Message"]
+    assert "no query from there could be matched to this one" in line["Cause"]["Message"]
 
 
 @VIPS

@@ -116,7 +116,7 @@ def test_what_dnsmasq_refuses_beyond_its_limit_is_its_own_error(lab: Lab, watch:
     (refused,) = wait_for(watch, name)
     cause = refused["Cause"]
     assert (refused["Status"], cause["Code"], cause["Confidence"]) == ("Failed", "ServerError", "medium")
-    assert "the server was not seen to ask anybody on a DNS port" in cause["Evidence"]
+    assert "the server was not seen to ask another server on a DNS port" in cause["Evidence"]
     assert "RA=1" in cause["Evidence"][0]
 
 

@@ -472,7 +472,7 @@ def test_a_client_that_asks_again_does_so_with_another_packet(one, client, serve
 def test_a_zone_transfer_is_no_loss(replay):
     (line,), summary = replay("15")
     assert (told(line), line["Findings"], line["Cause"]) == (("Succeeded", 3, 51), ["ManyMessages"], None)
-    assert line["Remarks"] == ["ManyMessages: the answer came in 17 messages; the first 16 are told"]
+    assert line["Remarks"] == ["ManyMessages: the answer came in 17 messages; the first 16 are shown"]
     assert "1 further message of a long answer" in summary
 
 
@@ -486,7 +486,7 @@ def test_zone_transfers_of_hundreds_of_messages_over_several_connections(replay,
         stream.segment((port + 60) * MS)
     lines, summary = replay(capture.later())
     assert [(told(line), line["Remarks"]) for line in lines] == [
-        (("Succeeded", 3, 51), ["ManyMessages: the answer came in 300 messages; the first 16 are told"])
+        (("Succeeded", 3, 51), ["ManyMessages: the answer came in 300 messages; the first 16 are shown"])
     ] * 3
     assert "852 further messages of long answers" in summary
 

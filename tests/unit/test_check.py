@@ -131,7 +131,7 @@ def test_counters_that_cannot_be_read(tmp_path: Path):
 @pytest.mark.parametrize(
     ("table", "text"),
     [
-        (None, "not loaded, so that nothing here is translated by it"),
+        (None, "not loaded, so nothing here is translated by it"),
         ("IP Virtual Server version 1.2.1\nProt LocalAddress\n  -> RemoteAddress\n", "0 virtual services"),
         ("heading\nTCP  0A60000A:0035 rr\n  -> 0AF40235:0035\nUDP  0A60000A:0035 rr\n", "2 virtual services"),
     ],
@@ -199,7 +199,7 @@ def test_locked_memory_does_not_matter_on_new_kernels(monkeypatch: pytest.Monkey
         ("x = 1", "is not BCC (PyPI's"),
         ("raise ImportError('no libbcc')", "cannot be imported (no libbcc)"),
         ("raise OSError('libbcc.so.0: not found')", "cannot be imported (libbcc.so.0: not found)"),
-        ("import os; os._exit(3)", "ended without a word"),
+        ("import os; os._exit(3)", "ended without output"),
     ],
 )
 def test_bcc_or_what_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, words: str):
@@ -231,7 +231,7 @@ def _in_a_pod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_outside_of_a_cluster_its_api_is_not_missed():
-    assert check.probe_kubernetes("auto") == Finding(True, "not asked: this is no pod of a cluster")
+    assert check.probe_kubernetes("auto") == Finding(True, "not asked: this is not a pod of a cluster")
     assert check.probe_kubernetes("off") == Finding(True, "not asked")
 
 
@@ -260,7 +260,7 @@ def test_a_way_to_the_api_server_that_does_not_work_is_said_with_what_that_means
 def test_an_api_server_that_answers_is_in_order(tmp_path: Path):
     with replaying() as server:
         access = kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")
-        assert check.probe_kubernetes(str(access.path)) == Finding(True, "answers, and allows all that is asked for")
+        assert check.probe_kubernetes(str(access.path)) == Finding(True, "answers, and allows all requests")
 
 
 def test_what_the_agent_can_do_without_does_not_keep_it_from_being_ready(tmp_path: Path):

@@ -407,7 +407,7 @@ def test_a_port_that_another_host_calls_unreachable_may_have_a_listener(world):
     hops = world.Lookup(shape="client").query()
     cause = explain(world.outcome(hops, [world.icmp(hops[0], 3, 3, UPSTREAM[0])])).cause
     assert (cause.code, cause.confidence) == ("PolicyDrop", "medium")
-    assert any("not the server that said so" in line for line in cause.evidence)
+    assert any("did not come from the server" in line for line in cause.evidence)
 
 
 def test_icmp_does_not_overrule_what_this_node_itself_dropped(world):

@@ -61,7 +61,7 @@ def test_a_query_that_all_got_and_nobody_took_found_no_neighbour(world, netns):
 def test_with_the_list_of_endpoints_it_is_certain(world):
     cause = cause_of(world.outcome(flooded(world.Lookup().query()[:3], OTHER)), Gone())
     assert (cause.code, cause.confidence) == ("NeighbourFailure", "high")
-    assert any("no endpoint of the Service any more" in line for line in cause.evidence)
+    assert any("no longer an endpoint of the Service" in line for line in cause.evidence)
 
 
 def test_what_was_flooded_out_of_the_node_too_has_left_it(world):

@@ -187,6 +187,7 @@ def test_ip_vs_without_a_real_server_is_certain(world):
 def test_ip_vs_with_a_real_server_by_now_is_likely(world):
     cause = cause_of(refused(world, INPUT), Balanced(SERVERS))
     assert (cause.code, cause.confidence) == ("NoEndpoints", "medium")
+    assert "it was not translated, but its address is a virtual service of ip_vs" in cause.evidence
 
 
 @pytest.mark.parametrize(("reason", "location"), [("TC_INGRESS", ""), ("IP_INNOROUTES", "ip_error")])

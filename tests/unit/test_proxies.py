@@ -438,7 +438,7 @@ def test_a_proxy_that_hangs_is_named_and_so_is_that_it_did_not_ask_on(world, pla
     asked = endpoint_to_text(*packed_endpoint(taken(plane).vip))
     assert found.message == (
         f"The DNS proxy dns-proxy on this node (network namespace {where}) took the query for {asked} and did not "
-        "answer; no query from there could be tied to it."
+        "answer; no query from there could be matched to this one."
     )
 
 

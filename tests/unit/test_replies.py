@@ -238,7 +238,7 @@ def test_a_capture_with_dnsmasqs_own_refusal_says_how_fast_it_came_and_that_nobo
     (one,) = replayed("28")
     assert (one["Cause"]["Code"], one["Cause"]["Confidence"]) == ("ServerError", "medium")
     assert "REFUSED after 0.1 ms" in one["Cause"]["Message"]
-    assert "the server was not seen to ask anybody on a DNS port" in one["Cause"]["Evidence"]
+    assert "the server was not seen to ask another server on a DNS port" in one["Cause"]["Evidence"]
     assert "concurrency limit" in one["Cause"]["Remedy"]
 
 
@@ -707,9 +707,9 @@ def test_servers_that_are_asked_one_after_the_other_and_contradict_each_other_ar
     ("octets", "offered", "words"),
     [
         (512, None, None),
-        (513, None, "513 octets, and the query takes 512 without EDNS"),
+        (513, None, "513 octets, and the query allows 512 without EDNS"),
         (1232, 1232, None),
-        (1400, 1232, "1400 octets, and the query takes 1232 by EDNS"),
+        (1400, 1232, "1400 octets, and the query allows 1232 by EDNS"),
         (513, 100, "513 octets"),
         (513, 512, "by EDNS"),
     ],

@@ -320,9 +320,9 @@ def cells(plane: DataPlane) -> Iterator[Cell]:
 
 
 LINK_USERS: dict[Link, str] = {
-    "macvlan": "Multus, bare metal: pods on the uplink, past the node's IP layer",
-    "ipvlan": "Terway, Multus: the same with one link-layer address",
-    "netkit": "Cilium on kernels from 6.8: pairs of devices whose programs replace those of tc",
+    "macvlan": "Multus, bare metal: pods are on the uplink and bypass the node's IP layer",
+    "ipvlan": "Terway, Multus: the same, but all pods share one link-layer address",
+    "netkit": "Cilium on kernels from 6.8: device pairs with programs of their own instead of tc programs",
 }
 MDNS = 5353
 """A port that has DNS of another kind too."""
@@ -336,7 +336,7 @@ def pod_port(kind: LabKind) -> DataPlane:
         name=f"pod port {kind.port}, {kind.translation}",
         variant=kind != NFT._replace(port=MDNS),
         lookups=LOOKUPS if kind.port == MDNS else FEW_LOOKUPS,
-        used_by="OpenShift and charts that run CoreDNS without privileges: the Service has port 53, the pod another",
+        used_by="OpenShift, and charts running CoreDNS without privileges: the Service has port 53, the pod another",
         kind=kind,
         drops=FORWARDED,
     )
@@ -364,7 +364,7 @@ def proxy(name: str, used_by: str, drops: tuple[Drop, ...], kind: LabKind = ALON
 VETH = (
     DataPlane(
         name="veth and iptables",
-        used_by="kube-proxy with Calico, Flannel and others: what the other rows are compared with",
+        used_by="kube-proxy with Calico, Flannel and others; the other rows are compared with this one",
         kind=ALONE,
         drops=FORWARDED,
         variant=True,
@@ -380,7 +380,7 @@ PORTS = (
 PROGRAMS = tuple(
     DataPlane(
         name=planes.HOST_ROUTING + (f", pod port {port}" if port != ALONE.port else ""),
-        used_by="Cilium: tc programs translate, and deliver by bpf_redirect_peer()",
+        used_by="Cilium: tc programs translate the packets and deliver them with bpf_redirect_peer()",
         kind=ALONE._replace(plane=planes.HOST_ROUTING, port=port),
         drops=BY_PROGRAMS,
     )
@@ -389,13 +389,13 @@ PROGRAMS = tuple(
 SOCKETS = (
     DataPlane(
         name=planes.SOCKETS,
-        used_by="Cilium's kube-proxy replacement: connect() and sendto() are given the server's address",
+        used_by="Cilium's kube-proxy replacement: programs put the server's address into connect() and sendto()",
         kind=ALONE._replace(plane=planes.SOCKETS),
         drops=FORWARDED,
     ),
 )
-IN_POD = "service meshes: the pod's own rules lead to a proxy in the pod"
-ON_NODE = "Cilium's DNS proxy: rules of the node lead to a proxy there, which asks whom the client asked"
+IN_POD = "service meshes: the pod's own rules redirect queries to a proxy in the pod"
+ON_NODE = "Cilium's DNS proxy: rules on the node redirect queries to a proxy there, which asks the client's server"
 PROXIES = (
     proxy(planes.MESH, IN_POD, (*BEFORE_POD_PROXY, *BEHIND_POD_PROXY)),
     proxy(planes.MESH_NEW_ID, IN_POD, (*BEFORE_POD_PROXY, *BEHIND_POD_PROXY), NFT._replace(port=5353)),
