@@ -25,6 +25,9 @@ MAX_CONNECTIONS = 4096
 MAX_HOPS = 32
 MAX_SEGMENTS = 256
 """Segments of one connection whose messages, or whose hops without a message yet, are remembered."""
+MAX_ENDS = 16
+"""Ends that one client address and port are followed at: those of the proxies that pose as it, and of pods that had it
+before. Beyond that the one seen first is forgotten."""
 NUMBER_MASK = (1 << 64) - 1
 
 
@@ -74,7 +77,7 @@ class Tracked:
         key = End(sighting.netns, (sighting.event == SOCKET_TX) is (side is Side.CLIENT))
         end = self.ends.get(key)
         if end is None:
-            end = self.ends[key] = Connection()
+            end = self._begin(key)
         opposite = Side.CLIENT if side is Side.SERVER else Side.SERVER
         flags = sighting.tcp_flags
         if detail.acknowledgement and not flags & SYN:
@@ -90,6 +93,13 @@ class Tracked:
             yield from self.release()
         if waited or flags & (RST | SYN):
             self.note_gaps(sighting.ts_ns)
+
+    def _begin(self, key: End) -> Connection:
+        if len(self.ends) >= MAX_ENDS:
+            oldest = self.ends.pop(next(iter(self.ends)))
+            self.gaps -= _gaps(oldest)
+        end = self.ends[key] = Connection()
+        return end
 
     def _acknowledged(self, at: Sighting, number: int, here: End, side: Side) -> Iterator[Sighting]:
         """What the receiver has will not come again: a gap there is a loss of ours.
@@ -114,9 +124,7 @@ class Tracked:
 
     def note_gaps(self, now_ns: int) -> None:
         """Notice octets that were given up since the last time."""
-        gaps = 0
-        for one in self.ends.values():
-            gaps += one.client_to_server.counters.gaps + one.server_to_client.counters.gaps
+        gaps = sum(map(_gaps, self.ends.values()))
         if gaps > self.gaps:
             self.gaps, self.lost_ns = gaps, now_ns
 
@@ -174,6 +182,10 @@ class Tracked:
             return
         for number in numbers:
             yield sighting._replace(message=number)
+
+
+def _gaps(end: Connection) -> int:
+    return end.client_to_server.counters.gaps + end.server_to_client.counters.gaps
 
 
 def _knowledge(facts: ConnectionFacts) -> int:

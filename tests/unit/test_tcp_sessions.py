@@ -10,7 +10,7 @@ from agent.explain.rules import explain
 from agent.export.line import Context, build
 from agent.session.outcome import Status
 from agent.session.sighting import Event
-from agent.session.tcp import MAX_CONNECTIONS
+from agent.session.tcp import MAX_CONNECTIONS, MAX_ENDS
 from agent.wire.stream import ACK, FIN, RST, SYN
 
 CONTEXT = Context("node-a", 0)
@@ -637,3 +637,14 @@ def test_octets_that_are_no_dns_never_raise_and_never_stay(worlds, plan, data):
         changed = vars(hop) | ({"octets": octets} if octets is not None else {})
         world.feed([world.Hop(**changed | ({"tcp_flags": flags} if flags is not None else {}))])
     finish(world)
+
+
+def test_an_address_that_one_namespace_after_the_other_has_costs_bounded_memory(world):
+    """Anybody may make namespaces, and give them what addresses they like."""
+    for index in range(2 * MAX_ENDS):
+        netns = world.CLIENT + 1000 + index
+        lookup = world.Lookup(client_netns=netns, identifier=index, name=f"n{index}.local.")
+        world.feed(world.Tcp(lookup, (1000 + 9000 * index, 5000 + 9000 * index)).whole(world.now + world.SECOND))
+    outcomes = world.later(60 * world.SECOND)
+    assert [one.status for one in outcomes][-3:] == [Status.SUCCEEDED] * 3
+    assert {len(one.session.connection.ends) for one in outcomes} <= set(range(1, MAX_ENDS + 1))
