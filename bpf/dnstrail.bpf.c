@@ -270,7 +270,7 @@ BPF_F_TABLE("array", int, struct sieve, sieves, 1, BPF_F_MMAPABLE);
 
 /*
  * DNS packets on their way through this node, by the address of their sk_buff:
- * 5 KiB. Full: of two with one slot the newer is kept; a hop of the other that
+ * 4 KiB. Full: of two with one slot the newer is kept; a hop of the other that
  * only it would have told is not seen, or its arrival is told twice.
  */
 BPF_TABLE("array", int, struct passing, passings, PASSING_SLOTS);
@@ -1560,7 +1560,7 @@ int cgroup_ingress(struct __sk_buff *skb)
 	if (!sieve)
 		return 1;
 	/*
-	 * The verifier lets nobody calculate with the context's address. Two
+	 * The verifier allows no arithmetic on the context's address. Two
 	 * CPUs share a place where there are more than ANCHORS: then one may
 	 * take the packet for another, and find that it is not.
 	 */

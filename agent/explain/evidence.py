@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.model import SECOND_NS
-from agent.session.sighting import CONNTRACK, COUNTERS, DROP, Event, Sighting, address_to_text, name_text
+from agent.session.sighting import CONNTRACK, COUNTERS, Event, Sighting, address_to_text, name_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,8 +178,3 @@ def errors(outcome: Outcome) -> Iterator[Sighting]:
     if not outcome.healthy:
         for exchange in outcome.exchanges:
             yield from exchange.errors
-
-
-def last_drop(hops: list[Sighting]) -> Sighting | None:
-    """The newest drop among hops."""
-    return next((hop for hop in reversed(hops) if hop.event == DROP), None)

@@ -8,6 +8,7 @@ from agent.explain.causes import CauseText
 from agent.explain.evidence import death_words, errors, icmp_words
 from agent.explain.verdict import Cause
 from agent.session.addressed import addressed
+from agent.session.knowledge import PORT_UNREACHABLE
 from agent.session.model import Endpoint
 from agent.session.outcome import FQ, FR
 from agent.session.proxies import Means, Proxy, proxy_of, redirection
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from agent.session.outcome import Outcome
     from agent.session.sighting import Sighting
 
-PORT_UNREACHABLE = frozenset({(4, 3, 3), (6, 1, 4)})
-"""IP version, type and code (RFC 792, RFC 4443 3.1)."""
 LOOK_AT_THE_PROXY = (
     "Look at that proxy, which belongs to the pod, the node or its network (service mesh, CNI, Docker): it "
     "may be overloaded, stopped, or configured to drop this query."

@@ -163,7 +163,14 @@ def upstream_timeout(outcome: Outcome) -> Cause | None:
     evidence = [f"{sum(one.queries for one in silent)} queries to {address}, no reply{useless}"]
     evidence += dict.fromkeys(one.words for one in attempts if one.server in answered)
     evidence += [one.words for one in _errors(error)]
-    return say("UpstreamTimeout", "medium" if outcome.session.ambiguous else "high", evidence, address=address)
+    evidence += doubt_words(outcome)
+    sure = "low" if _is_cut(outcome) else "medium" if outcome.session.ambiguous else "high"
+    return say("UpstreamTimeout", sure, evidence, address=address)
+
+
+def doubt_words(outcome: Outcome) -> list[str]:
+    """What speaks against taking what was not seen for silence."""
+    return ["records were lost meanwhile: what the upstream said may be among them"] if _is_cut(outcome) else []
 
 
 def upstream_error(outcome: Outcome) -> Cause | None:
@@ -211,8 +218,10 @@ def server_error(outcome: Outcome) -> Cause | None:
         others = dict.fromkeys(one.words for one in attempts)
         good = next((one for one in reversed(attempts) if one.reply is not None), attempts[-1])
         deed = f"itself answered {name} although its upstream {good.words}" if good.reply else f"itself answered {name}"
-        sure = "low" if outcome.session.ambiguous else "high" if any(_errors(error)) else "medium"
-        return _say("ServerError", sure, [*_facts(outcome, error), *others], deed, error, otherwise=REJECTED)
+        unsure = outcome.session.ambiguous or _is_cut(outcome)
+        sure = "low" if unsure else "high" if any(_errors(error)) else "medium"
+        evidence = [*_facts(outcome, error), *others, *doubt_words(outcome)]
+        return _say("ServerError", sure, evidence, deed, error, otherwise=REJECTED)
     if rcode in BETWEEN_NEIGHBOURS:
         evidence = [*_facts(outcome, error), f"{name} exists only between a server and its direct client"]
         return _say("ServerError", "high", evidence, f"itself answered {name}", error)
@@ -252,7 +261,11 @@ def _view_words(outcome: Outcome) -> str:
 
 
 def _is_in_view(outcome: Outcome) -> bool:
-    return outcome.server_netns is not None and not outcome.lossy and not outcome.session.overflowed
+    return outcome.server_netns is not None and not _is_cut(outcome)
+
+
+def _is_cut(outcome: Outcome) -> bool:
+    return outcome.lossy or outcome.session.overflowed
 
 
 def _took_ns(outcome: Outcome, error: Transmission) -> int | None:

@@ -28,6 +28,7 @@ from agent.explain.findings import View, findings
 from agent.explain.floods import flooded
 from agent.explain.rcodes import (
     attempts_upstream,
+    doubt_words,
     is_error_delivered,
     server_error,
     spoken_error,
@@ -606,11 +607,13 @@ def upstream_tcp_unavailable(case: Case) -> Cause | None:
     if any(one.reply is not None and one.last_ns > failed[-1].first_ns for one in attempts):
         # It asked on without a connection, and was answered.
         return None
-    how = "refused" if failed[-1].refused else "no answer to the request for a connection"
+    refused = failed[-1].refused
+    how = "refused" if refused else "no answer to the request for a connection"
     asked = [hop.detail for one in failed for hop in _first_hops(one.queries)]
     said = [one.words for one in attempts if one.reply is not None]
-    evidence = [f"{_upstreams(asked)}: {how}", *said]
-    return say("UpstreamTCPUnavailable", "high", evidence, address=_upstreams(asked))
+    doubt = [] if refused else doubt_words(outcome)
+    evidence = [f"{_upstreams(asked)}: {how}", *said, *doubt]
+    return say("UpstreamTCPUnavailable", "low" if doubt else "high", evidence, address=_upstreams(asked))
 
 
 def _first_hops(leg: Leg) -> list[Sighting]:

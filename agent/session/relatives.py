@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.session.sighting import UDP
+from agent.session.taken import NOERROR, NXDOMAIN
 
 if TYPE_CHECKING:
     from agent.session.model import Session
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
 
 A, AAAA = 1, 28
 OTHER_HALF = {A: AAAA, AAAA: A}
-NOERROR, NXDOMAIN = 0, 3
 ROOT = b"\0"
 
 

@@ -19,6 +19,7 @@ from agent.export.redaction import Redaction
 from agent.export.table import fit, row
 from agent.session.addressed import addressed, server_of
 from agent.session.sighting import DETAIL, address_to_text
+from agent.wire.stream import SYN
 from tests.unit.conftest import BACKEND, POD, VIP, packed
 
 CASES = Path(__file__).parents[1] / "fixtures/cases"
@@ -314,6 +315,22 @@ def test_of_upstreams_the_one_that_was_waited_for_last_decides(world):
     assert (cause.code, cause.confidence) == ("UpstreamTimeout", "high")
     assert "100.100.2.138:53 and got no answer" in cause.message
     assert "100.100.2.136:53 answered SERVFAIL" in cause.evidence
+
+
+@pytest.mark.parametrize("over_tcp", [False, True])
+@pytest.mark.parametrize(("lossy", "confidence"), [(False, "high"), (True, "low")])
+def test_an_upstream_is_not_called_silent_for_sure_while_records_were_lost(world, lossy, confidence, over_tcp):
+    start = warm(world)
+    lookup = world.Lookup()
+    ask = lookup.onward(port=33001)
+    asked_ = world.Tcp(ask).segment(start + world.MS, flags=SYN) if over_tcp else ask.query(start + world.MS)
+    world.feed(lookup.query(start), asked_)
+    if lossy:
+        world.table.record_loss(start + 2 * world.MS, start + 3 * world.MS)
+    outcome = world.outcomes(lookup.reply(start + 2 * world.SECOND, rcode=SERVFAIL, aa=False, ra=True))[0]
+    cause = explain(outcome).cause
+    assert (cause.code, cause.confidence) == ("UpstreamTCPUnavailable" if over_tcp else "UpstreamTimeout", confidence)
+    assert any("records were lost meanwhile" in line for line in cause.evidence) is lossy
 
 
 def test_an_upstream_that_was_not_waited_for_is_not_blamed(world):
