@@ -91,7 +91,7 @@ DIAGNOSES = {
     "ConntrackTableNearlyFull": rf"{name_of('full')}\.\t.*conntrack entries",
     "ConntrackDropping": rf"{name_of('full')}\.\tThe connection-tracking table of .* is full",
     "DNSReceiveBufferOverflow": r"\d 10\.244\.2\.53\t",
-    "DNSStaleBackend": r"StaleConntrackEntry\t10\.244\.1\.10\t\d+\tAn old connection-tracking entry",
+    "DNSStaleBackend": r"StaleConntrackEntry\t10\.244\.1\.10\t\d+\tAn old conntrack entry",
     "DnstrailCaptureLoss": rf"1 of \d+ lookups\n.*\t{UNFINISHED}\.",
 }
 """What the command of each alert's runbook must find."""
@@ -129,7 +129,9 @@ def missing(agent: Watch, lab: Lab) -> set[tuple[str, str]]:
 
 
 def sections() -> dict[str, str]:
-    return dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+    """Those that answer a question by commands."""
+    found = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return {title: text for title, text in found if "```" in text}
 
 
 def blocks(text: str, language: str) -> list[str]:
