@@ -259,6 +259,8 @@ def refused_by_netfilter(code: str) -> Callable[[Case], Cause | None]:
                 evidence, confidence = [death_words(death), *found.evidence], found.confidence
                 if code == netfilter.RULE and death.drop.hook == "PREROUTING" and death.message in QUERIES:
                     evidence.append(NO_PROXY)
+                    if case.outcome.knowledge.takers.has_proxy(death.hop.netns):
+                        confidence = "medium"
                 if code == netfilter.RULE and may_have_no_endpoints(case, death):
                     evidence, confidence = [*evidence, SAME], "medium"
                 return say(

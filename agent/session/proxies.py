@@ -126,6 +126,10 @@ class Takers:
         """Whether the program of that namespace is known to be a proxy."""
         return (netns, program) in self._programs
 
+    def has_proxy(self, netns: int) -> bool:
+        """Whether some transparent proxy is known in that namespace, whatever it takes now."""
+        return any(known == netns for known, _ in self._programs)
+
     def is_proxys(self, asked: Sighting) -> bool:
         """Whether the program that sends this query is known to be a proxy."""
         return bool(self._programs) and bool(asked.flags & PROCESS) and self.is_proxy(asked.netns, asked.detail.comm)

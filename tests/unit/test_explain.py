@@ -557,3 +557,13 @@ def test_a_delivered_error_is_named_and_never_called_a_vanished_reply(world, fla
 def test_a_truncated_answer_is_remarked(world):
     verdict = explain(world.outcome(world.Lookup().both(tc=True)))
     assert (verdict.cause, verdict.findings) == (None, ["Truncated"])
+
+
+@pytest.mark.parametrize(("known", "confidence"), [(False, "high"), (True, "medium")])
+def test_a_drop_in_prerouting_is_less_certain_where_a_transparent_proxy_is_known(world, known, confidence):
+    if known:
+        world.table.knowledge.takers._programs.add((world.NODE, b"cilium-agent"))
+    dropped = world.dropped(world.Lookup().query(), 2, "NETFILTER_DROP", "nft_do_chain", ("nft_do_chain", "ip_rcv"))
+    cause = explain(world.outcome(dropped)).cause
+    assert (cause.code, cause.confidence) == ("PolicyDrop", confidence)
+    assert any("TPROXY" in one for one in cause.evidence)

@@ -286,6 +286,12 @@ def server_cells(plane: DataPlane, lookup: Lookup) -> Iterator[Cell]:
     )
 
 
+UNKNOWN_PROXY: dict[str, Any] = {
+    "limit": "a late reply of the server looks as if nobody took the query: the drop is then a rule's, or TPROXY's own",
+    "also": frozenset({"PolicyDrop"}),
+}
+
+
 def proxy_cells(plane: DataPlane, lookup: Lookup) -> Iterator[Cell]:
     yield cell(
         plane,
@@ -305,6 +311,7 @@ def proxy_cells(plane: DataPlane, lookup: Lookup) -> Iterator[Cell]:
         code="NoListener",
         confidence=None,
         inject=under(plane, lookup, lambda injection: no_proxy(injection.proxies[0]), connects=False),
+        **UNKNOWN_PROXY if plane.kind.plane in SAME_PORT else {},
         bitmaps=frozenset({0}),
     )
 
