@@ -537,7 +537,7 @@ def left_node(case: Case) -> Cause | None:
     hop = outcome.knowledge.end_of(_unanswered_query(outcome), outcome.session.strangers)
     if outcome.knowledge.is_tapped(hop.netns):
         return _passed_a_tap(outcome, hop)
-    if outcome.knowledge.lives_here(hop.detail.daddr):
+    if outcome.knowledge.is_hidden_here(hop.detail.daddr):
         # Macvlan and the like: the other end shows no arrival, so nobody knows whether it got there.
         return None
     evidence = [f"last sighting of the query: {where(hop)}", *_reset_words(outcome)]

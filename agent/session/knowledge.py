@@ -26,6 +26,8 @@ MAX_BACKENDS = 1024
 KEPT_LOSSES = 1024
 OTHER_HOST = "OTHERHOST"
 WINDOW_NS = 60_000_000_000
+ICMP_PAUSE_NS = 2_000_000_000
+"""Twice as long as the kernel keeps quiet to one host by default (net.ipv4.icmp_ratelimit, 1 s)."""
 MAX_REFUSED = 1024
 PORT_UNREACHABLE = frozenset({(4, 3, 3), (6, 1, 4)})
 """ICMP errors by IP version, type and code (RFC 792, RFC 4443 3.1)."""
@@ -194,7 +196,7 @@ class Knowledge:
     def is_refused(self, hop: Sighting) -> bool:
         """Whether, about that time, this hop's namespace saw "port unreachable" of where the packet was going to."""
         refused_ns = self.refused.get((hop.netns, Endpoint(hop.detail.daddr, hop.detail.dport)))
-        return refused_ns is not None and abs(hop.ts_ns - refused_ns) <= WINDOW_NS
+        return refused_ns is not None and abs(hop.ts_ns - refused_ns) <= ICMP_PAUSE_NS
 
     def owns(self, netns: int, address: bytes) -> bool | None:
         """Whether the namespace has, or had when it answered, this address: pods go while lookups wait."""
@@ -263,6 +265,11 @@ class Knowledge:
     def goes_on(self, reply: Transmission, home: int) -> bool:
         """Whether replies to this client that came as far as this one were seen to go on from there."""
         return way_of(reply.hops[-1], home) in self.continues
+
+    def is_hidden_here(self, address: bytes) -> bool:
+        """Whether a server of this node has answered from the address, in a namespace that shows no arrivals."""
+        homes = (netns for netns, servers in self.serving.items() if address in servers.addresses)
+        return any(netns not in self.receiving for netns in homes)
 
     def lives_here(self, address: bytes) -> bool:
         """Whether a server of this node has answered from the address."""

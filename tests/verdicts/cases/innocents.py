@@ -23,6 +23,7 @@ from tests.verdicts.lookups import answered, ask_over_tcp, one_socket, says, wai
 TWO = LabKind(servers=2)
 TWO_NFT = LabKind("nftables", servers=2)
 NODE_LOCAL = LabKind(note="NodeLocal")
+TOO_LARGE = frozenset({"LargerThanOffered"})
 PARALLEL = frozenset({"ParallelNameservers"})
 
 NARROW_MTU = 1280
@@ -323,16 +324,18 @@ CASES: tuple[Case, ...] = (
     fine("CoreDNS serves stale", asked_when_stale, setup=with_corefile(STALE), lab=COREDNS),
     fine("CoreDNS checks its upstream's health", after_an_upstream_failed, setup=with_corefile(CHECKED), lab=COREDNS),
     fine("CoreDNS looks for loops", each_upstream, setup=with_corefile(LOOPING), lab=COREDNS),
-    fine("3 kB over UDP", word("size-3000", rdtype="TXT"), setup=scripted_server),
+    fine("3 kB over UDP", word("size-3000", rdtype="TXT"), setup=scripted_server, findings=TOO_LARGE),
     fine(
         "3 kB over UDP, smaller fragments to the client",
         word("size-3000", rdtype="TXT"),
         setup=all_of(scripted_server, narrow_to_client),
+        findings=TOO_LARGE,
     ),
     fine(
         "3 kB over UDP without translation, smaller fragments to the client",
         word("size-3000", rdtype="TXT", direct=True),
         setup=all_of(scripted_server, narrow_to_client),
+        findings=TOO_LARGE,
     ),
     fine("TCP, closed at once after the reply", over_tcp(20)),
     fine("TCP, reset by the client after the reply", over_tcp(20, reset=True)),
