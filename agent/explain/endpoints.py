@@ -62,8 +62,11 @@ def may_have_no_endpoints(case: Case, death: Death) -> bool:
     knowledge = case.outcome.knowledge
     if death.message not in QUERIES or not _could_be_translated(case, death) or not knowledge.is_refused(death.hop):
         return False
-    known = any(address in servers.addresses for servers in knowledge.serving.values())
-    return not known and knowledge.owns(death.hop.netns, address) is not True and not _asks_api(case, death.hop)
+    return (
+        not knowledge.lives_here(address)
+        and knowledge.owns(death.hop.netns, address) is not True
+        and not _asks_api(case, death.hop)
+    )
 
 
 def endpoint_words(case: Case, virtual: Endpoint, server: Endpoint) -> list[str]:

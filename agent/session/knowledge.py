@@ -11,7 +11,7 @@ from agent.session.proxies import Takers, taker_of
 from agent.session.sighting import ORIGIN, PROCESS, RESPONSE, RX, TX, Sighting
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from agent.session.drops import Drop, Kernel
     from agent.session.model import Session, Transmission
@@ -268,12 +268,15 @@ class Knowledge:
 
     def is_hidden_here(self, address: bytes) -> bool:
         """Whether a server of this node has answered from the address, in a namespace that shows no arrivals."""
-        homes = (netns for netns, servers in self.serving.items() if address in servers.addresses)
-        return any(netns not in self.receiving for netns in homes)
+        return any(netns not in self.receiving for netns in self._homes_of(address))
 
     def lives_here(self, address: bytes) -> bool:
         """Whether a server of this node has answered from the address."""
-        return any(address in servers.addresses for servers in self.serving.values())
+        return any(True for _ in self._homes_of(address))
+
+    def _homes_of(self, address: bytes) -> Iterator[int]:
+        """Namespaces in which a server has answered from the address."""
+        return (netns for netns, servers in self.serving.items() if address in servers.addresses)
 
     def learn_answer(self, virtual: tuple[int, Endpoint], backend: Endpoint, answered_ns: int) -> Backend:
         """Take note that a server behind a virtual address has answered."""
