@@ -12,9 +12,28 @@ from agent.enrich.processes import NetnsProcesses
 from agent.session.sighting import V4_MAPPED
 
 FRESH_SECONDS = 5.0
+"""How long an answer is kept."""
+PAUSE_SECONDS = 0.1
+"""Between two readings of one namespace: a pod that is being set up gets its address after its namespace."""
+MAX_OTHERS = 4096
 _LOCAL_V4 = re.compile(r"\|-- (\S+)\n\s+/32 host LOCAL")
 _LOOPBACK_V4 = V4_MAPPED + b"\x7f"
 """127.0.0.0/8 is one local prefix (RFC 1122 3.2.1.3): systemd-resolved listens on 127.0.0.53."""
+
+
+@dataclass(slots=True)
+class Read:
+    """The addresses of one namespace."""
+
+    at: float
+    """`time.monotonic()`."""
+    local: frozenset[bytes]
+    others: set[bytes] = field(default_factory=set)
+    """Those that were asked for and not found, up to `MAX_OTHERS`."""
+
+    def has(self, address: bytes) -> bool:
+        """Whether the address is one of the namespace's."""
+        return address in self.local or address.startswith(_LOOPBACK_V4)
 
 
 @dataclass(slots=True)
@@ -22,19 +41,29 @@ class LocalAddresses:
     """Answers `is_local(netns, address)`, with answers a few seconds old at most."""
 
     processes: NetnsProcesses = field(default_factory=NetnsProcesses)
-    _addresses: dict[int, tuple[float, frozenset[bytes]]] = field(default_factory=dict)
+    _known: dict[int, Read] = field(default_factory=dict)
 
     def is_local(self, netns: int, address: bytes) -> bool | None:
-        """Whether the namespace owns the 16-octet address; None when no process of it can be looked at."""
+        """Whether the namespace owns the 16-octet address; None when no process of it can be looked at.
+
+        An address that was not asked for before is looked for anew if it is not among those that are known.
+        """
         now = time.monotonic()
-        known = self._addresses.get(netns)
-        if known is None or now - known[0] > FRESH_SECONDS:
-            addresses = self._read(netns)
-            if addresses is None:
-                self._addresses.pop(netns, None)
-                return None
-            known = self._addresses[netns] = (now, addresses)
-        return address in known[1] or address.startswith(_LOOPBACK_V4)
+        read = self._known.get(netns)
+        fresh = read is not None and now - read.at <= FRESH_SECONDS
+        found = read.has(address) if read is not None and fresh else False
+        if read is not None and fresh and (found or address in read.others or now - read.at <= PAUSE_SECONDS):
+            return found
+        local = self._read(netns)
+        if local is None:
+            self._known.pop(netns, None)
+            return None
+        others = read.others - local if read is not None and fresh else set()
+        read = self._known[netns] = Read(now, local, others)
+        found = read.has(address)
+        if not found and len(others) < MAX_OTHERS:
+            others.add(address)
+        return found
 
     def _read(self, netns: int) -> frozenset[bytes] | None:
         net = self.processes.net_of(netns)

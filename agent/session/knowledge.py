@@ -101,6 +101,8 @@ class Servers:
     addresses: set[bytes] = field(default_factory=set)
     given: set[bytes] = field(default_factory=set)
     """Those of them that the namespace does not have: a rule leads what is sent there to it."""
+    unsure: set[bytes] = field(default_factory=set)
+    """Those of them that the namespace may not have: when it answered, its addresses could not be read."""
 
 
 class Shape(NamedTuple):
@@ -167,22 +169,28 @@ class Knowledge:
         servers = self.serving.get(reply.netns)
         if servers is None:
             servers = self.serving[reply.netns] = Servers()
-        if detail.saddr not in servers.addresses or detail.saddr in servers.given:
+        if detail.saddr not in servers.addresses or detail.saddr in servers.given or detail.saddr in servers.unsure:
             self._learn_address(reply, detail, servers)
         if reply.flags & PROCESS and len(servers.programs) < MAX_SERVERS:
             servers.programs.add(detail.comm)
 
     def _learn_address(self, reply: Sighting, detail: Detail, servers: Servers) -> None:
         """An address that the namespace has, or one that a rule gives it; not one that a transparent proxy poses as."""
-        taker = taker_of(reply, detail, self.is_local)
-        if taker is not None:
+        address = detail.saddr
+        is_local = self.is_local(reply.netns, address)
+        servers.unsure.discard(address)
+        if is_local is False:
+            taker = taker_of(reply, detail)
             self.takers.note(reply, detail, taker)
             if taker.listens is None:
+                servers.addresses.discard(address)
                 return
             if len(servers.given) < MAX_SERVERS:
-                servers.given.add(detail.saddr)
+                servers.given.add(address)
         if len(servers.addresses) < MAX_SERVERS:
-            servers.addresses.add(detail.saddr)
+            servers.addresses.add(address)
+            if is_local is None:
+                servers.unsure.add(address)
 
     def learn_error(self, error: Sighting) -> None:
         """Take note of an ICMP error about a query."""

@@ -17,7 +17,7 @@ from agent.session.model import Endpoint
 from agent.session.sighting import CONNTRACK, DROP, PROCESS, RX, SOCKET_RX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from agent.session.knowledge import Knowledge
     from agent.session.model import Session, Transmission
@@ -57,16 +57,13 @@ class Taker(NamedTuple):
 NOBODY = Taker(b"", None, Means.UNKNOWN)
 
 
-def taker_of(reply: Sighting, detail: Detail, is_local: Callable[[int, bytes], bool | None]) -> Taker | None:
-    """Who sent this reply, if it carries the address of somebody else.
+def taker_of(reply: Sighting, detail: Detail) -> Taker:
+    """Who sent this reply, which carries an address that its namespace does not have.
 
     Args:
         reply: at its sender's socket.
         detail: of the reply.
-        is_local: whether a namespace has an address; where that is not known nothing is claimed.
     """
-    if is_local(reply.netns, detail.saddr) is not False:
-        return None
     program = detail.comm if reply.flags & PROCESS else b""
     if not reply.flags & CONNTRACK:
         return Taker(program, None, Means.UNKNOWN)

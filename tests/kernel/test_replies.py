@@ -19,12 +19,13 @@ from tests.kernel.test_resolvers import OPTIONS, resolver_command
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.kernel.conftest import Watch
+    from tests.kernel.conftest import Line, Watch
 
 pytestmark = pytest.mark.kernel
 
 NOBODY = "192.0.2.253"
 """Where no packet comes back from: nothing in the lab has it."""
+TRIES = 5
 ELSEWHERE, ELSEWHERE6 = "10.244.77.77", "fd00:244::77:77"
 
 
@@ -83,16 +84,24 @@ def test_musl_takes_the_answer_that_follows_a_servfail(lab: Lab, watch: Watch):
 
 
 def test_of_servers_that_contradict_each_other_the_line_names_the_one_that_counts(lab: Lab, watch: Watch):
-    name = new_name("late-20")
     one, other = lab.servers
     with scripted(one), scripted(other, always="nxdomain"):
-        assert by_musl(lab, name, one.address, other.address) != 0
-    for line in wait_for(watch, name, 2):
-        assert (line["Status"], line["Rcode"], line["Cause"]) == ("Succeeded", "NXDOMAIN", None)
-        assert line["Server"]["Address"] == other.address
-        assert "ServersDisagree" in line["Findings"]
-        remark = next(words for words in line["Remarks"] if words.startswith("ServersDisagree"))
-        assert f"{one.address}:53 answered NOERROR" in remark
+        for line in asked_of_both(lab, watch, one.address, other.address):
+            assert (line["Status"], line["Rcode"], line["Cause"]) == ("Succeeded", "NXDOMAIN", None)
+            assert line["Server"]["Address"] == other.address
+            remark = next(words for words in line["Remarks"] if words.startswith("ServersDisagree"))
+            assert f"{one.address}:53 answered NOERROR" in remark
+
+
+def asked_of_both(lab: Lab, watch: Watch, *nameservers: str) -> list[Line]:
+    """Two lines that know both answers: on a busy machine the second one comes after the lookup is over, at times."""
+    for _ in range(TRIES):
+        name = new_name("late-20")
+        assert by_musl(lab, name, *nameservers) != 0
+        lines = wait_for(watch, name, 2)
+        if all("ServersDisagree" in line["Findings"] for line in lines):
+            return lines
+    pytest.fail(f"{TRIES} times at least one line said nothing of the other answer: {lines[0]}")
 
 
 def test_of_servers_asked_at_once_the_good_reply_counts_although_an_error_came_first(lab: Lab, watch: Watch):

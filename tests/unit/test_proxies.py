@@ -553,6 +553,15 @@ def test_a_tproxy_rule_without_its_proxy_is_no_policy(world):
     assert "The DNS proxy dns-proxy on this node" in found.message
 
 
+def test_a_proxy_is_known_although_its_first_reply_came_before_the_addresses_of_the_node(world):
+    world.knows_addresses = False
+    warm(world)
+    world.knows_addresses = True
+    start = warm(world)
+    (one,) = world.outcomes(dropped(taken().query(start), 2, stack=("nf_hook_slow", "ip_rcv")))
+    assert (cause(one).code, cause(one).confidence) == ("NoListener", "medium")
+
+
 def test_where_no_proxy_was_known_a_rule_dropped_it(world):
     (one,) = world.outcomes(dropped(taken().query(), 2, stack=("nf_hook_slow", "ip_rcv")))
     assert cause(one).code == "PolicyDrop"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.enrich import local as local_addresses
 from agent.enrich import surroundings as live
 from agent.enrich.local import LocalAddresses
 from agent.enrich.processes import NetnsProcesses
@@ -437,3 +438,17 @@ def test_local_addresses_are_those_of_the_namespace(proc: Proc):
     assert local.is_local(pod, endpoint("127.0.0.53").address)
     assert local.is_local(pod, endpoint("10.244.1.255").address) is False
     assert local.is_local(1, endpoint("10.244.1.5").address) is None
+
+
+def test_an_address_that_a_namespace_got_just_now_is_its_own(proc: Proc, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(local_addresses.time, "monotonic", lambda: now[0])
+    tries = ("     |-- 10.244.1.5\n        /32 host LOCAL\n", "     |-- 10.244.1.6\n        /32 host LOCAL\n")
+    pod = proc.process("77", {"fib_trie": tries[0], "if_inet6": ""})
+    local = LocalAddresses(NetnsProcesses(proc.root))
+    assert local.is_local(pod, endpoint("10.244.1.7").address) is False
+    proc.write("77", "fib_trie", "".join(tries))
+    assert local.is_local(pod, endpoint("10.244.1.6").address) is False, "between two readings there is a pause"
+    now[0] += local_addresses.PAUSE_SECONDS * 1.1
+    assert local.is_local(pod, endpoint("10.244.1.6").address)
+    assert local.is_local(pod, endpoint("10.244.1.7").address) is False

@@ -11,6 +11,9 @@ from tests.verdicts.campaign import MISSED, NONE, Result
 
 HEADERS = {
     "CaptureLoss": "Capture",
+    "UnexpectedSource": "Source",
+    "MalformedReply": "BadReply",
+    "MismatchedReply": "Mismatch",
     "IPVSStaleBackend": "IPVS",
     "StaleConntrackEntry": "CTStale",
     "ConntrackTableFull": "CTFull",
