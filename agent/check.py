@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.capture import privileges
-from agent.capture.btf import BtfError, load_kernel
 from agent.capture.cgroup import cgroup2_root
-from agent.capture.kernel_types import KernelTypes, kernel_types
 from agent.capture.live import Capture
-from agent.capture.offsets import TRACEPOINTS, conntrack_layout, counter_flags, drop_reasons
-from agent.capture.symbols import KernelSymbols
 from agent.enrich.kube.access import AUTO, NO_TOKEN, OFF, access_by, has_no_token
 from agent.enrich.kube.errors import NotConfiguredError
 from agent.enrich.kube.probe import reach
+from agent.kernel.btf import BtfError, load_kernel
+from agent.kernel.offsets import TRACEPOINTS, conntrack_layout, counter_flags, drop_reasons
+from agent.kernel.symbols import KernelSymbols
+from agent.kernel.types import KernelTypes, kernel_types
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from agent.capture.btf import Btf
+    from agent.kernel.btf import Btf
 
 OLDEST_KERNEL = (5, 8)
 MEMLOCK_FREE_KERNEL = (5, 11)

@@ -10,8 +10,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from agent import __version__
-from agent.capture.errors import CaptureError
 from agent.enrich.kube.errors import NotConfiguredError
+from agent.kernel.errors import CaptureError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from agent.capture.errors import CaptureError
+from agent.kernel.errors import CaptureError
 from agent.lab import (
     VIP,
     VIP6,

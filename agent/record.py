@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.capture.live import Capture
-from agent.capture.recorder import Recorder, Setting
-from agent.capture.rotation import FileRing
+from agent.capturefile.rotation import FileRing
+from agent.capturefile.writer import Recorder, Setting
 from agent.enrich.local import LocalAddresses
 from agent.export.clock import wall_offset_ns
 from agent.process import say, spare_the_collector

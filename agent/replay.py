@@ -10,11 +10,11 @@ import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.capture.inputs import InputError, Inputs
-from agent.capture.order import SETTLE_NS, Clock, in_order
-from agent.capture.playback import Playback
-from agent.capture.recorded import Recorded
-from agent.capture.recording import restore
+from agent.capturefile.hop_comment import restore
+from agent.capturefile.inputs import InputError, Inputs
+from agent.capturefile.order import SETTLE_NS, Clock, in_order
+from agent.capturefile.playback import Playback
+from agent.capturefile.recorded_nodes import Recorded
 from agent.explain.rules import explain
 from agent.export.printer import LineOptions, Printer
 from agent.export.progress import Progress
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import TextIO
 
-    from agent.capture.frames import Frame
-    from agent.capture.inputs import Input
-    from agent.capture.recording import Restored
+    from agent.capturefile.frames import Frame
+    from agent.capturefile.hop_comment import Restored
+    from agent.capturefile.inputs import Input
     from agent.session.outcome import Outcome
 
 FLUSH_SECONDS = 0.2
@@ -112,12 +112,12 @@ class Replay:
             self._restore(found)
             self._told += 1
             return
-        for sighting in self._playback.given_up(frame.ts_ns):
-            self._table.observe(sighting)
+        for hop in self._playback.given_up(frame.ts_ns):
+            self._table.observe(hop)
         told = False
-        for sighting in self._playback.sightings(frame, source.vantage):
+        for hop in self._playback.hops(frame, source.vantage):
             # What is only counted is counted once for each frame, though a tap shows two hops.
-            taken = self._table.observe(sighting)
+            taken = self._table.observe(hop)
             if taken is False:
                 # An arrival that it proved was told before: it is that of another frame.
                 told = False
@@ -134,8 +134,8 @@ class Replay:
             self._printer.context = self._printer.context._replace(node=self._recorded.node)
         if found.lost is not None:
             self._table.record_loss(found.lost.start_ns, found.lost.end_ns)
-        if found.sighting is not None:
-            self._table.observe(found.sighting)
+        if found.hop is not None:
+            self._table.observe(found.hop)
 
     def _show(self, outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:

@@ -12,12 +12,13 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from agent.capture.live import Capture
+from agent.context.cluster import NobodyKnown
 from agent.enrich.conntrack import ConntrackLookup
 from agent.enrich.containers import Containers
+from agent.enrich.counters import LiveSurroundings
 from agent.enrich.kube.live import LiveCluster
 from agent.enrich.local import LocalAddresses
 from agent.enrich.processes import NetnsProcesses
-from agent.enrich.surroundings import LiveSurroundings
 from agent.enrich.who import WhoIsWho
 from agent.explain.rules import explain
 from agent.export.announcements import StateAnnouncer
@@ -30,7 +31,6 @@ from agent.export.outlet import Outlet
 from agent.export.printer import LineOptions, Printer
 from agent.process import end_unless_told_again, leave, say, spare_the_collector
 from agent.serve import Server
-from agent.session.cluster import NobodyKnown
 from agent.session.model import SECOND_NS, Settings
 from agent.session.table import SessionTable
 
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from agent.capture.live import Loss
+    from agent.context.cluster import Cluster
+    from agent.context.who import Who
     from agent.enrich.kube.access import Access
     from agent.enrich.kube.health import WatchHealth
     from agent.explain.verdict import Verdict
+    from agent.hop.endpoint import Endpoint
     from agent.serve import Address
-    from agent.session.cluster import Cluster
-    from agent.session.model import Endpoint
     from agent.session.outcome import Outcome
-    from agent.session.who import Who
 
 WAIT_SECONDS = 0.05
 SETTLE_NS = 5_000_000
-"""Sightings younger than this may still be on their way through the ring."""
+"""Hops younger than this may still be on their way through the ring."""
 REPORT_SECONDS = 10.0
 STALL_SECONDS = 60.0
 """When the loop has not turned for so long, it never will. The kubelet may not find out: a full connection table keeps
@@ -194,7 +194,7 @@ class Agent:
             self._live.stop(max(0.0, end - time.monotonic()))
         self._table.close()
         counts = self.table.counts
-        say(f"{counts.sessions} sessions from {counts.sightings} records; {self._capture.lost_records} records lost")
+        say(f"{counts.sessions} sessions from {counts.hops} records; {self._capture.lost_records} records lost")
 
     def _beat(self) -> None:
         """Tell the pulse; and the operator, if the loop stood still for so long that /healthz said so."""

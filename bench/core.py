@@ -23,8 +23,9 @@ from agent.capture.ring import RECORD_HEADER, Ring
 from agent.explain.rules import Verdict, explain
 from agent.export import line
 from agent.export.filters import Filter, is_problem
+from agent.hop.endpoint import V4_MAPPED
+from agent.hop.record import DETAIL, HEAD, Detail, Event, Flag, Head, Hop
 from agent.session.outcome import Status
-from agent.session.sighting import DETAIL, HEAD, V4_MAPPED, Detail, Event, Flag, Head, Sighting
 from agent.session.table import SessionTable
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ CLIENT_IP, VIP, SERVER_IP = (V4_MAPPED + bytes(ip) for ip in ((10, 244, 1, 10), 
 PLAIN, REPLY_INFO = 0, 3
 
 
-class Hop(NamedTuple):
+class Place(NamedTuple):
     """One of the eight places a lookup passes."""
 
     after_ns: int
@@ -62,14 +63,14 @@ class Hop(NamedTuple):
 
 
 HOPS = (
-    Hop(0, Event.TX, CLIENT, 2, b"eth0", False, VIP, False),
-    Hop(23_000, Event.RX, NODE, 3, b"vethc1", False, VIP, False),
-    Hop(46_100, Event.TX, NODE, 4, b"veths1", False, SERVER_IP, True),
-    Hop(47_500, Event.RX, SERVER, 2, b"eth0", False, SERVER_IP, False),
-    Hop(125_600, Event.TX, SERVER, 2, b"eth0", True, SERVER_IP, False),
-    Hop(128_600, Event.RX, NODE, 4, b"veths1", True, SERVER_IP, False),
-    Hop(137_600, Event.TX, NODE, 3, b"vethc1", True, VIP, True),
-    Hop(138_600, Event.RX, CLIENT, 2, b"eth0", True, VIP, False),
+    Place(0, Event.TX, CLIENT, 2, b"eth0", False, VIP, False),
+    Place(23_000, Event.RX, NODE, 3, b"vethc1", False, VIP, False),
+    Place(46_100, Event.TX, NODE, 4, b"veths1", False, SERVER_IP, True),
+    Place(47_500, Event.RX, SERVER, 2, b"eth0", False, SERVER_IP, False),
+    Place(125_600, Event.TX, SERVER, 2, b"eth0", True, SERVER_IP, False),
+    Place(128_600, Event.RX, NODE, 4, b"veths1", True, SERVER_IP, False),
+    Place(137_600, Event.TX, NODE, 3, b"vethc1", True, VIP, True),
+    Place(138_600, Event.RX, CLIENT, 2, b"eth0", True, VIP, False),
 )
 
 
@@ -82,7 +83,7 @@ def messages(number: int) -> tuple[bytes, bytes]:
     return query, struct.pack("!6H", number & 0xFFFF, 0x8580, 1, 1, 0, 0) + question + answer
 
 
-def record(hop: Hop, number: int, begun_ns: int, payload: bytes) -> tuple[int, bytes]:
+def record(hop: Place, number: int, begun_ns: int, payload: bytes) -> tuple[int, bytes]:
     """One hop as the kernel program writes it, with its time; the octets come with a message's first hop."""
     first = hop is HOPS[0] or hop is HOPS[4]
     port = 1024 + number % 60_000
@@ -187,10 +188,10 @@ class Stopwatch:
 def one_batch(table: SessionTable, ring: FileRing, watch: Stopwatch, first: int, begun_ns: int) -> int:
     """Lead one batch through all parts; returns how many sessions succeeded."""
     reader = ring.fill(recorded(first, begun_ns))
-    sightings: list[Sighting] = []
-    watch.time("ring", BATCH, lambda: reader.drain(sightings.append, reader.produced()))
+    records: list[Hop] = []
+    watch.time("ring", BATCH, lambda: reader.drain(records.append, reader.produced()))
     reader.close()
-    watch.time("observe", BATCH, lambda: _each(table.observe, sightings))
+    watch.time("observe", BATCH, lambda: _each(table.observe, records))
     outcomes = watch.time("close", BATCH, lambda: list(table.expire(begun_ns + PAUSE_NS)))
     verdicts = watch.time("explain", BATCH, lambda: [explain(one) for one in outcomes])
     pairs = list(zip(outcomes, verdicts, strict=True))
@@ -206,9 +207,9 @@ def _print_lines(pairs: list[tuple[Outcome, Verdict]], watch: Stopwatch) -> None
     watch.time("encode line", len(pairs), lambda: [encoder.encode(one) for one in built])
 
 
-def _each(function: Callable[[Sighting], object], sightings: list[Sighting]) -> None:
-    for sighting in sightings:
-        function(sighting)
+def _each(function: Callable[[Hop], object], records: list[Place]) -> None:
+    for record in records:
+        function(record)
 
 
 def _each_pair(function: Callable[[Outcome, Verdict], object], pairs: list[tuple[Outcome, Verdict]]) -> None:
@@ -250,7 +251,7 @@ def main() -> None:
     watch, ring, table = Stopwatch(profile), FileRing(), SessionTable()
     succeeded = sum(one_batch(table, ring, watch, *start) for start in starts(given.lookups))
     counts = table.counts
-    print(f"{counts.sightings} records, {counts.sessions} sessions, {succeeded} succeeded")
+    print(f"{counts.hops} records, {counts.sessions} sessions, {succeeded} succeeded")
     report(watch)
     if profile:
         pstats.Stats(profile).sort_stats("tottime").print_stats(given.top)

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from core import BATCH, PAUSE_NS, FileRing, recorded, starts
 from figures import Figure, table
 
+from agent.context.cluster import Pod
+from agent.context.who import NOBODY, Who
 from agent.explain.rules import explain
 from agent.export.metrics.clients import ByClient, Clients
 from agent.export.metrics.pages import Pages
 from agent.export.metrics.sources import Sources
 from agent.process import spare_the_collector
 from agent.serve import Address, Server
-from agent.session.cluster import Pod
 from agent.session.table import SessionTable
-from agent.session.who import NOBODY, Who
 
 if TYPE_CHECKING:
     from collections.abc import Callable

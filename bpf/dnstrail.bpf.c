@@ -13,7 +13,7 @@
  * a DNS server has this address and port.
  *
  * No kernel header is included. Offsets arrive as -D flags named after what
- * they point at (agent/capture/offsets.py): SK_BUFF_HEAD is the offset of
+ * they point at (agent/kernel/offsets.py): SK_BUFF_HEAD is the offset of
  * `head` in struct sk_buff. IS_DNS_PORT(p) is generated from --ports.
  */
 #include "record.h"
@@ -179,7 +179,7 @@ struct fragment_key {
 };
 
 struct fragment_value {
-	u64 message;
+	u64 message_id;
 	u16 sport;
 	u16 dport;
 	u8 flags;
@@ -706,7 +706,7 @@ static __always_inline bool later_fragment(struct packet *p, struct record *r,
 	first = fragments.lookup(&key);
 	if (!first)
 		return false;
-	r->message = first->message;
+	r->message_id = first->message_id;
 	r->sport = first->sport;
 	r->dport = first->dport;
 	r->flags = first->flags | FLAG_FRAGMENT;
@@ -719,7 +719,7 @@ static __always_inline void remember_fragment(const struct record *r)
 {
 	struct fragment_key key = { .identification = r->sequence,
 				    .netns = r->netns };
-	struct fragment_value value = { .message = r->message,
+	struct fragment_value value = { .message_id = r->message_id,
 					.sport = r->sport,
 					.dport = r->dport,
 					.flags = r->flags & FLAG_RESPONSE };
@@ -949,7 +949,7 @@ static __always_inline u32 question_end(const u8 *prefix, u32 size)
  * 0 when the question does not fit the prefix; then every hop brings the octets
  * and user space compares those.
  */
-static __always_inline u64 message_of(const struct record *r, const u8 *prefix,
+static __always_inline u64 message_id_of(const struct record *r, const u8 *prefix,
 				      u32 end)
 {
 	const u8 *client = r->flags & FLAG_RESPONSE ? r->daddr : r->saddr;
@@ -1015,7 +1015,7 @@ static __always_inline bool identify(void *ctx, struct packet *p,
 		r->flags |= FLAG_RESPONSE;
 	end = question_end(s->prefix, size);
 	if (end)
-		r->message = message_of(r, s->prefix, end);
+		r->message_id = message_id_of(r, s->prefix, end);
 	return true;
 }
 
@@ -1027,7 +1027,7 @@ static __always_inline u64 identity_of(const struct scratch *s)
 	if (r->protocol == IPPROTO_TCP)
 		return mix((u64)r->sequence << 32 | r->acknowledgement,
 			   r->payload_bytes);
-	return r->message ? r->message : *(const u64 *)s->prefix;
+	return r->message_id ? r->message_id : *(const u64 *)s->prefix;
 }
 
 /* Whether the packet is the one that it was taken for by the sk_buff's address. */
@@ -1333,7 +1333,7 @@ static __always_inline bool emit(void *ctx, struct packet *p, struct record *r,
 static __always_inline void submit(void *ctx, struct packet *p,
 				   struct record *r, u8 event)
 {
-	u64 message = r->message, now = r->ts_ns;
+	u64 message = r->message_id, now = r->ts_ns;
 	u64 *sent = message ? seen.lookup(&message) : NULL;
 	/* What an ICMP error quotes may be cut: it never brings the octets. */
 	bool known = r->flags & FLAG_ICMP || (sent && now - *sent < RESEND_NS);
@@ -1401,7 +1401,7 @@ static __always_inline bool observe(void *ctx, struct packet *p,
 		r->flags |= FLAG_LEARNED;
 	if (!identify(ctx, p, s) || (p->sign == BY_PASSING && !is_same(p, s)))
 		return false;
-	if (r->fragment == FRAGMENT_MORE && r->message)
+	if (r->fragment == FRAGMENT_MORE && r->message_id)
 		remember_fragment(r);
 	if ((event == EVENT_TX || event == EVENT_SOCKET_TX) &&
 	    r->flags & FLAG_ORIGIN)
@@ -1534,8 +1534,8 @@ int datagram_read(void *ctx)
 	    s->record.protocol == IPPROTO_UDP) {
 		s->record.netns = netns_of(p.net);
 		find_readable(&p, &s->record);
-		if (identify(ctx, &p, s) && s->record.message &&
-		    reads.update(&s->record.message, &now))
+		if (identify(ctx, &p, s) && s->record.message_id &&
+		    reads.update(&s->record.message_id, &now))
 			COUNT(seen_failed);
 	}
 	s->busy = 0;

@@ -3,7 +3,7 @@
  * The kernel's types by its own headers, where it has no BTF.
  *
  * Compiled for its debug information alone: nothing of it is ever loaded as a
- * program. agent/capture/headers.py adds one function for each type, because
+ * program. agent/kernel/headers.py adds one function for each type, because
  * the compiler describes in full what an argument points at. A structure that
  * these headers do not define stays a declaration.
  *

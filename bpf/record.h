@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
-/* Generated from agent/session/sighting.py by `python -m agent.capture.layout`: change it there. */
+/* Generated from agent/hop/record.py by `python -m agent.capture.layout`: change it there. */
 #ifndef DNSTRAIL_RECORD_H
 #define DNSTRAIL_RECORD_H
 
@@ -22,7 +22,7 @@
 
 struct record {
 	__u64 ts_ns;
-	__u64 message;
+	__u64 message_id;
 	__u64 skb;
 	__u32 netns;
 	__u32 ifindex;

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from agent.capture.syscall import bpf
+from agent.kernel.syscall import bpf
 
 BPF_LINK_CREATE = 28
 ATTACH_TYPES = {"cgroup_ingress": 0, "cgroup_egress": 1}

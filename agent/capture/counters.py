@@ -6,7 +6,7 @@ import mmap
 import struct
 from typing import NamedTuple
 
-from agent.session.sighting import Event
+from agent.hop.record import Event
 
 _LAYOUT = struct.Struct("=8Q8QQQQQQ24x")
 """struct counters of bpf/dnstrail.bpf.c, one element a CPU."""

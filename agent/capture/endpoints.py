@@ -10,12 +10,12 @@ import mmap
 import struct
 from typing import TYPE_CHECKING
 
-from agent.capture.syscall import update
+from agent.kernel.syscall import update
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from agent.session.model import Endpoint
+    from agent.hop.endpoint import Endpoint
 
 _KEY = struct.Struct("=16sIHBx")
 _VALUE = struct.Struct("=Q")

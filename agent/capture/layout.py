@@ -1,6 +1,6 @@
 """The record layout as C: generates `bpf/record.h`, and the assertions that make the compiler check Python's offsets.
 
-Run `python -m agent.capture.layout > bpf/record.h` after a change of `agent.session.sighting`.
+Run `python -m agent.capture.layout > bpf/record.h` after a change of `agent.hop.record`.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, get_type_hints
 
-from agent.session.sighting import DETAIL, HEAD, STACK_FRAMES, Detail, Event, Flag, Head
+from agent.hop.record import DETAIL, HEAD, STACK_FRAMES, Detail, Event, Flag, Head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HEADER = """\
 /* SPDX-License-Identifier: (GPL-2.0-only OR Apache-2.0) */
-/* Generated from agent/session/sighting.py by `python -m agent.capture.layout`: change it there. */
+/* Generated from agent/hop/record.py by `python -m agent.capture.layout`: change it there. */
 #ifndef DNSTRAIL_RECORD_H
 #define DNSTRAIL_RECORD_H
 

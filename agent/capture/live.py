@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from agent.capture.counters import CounterMap, Counters
 from agent.capture.endpoints import EndpointMap
 from agent.capture.loader import load
-from agent.capture.offsets import TRACEPOINTS
 from agent.capture.ring import Ring
-from agent.capture.symbols import KernelSymbols
-from agent.capture.syscall import look_up
-from agent.session.drops import Kernel
+from agent.hop.drops import Kernel
+from agent.kernel.offsets import TRACEPOINTS
+from agent.kernel.symbols import KernelSymbols
+from agent.kernel.syscall import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import TracebackType
 
-    from agent.session.model import Endpoint
-    from agent.session.sighting import Sighting
+    from agent.hop.endpoint import Endpoint
+    from agent.hop.record import Hop
 
 GATHER_SECONDS = 0.02
 """After a wake-up, wait so long for more: the kernel wakes the reader once for all of it."""
@@ -85,7 +85,7 @@ class Capture:
         if self._poll.poll(seconds):
             time.sleep(GATHER_SECONDS)
 
-    def drain(self, take: Callable[[Sighting], object], lost: Callable[[Loss], object]) -> bool:
+    def drain(self, take: Callable[[Hop], object], lost: Callable[[Loss], object]) -> bool:
         """Hand over what was recorded up to now, a chunk of it at most; losses that happened before are told first.
 
         Returns:

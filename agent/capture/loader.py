@@ -1,6 +1,6 @@
 """Load the BPF program in a child process that hands over its file descriptors and exits.
 
-The compiler's memory (agent.capture.compiler) goes with the child, which is `python -m agent.capture.loader FD`.
+The compiler's memory (agent.kernel.compiler) goes with the child, which is `python -m agent.capture.loader FD`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from agent.capture import cgroup, privileges
-from agent.capture.btf import BtfError
-from agent.capture.compiler import KERNEL_SOURCE, bcc, source_directory
 from agent.capture.counters import COUNTERS_ASSERTION
 from agent.capture.endpoints import ENDPOINTS_ASSERTION
-from agent.capture.errors import CaptureError
-from agent.capture.kernel_types import kernel_types
 from agent.capture.layout import c_assertions
-from agent.capture.offsets import TRACEPOINTS, drop_reasons, kernel_flags
-from agent.capture.syscall import create_anchor
+from agent.kernel.btf import BtfError
+from agent.kernel.compiler import KERNEL_SOURCE, bcc, source_directory
+from agent.kernel.errors import CaptureError
+from agent.kernel.offsets import TRACEPOINTS, drop_reasons, kernel_flags
+from agent.kernel.syscall import create_anchor
+from agent.kernel.types import kernel_types
 
 MAPS = ("ring", "counters", "endpoints", "sieves")
 CHILD_TIMEOUT_SECONDS = 120

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.capture.errors import CaptureError
+from agent.kernel.errors import CaptureError
 
 
 class Capability(NamedTuple):

@@ -14,7 +14,7 @@ import struct
 import threading
 from typing import TYPE_CHECKING
 
-from agent.session.sighting import DETAIL, HEAD, Sighting
+from agent.hop.record import DETAIL, HEAD, Hop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,7 @@ class Ring:
         """The consumer's position: octets ever read."""
         return int(self._consumer.value)
 
-    def drain(self, take: Callable[[Sighting], object], until: int) -> int:
+    def drain(self, take: Callable[[Hop], object], until: int) -> int:
         """Hand over every finished record up to a position; returns how many.
 
         A record that is still being written ends the batch: those behind it are newer. Room is given back in steps, so
@@ -65,7 +65,7 @@ class Ring:
         data, mask, consumer = self._data, self.size - 1, self._consumer
         position = consumer.value
         taken = 0
-        unpack_header, unpack_head, make = RECORD_HEADER.unpack_from, HEAD.unpack_from, Sighting._make
+        unpack_header, unpack_head, make = RECORD_HEADER.unpack_from, HEAD.unpack_from, Hop._make
         while position < until:
             at = mmap.PAGESIZE + (position & mask)
             length, _ = unpack_header(data, at)

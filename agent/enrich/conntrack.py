@@ -19,9 +19,8 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agent.session.model import Endpoint
-from agent.session.sighting import V4_MAPPED, address_to_text
-from agent.session.translation import Direction, Entry
+from agent.context.translation import Direction, Entry
+from agent.hop.endpoint import V4_MAPPED, Endpoint, address_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.cluster import Container
+from agent.context.cluster import Container
 from agent.session.model import SECOND_NS
 
 if TYPE_CHECKING:

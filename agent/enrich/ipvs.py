@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from agent.session.model import Endpoint
-from agent.session.sighting import TCP, UDP, V4_MAPPED
+from agent.hop.endpoint import V4_MAPPED, Endpoint
+from agent.hop.record import TCP, UDP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

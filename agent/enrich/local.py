@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent.enrich.processes import NetnsProcesses
-from agent.session.sighting import V4_MAPPED
+from agent.hop.endpoint import V4_MAPPED
 
 FRESH_SECONDS = 5.0
 """How long an answer is kept."""

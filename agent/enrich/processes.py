@@ -46,7 +46,7 @@ class NetnsProcesses:
     _young: list[int] = field(default_factory=list)
     """Seen for the first time at the last search: a process that a runtime has just made moves on to its namespace."""
     _searched: float = float("-inf")
-    _home: int = 0
+    _node_netns: int = 0
 
     def net_of(self, netns: int) -> str | None:
         """The /proc/PID/net of a process in the namespace; None when none is known."""
@@ -67,9 +67,9 @@ class NetnsProcesses:
         That of process 1; where that one protects itself, of process 2, which is in the namespace of the machine; where
         there is none, of this process. On a node that is a container itself (kind), process 1 is that container's.
         """
-        if not self._home:
-            self._home = next((netns for pid in NODE_PROCESSES if (netns := self.netns_of(pid))), 0)
-        return self._home
+        if not self._node_netns:
+            self._node_netns = next((netns for pid in NODE_PROCESSES if (netns := self.netns_of(pid))), 0)
+        return self._node_netns
 
     def pids_in(self, netns: int) -> Iterator[int]:
         """Processes that are in the namespace now; searches for more when the known ones are gone."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.context.translation import Mechanism, translate
+from agent.context.who import Who
+from agent.hop.record import CONNTRACK, PROCESS
 from agent.session.outcome import CQ
-from agent.session.sighting import CONNTRACK, PROCESS
-from agent.session.translation import Mechanism, translate
-from agent.session.who import Who
 
 if TYPE_CHECKING:
+    from agent.context.cluster import Cluster, Container, Pod
+    from agent.context.counters import Surroundings
+    from agent.context.translation import Entry
     from agent.enrich.conntrack import ConntrackLookup
     from agent.enrich.containers import Containers
-    from agent.session.cluster import Cluster, Container, Pod
+    from agent.hop.record import Hop
     from agent.session.model import Transmission
     from agent.session.outcome import Outcome
-    from agent.session.sighting import Sighting
-    from agent.session.surroundings import Surroundings
-    from agent.session.translation import Entry
 
 SHORT_ID = 12
 """Octets of a container id that tools for people show."""
@@ -48,7 +48,7 @@ class WhoIsWho:
         self._around = around
         self._table = table
         self.wall_offset_ns = 0
-        """Added to the sightings' stamps to get the cluster's time."""
+        """Added to the hops' stamps to get the cluster's time."""
 
     def identify(self, outcome: Outcome) -> Who:
         """Both ends of a closed session, the Service, and what translated it."""
@@ -80,7 +80,7 @@ class WhoIsWho:
             return _End(None, None)
         return self._here(outcome.server_netns, _origin(outcome.session.replies.transmissions), outcome)
 
-    def _here(self, netns: int, origin: Sighting | None, outcome: Outcome) -> _End:
+    def _here(self, netns: int, origin: Hop | None, outcome: Outcome) -> _End:
         """Who lives in a namespace of this node, by the process that sent something there if one did."""
         pid = origin.detail.tgid if origin is not None and origin.flags & PROCESS else None
         ts_ns = outcome.session.first_ns if origin is None else origin.ts_ns
@@ -107,7 +107,7 @@ class WhoIsWho:
         return ts_ns + self.wall_offset_ns
 
 
-def _origin(transmissions: list[Transmission]) -> Sighting | None:
+def _origin(transmissions: list[Transmission]) -> Hop | None:
     return next((one.origin for one in transmissions if one.origin is not None), None)
 
 

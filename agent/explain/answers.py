@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from agent.explain.names import labels, service_name
 from agent.explain.remedies import DNSSEC
+from agent.hop.endpoint import endpoint_to_text
+from agent.hop.record import UDP
 from agent.session.addressed import servers_asked
 from agent.session.outcome import NOERROR
-from agent.session.sighting import UDP, endpoint_to_text
 from agent.wire.errors import WireError
 from agent.wire.extended_errors import extended_errors
 from agent.wire.message import RECORD_BYTES, name_to_text, read_name, read_record, udp_size
@@ -31,7 +32,7 @@ PUBLIC = frozenset({"com", "net", "org", "edu", "gov", "mil", "io"})
 def larger_than_offered(outcome: Outcome) -> str | None:
     """A reply over UDP with more octets than was asked for, and not truncated; to the client, or to its server."""
     reply = outcome.reply
-    if reply is not None and reply.wire.length_bytes > PLAIN_UDP:
+    if reply is not None and reply.message.length_bytes > PLAIN_UDP:
         words = _excess(outcome.session, outcome.queries, reply)
         if words:
             return f"the reply has {words}"
@@ -45,12 +46,12 @@ def larger_than_offered(outcome: Outcome) -> str | None:
 
 
 def _excess(session: Session, queries: list[Transmission], reply: Transmission) -> str | None:
-    octets = reply.wire.length_bytes
+    octets = reply.message.length_bytes
     if octets <= PLAIN_UDP or session.key.protocol != UDP or session.connecting or not queries:
         return None
-    offers = [udp_size(one.wire.payload, one.wire.summary) for one in queries]
+    offers = [udp_size(one.message.payload, one.message.summary) for one in queries]
     offered = max(PLAIN_UDP, *(one or 0 for one in offers))
-    if octets <= offered or reply.wire.summary.tc:
+    if octets <= offered or reply.message.summary.tc:
         return None
     how = "without EDNS" if not any(offers) else "by EDNS"
     return f"{octets} octets, and the query allows {offered} {how}: the receiver may cut or drop it"
@@ -61,7 +62,7 @@ def told_by_extended_error(outcome: Outcome) -> tuple[str, str] | None:
     reply = outcome.reply
     if reply is None:
         return None
-    found = list(extended_errors(reply.wire.payload, reply.wire.summary))
+    found = list(extended_errors(reply.message.payload, reply.message.summary))
     if not found:
         return None
     invalid = next((one for one in found if one.code in DNSSEC), None)
@@ -103,7 +104,7 @@ def answered_by_search_domain(outcome: Outcome) -> str | None:
 def alias_to_nowhere(outcome: Outcome) -> str | None:
     """A Service's name is an alias (ExternalName) of a name that does not exist."""
     reply = outcome.reply
-    asked = service_name(outcome.session.key.name) if reply is not None and reply.wire.summary.ancount else None
+    asked = service_name(outcome.session.key.name) if reply is not None and reply.message.summary.ancount else None
     if asked is None or reply is None:
         return None
     target = next(_aliases(reply), None)
@@ -123,14 +124,14 @@ def _suffix(session: Session) -> bytes | None:
 
 
 def _has_answer(session: Session) -> bool:
-    return any(one.wire.summary.ancount for one in session.replies.transmissions)
+    return any(one.message.summary.ancount for one in session.replies.transmissions)
 
 
 def _aliases(reply: Transmission) -> Iterator[bytes]:
     """Targets of the CNAME records at the begin of the answer section; what is cut or damaged ends them."""
-    wire, at = reply.wire.payload, reply.wire.summary.end
+    wire, at = reply.message.payload, reply.message.summary.end
     try:
-        for _ in range(reply.wire.summary.ancount):
+        for _ in range(reply.message.summary.ancount):
             _, at = read_name(wire, at)
             if at + RECORD_BYTES > len(wire):
                 return

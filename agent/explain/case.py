@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from agent.session.cluster import Cluster
-    from agent.session.outcome import Death, Outcome
-    from agent.session.surroundings import Surroundings
+    from agent.context.cluster import Cluster
+    from agent.context.counters import Surroundings
+    from agent.session.outcome import Outcome, PacketDrop
 
 QUERIES = frozenset({"query", "server's own query"})
 """`Death.message` of what was on its way to a server."""
@@ -19,7 +19,7 @@ class Case(NamedTuple):
     outcome: Outcome
     around: Surroundings
     cluster: Cluster
-    deaths: list[Death]
+    drops: list[PacketDrop]
     """The losses that matter to this client."""
     wall_offset_ns: int
-    """Added to the sightings' stamps to get the cluster's time."""
+    """Added to the hops' stamps to get the cluster's time."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.hop.endpoint import address_to_text, endpoint_to_text
+from agent.hop.record import DADDR
+from agent.session.accepted import is_good, rcode_of
 from agent.session.addressed import servers_asked
-from agent.session.sighting import DADDR, address_to_text, endpoint_to_text
-from agent.session.taken import is_good, rcode_of
 from agent.wire.render import rcode_to_text, rdtype_to_text
 
 if TYPE_CHECKING:

@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain import netfilter
 from agent.explain.case import QUERIES
-from agent.explain.evidence import death_words, is_translated, place, where
+from agent.explain.evidence import drop_words, is_translated, place, where
 from agent.explain.signatures import PROGRAMS, confidence_in
 from agent.explain.verdict import say
-from agent.session.model import Endpoint
+from agent.hop.endpoint import Endpoint, endpoint_to_text
 from agent.session.outcome import CQ, CR
-from agent.session.sighting import endpoint_to_text
 
 if TYPE_CHECKING:
     from agent.explain.case import Case
     from agent.explain.verdict import Cause
-    from agent.session.outcome import Death
-    from agent.session.sighting import Sighting
+    from agent.hop.record import Hop
+    from agent.session.outcome import PacketDrop
 
 BEHIND_TRANSLATION = frozenset({"FORWARD", "INPUT", "OUTPUT"})
 """Hooks of kube-proxy's refusals, and of ip_vs. In PREROUTING nobody has had a look at the Service yet."""
@@ -43,29 +42,29 @@ class _Proof(NamedTuple):
 
 def no_endpoints(case: Case) -> Cause | None:
     """The address that was asked is a Service's that has no ready endpoint, so nothing was translated."""
-    for death in case.deaths:
-        if death.message not in QUERIES or not _could_be_translated(case, death):
+    for drop in case.drops:
+        if drop.leg not in QUERIES or not _could_be_translated(case, drop):
             continue
-        refused = _refuses(case, death)
+        refused = _refuses(case, drop)
         found = None
-        if refused or _found_no_way(death):
-            found = _by_list(case, death.hop) or _by_refusal(case, death)
+        if refused or _found_no_way(drop):
+            found = _by_list(case, drop.hop) or _by_refusal(case, drop)
         if found is not None:
-            evidence = [death_words(death), *found.evidence]
-            return _say(found.confidence if refused else "medium", evidence, found.service, death.hop, death.message)
+            evidence = [drop_words(drop), *found.evidence]
+            return _say(found.confidence if refused else "medium", evidence, found.service, drop.hop, drop.leg)
     return _nobody_refused(case)
 
 
-def may_have_no_endpoints(case: Case, death: Death) -> bool:
+def may_have_no_endpoints(case: Case, drop: PacketDrop) -> bool:
     """Whether a rule's refusal could as well be that of a Service without endpoints of which nothing is known."""
-    address = death.hop.detail.daddr
+    address = drop.hop.detail.daddr
     knowledge = case.outcome.knowledge
-    if death.message not in QUERIES or not _could_be_translated(case, death) or not knowledge.is_refused(death.hop):
+    if drop.leg not in QUERIES or not _could_be_translated(case, drop) or not knowledge.is_refused(drop.hop):
         return False
     return (
         not knowledge.lives_here(address)
-        and knowledge.owns(death.hop.netns, address) is not True
-        and not _asks_api(case, death.hop)
+        and knowledge.owns(drop.hop.netns, address) is not True
+        and not _asks_api(case, drop.hop)
     )
 
 
@@ -78,7 +77,7 @@ def endpoint_words(case: Case, virtual: Endpoint, server: Endpoint) -> list[str]
     return [f"{endpoint_to_text(*server)} {state}"]
 
 
-def _asks_api(case: Case, hop: Sighting) -> bool:
+def _asks_api(case: Case, hop: Hop) -> bool:
     """Whether the API would have told of a Service there."""
     return case.cluster.pod_at(case.outcome.session.key.client.address, _wall_ns(case, hop)) is not None
 
@@ -87,7 +86,7 @@ def _nobody_refused(case: Case) -> Cause | None:
     """Nothing died here, but the query went on under the Service's own address, for want of another."""
     outcome = case.outcome
     queries = outcome.session.queries.transmissions
-    if case.deaths or not queries or outcome.delivered or outcome.bits & CR:
+    if case.drops or not queries or outcome.delivered or outcome.bits & CR:
         return None
     if outcome.bits & CQ and not outcome.left_node:
         return None
@@ -98,32 +97,32 @@ def _nobody_refused(case: Case) -> Cause | None:
     found = _by_list(case, last) if _is_as_asked(one.hops) else None
     if found is None:
         return None
-    evidence = [f"last sighting of the query: {where(last)}", *found.evidence]
+    evidence = [f"last hop of the query: {where(last)}", *found.evidence]
     return _say("medium", evidence, found.service, last, "query")
 
 
-def _say(confidence: str, evidence: list[str], service: str, hop: Sighting, message: str) -> Cause:
+def _say(confidence: str, evidence: list[str], service: str, hop: Hop, message: str) -> Cause:
     asked = endpoint_to_text(hop.detail.daddr, hop.detail.dport)
     return say(
         "NoEndpoints", confidence, evidence, service=f"{service} at {asked}".lstrip(), message=message, place=place(hop)
     )
 
 
-def _could_be_translated(case: Case, death: Death) -> bool:
+def _could_be_translated(case: Case, drop: PacketDrop) -> bool:
     """Whether it died where Services' addresses are translated, or behind that, and was not."""
-    hop = death.hop
-    if is_translated(hop) or not _is_as_asked([*death.before, hop]):
+    hop = drop.hop
+    if is_translated(hop) or not _is_as_asked([*drop.before, hop]):
         return False
-    if death.drop.hook is not None and death.drop.hook not in BEHIND_TRANSLATION:
+    if drop.why.hook is not None and drop.why.hook not in BEHIND_TRANSLATION:
         return False
-    return hop.netns != case.outcome.client_netns or death.message != "query" or _is_nodes(case, hop)
+    return hop.netns != case.outcome.client_netns or drop.leg != "query" or _is_nodes(case, hop)
 
 
-def _is_as_asked(hops: list[Sighting]) -> bool:
+def _is_as_asked(hops: list[Hop]) -> bool:
     return len({_destination(hop) for hop in hops}) == 1
 
 
-def _is_nodes(case: Case, hop: Sighting) -> bool:
+def _is_nodes(case: Case, hop: Hop) -> bool:
     """Whether the namespace is the node's, which translates, and not a pod's."""
     knowledge = case.outcome.knowledge
     if hop.netns in knowledge.forwarding or any(netns == hop.netns for netns, _ in knowledge.backends):
@@ -133,11 +132,11 @@ def _is_nodes(case: Case, hop: Sighting) -> bool:
     return listed is not None and case.cluster.pod_at(client, _wall_ns(case, hop)) is None
 
 
-def _by_list(case: Case, hop: Sighting) -> _Proof | None:
+def _by_list(case: Case, hop: Hop) -> _Proof | None:
     return _by_slices(case, hop) or _by_ipvs(case, hop)
 
 
-def _by_slices(case: Case, hop: Sighting) -> _Proof | None:
+def _by_slices(case: Case, hop: Hop) -> _Proof | None:
     asked = _destination(hop)
     listed = case.cluster.backends(asked, case.outcome.session.key.protocol)
     if listed is None or not listed.had_none_ready(_wall_ns(case, hop)) or _is_taken(case, hop):
@@ -150,7 +149,7 @@ def _by_slices(case: Case, hop: Sighting) -> _Proof | None:
     return _Proof("high" if listed.current else "medium", evidence, name)
 
 
-def _is_taken(case: Case, hop: Sighting) -> bool:
+def _is_taken(case: Case, hop: Hop) -> bool:
     """Whether the namespace has the Service's address itself, and no ip_vs that would take what comes there.
 
     NodeLocal DNSCache listens there, whatever endpoints the Service has.
@@ -160,24 +159,24 @@ def _is_taken(case: Case, hop: Sighting) -> bool:
     return _real_servers(case, hop) is None
 
 
-def _by_ipvs(case: Case, hop: Sighting) -> _Proof | None:
+def _by_ipvs(case: Case, hop: Hop) -> _Proof | None:
     servers = _real_servers(case, hop)
     if servers is None or servers:
         return None
     return _Proof("high", [f"ip_vs of network namespace {hop.netns} has no real server for it"])
 
 
-def _by_refusal(case: Case, death: Death) -> _Proof | None:
+def _by_refusal(case: Case, drop: PacketDrop) -> _Proof | None:
     """By the packet alone: still addressed to what was a Service's address before, and refused with that.
 
     In FORWARD whatever has endpoints is translated. In OUTPUT some rules come before translation: there it takes the
     "port unreachable" that kube-proxy answers with.
     """
-    hop, knowledge = death.hop, case.outcome.knowledge
+    hop, knowledge = drop.hop, case.outcome.knowledge
     was_translated = (hop.netns, _destination(hop)) in knowledge.backends
     if not (was_translated or _real_servers(case, hop) is not None) or _is_taken(case, hop):
         return None
-    if not _refuses(case, death) or not (death.drop.hook == "FORWARD" or knowledge.is_refused(hop)):
+    if not _refuses(case, drop) or not (drop.why.hook == "FORWARD" or knowledge.is_refused(hop)):
         return None
     known = "earlier ones to that address were" if was_translated else "its address is a virtual service of ip_vs"
     evidence = [f"it was not translated, but {known}", ELSE]
@@ -186,26 +185,26 @@ def _by_refusal(case: Case, death: Death) -> _Proof | None:
     return _Proof("medium", evidence)
 
 
-def _found_no_way(death: Death) -> bool:
+def _found_no_way(drop: PacketDrop) -> bool:
     """Whether it died as what nobody translates may die: no program took it on, or it has nowhere to go."""
     codes = ("NoRoute", "NeighbourFailure")
-    return death.drop.reason in PROGRAMS or any(confidence_in(code, death.drop) for code in codes)
+    return drop.why.reason in PROGRAMS or any(confidence_in(code, drop.why) for code in codes)
 
 
-def _refuses(case: Case, death: Death) -> bool:
+def _refuses(case: Case, drop: PacketDrop) -> bool:
     """Whether a hook of netfilter dropped it, as kube-proxy's rules and ip_vs do."""
-    return netfilter.refusal(death, case.around, case.outcome.session.first_ns) is not None
+    return netfilter.refusal(drop, case.around, case.outcome.session.first_ns) is not None
 
 
-def _real_servers(case: Case, hop: Sighting) -> frozenset[Endpoint] | None:
+def _real_servers(case: Case, hop: Hop) -> frozenset[Endpoint] | None:
     """What ip_vs of that namespace has for the address; None where that is none of its virtual services."""
     tables = case.around.ipvs(hop.netns)
     return None if tables is None else tables.services.get((case.outcome.session.key.protocol, _destination(hop)))
 
 
-def _destination(hop: Sighting) -> Endpoint:
+def _destination(hop: Hop) -> Endpoint:
     return Endpoint(hop.detail.daddr, hop.detail.dport)
 
 
-def _wall_ns(case: Case, hop: Sighting) -> int:
+def _wall_ns(case: Case, hop: Hop) -> int:
     return hop.ts_ns + case.wall_offset_ns

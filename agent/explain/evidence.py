@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.hop.endpoint import address_to_text
+from agent.hop.record import CONNTRACK, COUNTERS, Event, Hop, name_text
 from agent.session.model import SECOND_NS
-from agent.session.sighting import CONNTRACK, COUNTERS, Event, Sighting, address_to_text, name_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.session.outcome import Death, Outcome
+    from agent.session.outcome import Outcome, PacketDrop
 
 EVENT_WORDS = {Event.TX: "leaving by", Event.RX: "arriving at", Event.DROP: "dying at"}
 CONFIRMED = 8
@@ -31,7 +32,7 @@ class Rise(NamedTuple):
     drop: int
 
 
-def rise_between(before: Sighting, after: Sighting) -> Rise | None:
+def rise_between(before: Hop, after: Hop) -> Rise | None:
     """What this CPU counted between two hops of one packet; None where that is not known."""
     if not before.flags & after.flags & COUNTERS or before.netns != after.netns:
         return None
@@ -45,22 +46,22 @@ def rise_between(before: Sighting, after: Sighting) -> Rise | None:
     )
 
 
-def rise_until(death: Death) -> Rise | None:
-    """What the CPU counted from the packet's last hop before its death in the same namespace."""
-    return next((rise for hop in reversed(death.before) if (rise := rise_between(hop, death.hop)) is not None), None)
+def rise_until(drop: PacketDrop) -> Rise | None:
+    """What the CPU counted from the packet's last hop before its drop in the same namespace."""
+    return next((rise for hop in reversed(drop.before) if (rise := rise_between(hop, drop.hop)) is not None), None)
 
 
-def is_tracked(hop: Sighting) -> bool:
+def is_tracked(hop: Hop) -> bool:
     """Whether the packet had a conntrack entry."""
     return bool(hop.flags & CONNTRACK)
 
 
-def is_confirmed(hop: Sighting) -> bool:
+def is_confirmed(hop: Hop) -> bool:
     """Whether that entry had got into the table before."""
     return is_tracked(hop) and bool(hop.detail.ct_status & CONFIRMED)
 
 
-def is_translated(hop: Sighting) -> bool:
+def is_translated(hop: Hop) -> bool:
     """Whether its entry says another destination than the one it was sent to."""
     detail = hop.detail
     return is_tracked(hop) and (detail.ct_original_daddr, detail.ct_original_dport) != (
@@ -69,24 +70,24 @@ def is_translated(hop: Sighting) -> bool:
     )
 
 
-def deaths(outcome: Outcome) -> list[Death]:
+def drops(outcome: Outcome) -> list[PacketDrop]:
     """The losses that matter to this client."""
-    own = [death for death in (outcome.query_drop, outcome.reply_drop) if death is not None]
+    own = [drop for drop in (outcome.query_drop, outcome.reply_drop) if drop is not None]
     if outcome.delivered and came_too_late(outcome):
         # The slower of several servers, or the second answer to a repeated query: the client had what it wanted.
-        own = [one for one in own if one.message == "query"]
-    return own + _upstream_deaths(outcome)
+        own = [one for one in own if one.leg == "query"]
+    return own + _upstream_drops(outcome)
 
 
-def _upstream_deaths(outcome: Outcome) -> list[Death]:
+def _upstream_drops(outcome: Outcome) -> list[PacketDrop]:
     """A server that lost an attempt and answered well all the same needs no explanation.
 
     Nor does a reply that came when the server had given up: what made it late is the cause.
     """
-    death = outcome.upstream_drop
-    if death is None or (outcome.healthy and not lost_attempt(outcome)):
+    drop = outcome.upstream_drop
+    if drop is None or (outcome.healthy and not lost_attempt(outcome)):
         return []
-    return [] if death.drop.no_socket and death.hop.netns == outcome.server_netns else [death]
+    return [] if drop.why.no_socket and drop.hop.netns == outcome.server_netns else [drop]
 
 
 def lost_attempt(outcome: Outcome) -> bool:
@@ -98,10 +99,10 @@ def lost_attempt(outcome: Outcome) -> bool:
 
 def came_too_late(outcome: Outcome) -> bool:
     """Whether the reply that died did so for want of the client's socket, or of a program behind it."""
-    death = outcome.reply_drop
-    if death is None or death.hop.netns != outcome.client_netns:
+    drop = outcome.reply_drop
+    if drop is None or drop.hop.netns != outcome.client_netns:
         return False
-    return death.drop.unwanted
+    return drop.why.unwanted
 
 
 def duration_words(ns: int) -> str:
@@ -109,28 +110,28 @@ def duration_words(ns: int) -> str:
     return f"{ns / SECOND_NS:.3f} s" if ns >= SECOND_NS else f"{ns / MILLISECOND_NS:.1f} ms"
 
 
-def interface(hop: Sighting) -> str:
+def interface(hop: Hop) -> str:
     """The device's name."""
     return name_text(hop.detail.ifname) or (f"device {hop.ifindex}" if hop.ifindex else "no device yet")
 
 
-def place(hop: Sighting) -> str:
+def place(hop: Hop) -> str:
     """Where a hop is, for a sentence."""
     return f"network namespace {hop.netns} ({interface(hop)})"
 
 
-def where(hop: Sighting) -> str:
+def where(hop: Hop) -> str:
     """What happened at a hop, for evidence."""
     return f"{EVENT_WORDS[Event(hop.event)]} {interface(hop)} in network namespace {hop.netns}"
 
 
-def death_words(death: Death) -> str:
+def drop_words(drop: PacketDrop) -> str:
     """What the kernel said of a drop."""
-    drop = death.drop
-    words = [f"kfree_skb reason {drop.reason or 'unknown'}", f"location {drop.location or 'unknown'}"]
-    if drop.hook:
-        words.append(f"hook {drop.hook}")
-    return f"{', '.join(words)}; {where(death.hop)}"
+    why = drop.why
+    words = [f"kfree_skb reason {why.reason or 'unknown'}", f"location {why.location or 'unknown'}"]
+    if why.hook:
+        words.append(f"hook {why.hook}")
+    return f"{', '.join(words)}; {where(drop.hop)}"
 
 
 def rise_words(rise: Rise) -> str:
@@ -139,7 +140,7 @@ def rise_words(rise: Rise) -> str:
     return f"this CPU's conntrack counters since the hop before: {', '.join(rose) or 'unchanged'}"
 
 
-def icmp_words(error: Sighting) -> str:
+def icmp_words(error: Hop) -> str:
     """An ICMP error as evidence."""
     detail = error.detail
     mtu = f", MTU {detail.icmp_mtu}" if detail.icmp_mtu and (detail.icmp_type, detail.icmp_code) in TOO_BIG else ""
@@ -172,7 +173,7 @@ ICMP_NAMES = {
 """RFC 792, RFC 1812 5.2.7, RFC 4443 3: by IP version, type and code."""
 
 
-def errors(outcome: Outcome) -> Iterator[Sighting]:
+def errors(outcome: Outcome) -> Iterator[Hop]:
     """ICMP errors about the lookup, then about what its server asked."""
     yield from outcome.session.errors
     if not outcome.healthy:

@@ -14,18 +14,18 @@ from agent.explain.answers import (
 )
 from agent.explain.disagreement import of_servers, of_types
 from agent.explain.names import addresses, contradiction, service_name, why_not_found
+from agent.hop.endpoint import V4_MAPPED, address_to_text
 from agent.session.addressed import times_asked
 from agent.session.outcome import FR, NOERROR, NXDOMAIN
-from agent.session.sighting import V4_MAPPED, address_to_text
 from agent.wire.extended_errors import OPTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.session.cluster import Cluster
-    from agent.session.model import Endpoint
+    from agent.context.cluster import Cluster
+    from agent.context.who import Who
+    from agent.hop.endpoint import Endpoint
     from agent.session.outcome import Outcome
-    from agent.session.who import Who
 
 SLOW_NS = 1_000_000_000
 """Half of what musl, and a fifth of what glibc, waits before it asks again."""
@@ -58,7 +58,7 @@ def findings(view: View) -> list[Finding]:
     """All that hold."""
     plain = [Finding(name) for name, holds in PLAIN.items() if holds(view.outcome)]
     reply = view.outcome.reply
-    if view.outcome.session.connecting or (reply is not None and reply.wire.summary.flags & OPCODE):
+    if view.outcome.session.connecting or (reply is not None and reply.message.summary.flags & OPCODE):
         # What is remarked of names holds for queries alone.
         return plain
     looks = (*LOOKS, *RARE) if _is_out_of_the_ordinary(view.outcome) else LOOKS
@@ -73,7 +73,7 @@ def _is_out_of_the_ordinary(outcome: Outcome) -> bool:
         or bool(session.stem)
         or bool(session.upstream)
         or len(session.replies.transmissions) > 1
-        or (reply is not None and (reply.wire.length_bytes > PLAIN_UDP or OPTION in reply.wire.payload))
+        or (reply is not None and (reply.message.length_bytes > PLAIN_UDP or OPTION in reply.message.payload))
     )
 
 
@@ -125,7 +125,7 @@ PLAIN: dict[str, Callable[[Outcome], bool]] = {
     "SlowUpstream": _slow_upstream,
     "UpstreamRetried": _upstream_retried,
     "AmbiguousUpstream": lambda outcome: outcome.session.ambiguous,
-    "Truncated": lambda outcome: outcome.reply is not None and outcome.reply.wire.summary.tc,
+    "Truncated": lambda outcome: outcome.reply is not None and outcome.reply.message.summary.tc,
     "TransactionIdCollision": lambda outcome: outcome.session.collides,
 }
 
@@ -154,14 +154,14 @@ def _wrong_answer(view: View) -> Finding | None:
     service = view.cluster.service_of(asked.namespace, asked.service) if asked is not None else None
     if asked is None or service is None:
         return None
-    wire = outcome.reply.wire
-    words = contradiction(asked, outcome.session.key.rdtype, addresses(wire.payload, wire.summary), service)
+    message = outcome.reply.message
+    words = contradiction(asked, outcome.session.key.rdtype, addresses(message.payload, message.summary), service)
     return Finding("WrongAnswer", words) if words else None
 
 
 def _headless_too_large(view: View) -> Finding | None:
     outcome = view.outcome
-    if outcome.reply is None or not outcome.reply.wire.summary.tc:
+    if outcome.reply is None or not outcome.reply.message.summary.tc:
         return None
     asked = service_name(outcome.session.key.name)
     service = view.cluster.service_of(asked.namespace, asked.service) if asked is not None else None

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from agent.explain.endpoints import endpoint_words
 from agent.explain.evidence import place, where
 from agent.explain.verdict import say
+from agent.hop.endpoint import address_to_text
+from agent.hop.record import RX
 from agent.session.outcome import translation
-from agent.session.sighting import RX, address_to_text
 
 if TYPE_CHECKING:
     from agent.explain.case import Case
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def flooded(case: Case) -> Cause | None:
     """It was given to all, and it was nobody's."""
     outcome = case.outcome
-    if outcome.delivered or case.deaths or outcome.left_node:
+    if outcome.delivered or case.drops or outcome.left_node:
         return None
     message, one = _last(case)
     others = outcome.knowledge.bystanders(one, outcome.session.strangers)
@@ -34,7 +35,7 @@ def flooded(case: Case) -> Cause | None:
     namespaces = len({hop.netns for hop in others})
     came_to = "1 network namespace" if namespaces == 1 else f"{namespaces} network namespaces"
     evidence = [
-        f"last sighting on its way: {where(end)}",
+        f"last hop on its way: {where(end)}",
         f"a bridge sent it to all its ports: it reached {came_to}, all for another host, and none with that address",
     ]
     found = translation(outcome.session.queries.transmissions)

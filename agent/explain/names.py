@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.sighting import V4_MAPPED, address_to_text
+from agent.hop.endpoint import V4_MAPPED, address_to_text
 from agent.wire.errors import WireError
 from agent.wire.message import RECORD_BYTES, read_record, skip_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from agent.session.cluster import Cluster, Member, Service, StatefulSet
+    from agent.context.cluster import Cluster, Member, Service, StatefulSet
     from agent.wire.message import Summary
 
 A, AAAA = 1, 28

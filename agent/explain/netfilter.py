@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain.evidence import is_confirmed, is_tracked, is_translated, rise_until, rise_words
-from agent.session.drops import UNSAID
-from agent.session.sighting import COUNTERS
+from agent.hop.drops import UNSAID
+from agent.hop.record import COUNTERS
 
 if TYPE_CHECKING:
+    from agent.context.counters import NetnsCounters, Surroundings
     from agent.explain.evidence import Rise
-    from agent.session.outcome import Death
-    from agent.session.surroundings import NetnsCounters, Surroundings
+    from agent.session.outcome import PacketDrop
 
 TABLE_FULL, RACE, RULE = "ConntrackTableFull", "ConntrackRace", "PolicyDrop"
 NEARLY_FULL = 0.98
@@ -34,42 +34,42 @@ class Refusal(NamedTuple):
     evidence: list[str]
 
 
-def refusal(death: Death, around: Surroundings, since_ns: int) -> Refusal | None:
+def refusal(drop: PacketDrop, around: Surroundings, since_ns: int) -> Refusal | None:
     """Who of netfilter refused a packet; None if it was not netfilter."""
-    drop = death.drop
-    location = drop.location or ""
-    if drop.reason != "NETFILTER_DROP" and (drop.reason not in UNSAID or location != "nf_hook_slow"):
+    why = drop.why
+    location = why.location or ""
+    if why.reason != "NETFILTER_DROP" and (why.reason not in UNSAID or location != "nf_hook_slow"):
         return None
     if location.startswith("nft_do_chain"):
         return Refusal(RULE, "high", [])
-    if drop.hook == "OUTPUT" and is_translated(death.hop):
+    if why.hook == "OUTPUT" and is_translated(drop.hop):
         # ip_route_me_harder() of the translation may have found no route (net/netfilter/nf_nat_core.c).
         return Refusal(RULE, "medium", ["it is translated: no route to where it was to go would look the same"])
-    rise = rise_until(death)
-    return _by_polled_counters(death, around, since_ns) if rise is None else _by_own_counters(death, rise, around)
+    rise = rise_until(drop)
+    return _by_polled_counters(drop, around, since_ns) if rise is None else _by_own_counters(drop, rise, around)
 
 
-def _by_own_counters(death: Death, rise: Rise, around: Surroundings) -> Refusal:
+def _by_own_counters(drop: PacketDrop, rise: Rise, around: Surroundings) -> Refusal:
     """The packet did not leave its CPU between the two readings."""
     evidence = [rise_words(rise)]
-    if rise.insert_failed and is_tracked(death.hop) and not is_confirmed(death.hop):
+    if rise.insert_failed and is_tracked(drop.hop) and not is_confirmed(drop.hop):
         return Refusal(RACE, "high", [*evidence, "its conntrack entry is new and not in the table"])
-    if rise.drop and not is_tracked(death.hop):
-        now = around.counters(death.hop.netns, death.hop.ts_ns)[1]
+    if rise.drop and not is_tracked(drop.hop):
+        now = around.counters(drop.hop.netns, drop.hop.ts_ns)[1]
         return Refusal(TABLE_FULL, "high", [*evidence, *_fill_words(now)])
     if rise.invalid:
         evidence.append("connection tracking calls the packet INVALID")
     return Refusal(RULE, "medium" if rise.drop or rise.insert_failed else "high", evidence)
 
 
-def _by_polled_counters(death: Death, around: Surroundings, since_ns: int) -> Refusal:
+def _by_polled_counters(drop: PacketDrop, around: Surroundings, since_ns: int) -> Refusal:
     """No hop before it on its CPU: what a program on this node sends dies before any device sees it."""
-    proof = _proof_of_a_rule(death)
+    proof = _proof_of_a_rule(drop)
     if proof:
         return Refusal(RULE, "high", [proof])
-    before, now = around.counters(death.hop.netns, since_ns)
-    rise = _rise_since(before, death)
-    if is_tracked(death.hop):
+    before, now = around.counters(drop.hop.netns, since_ns)
+    rise = _rise_since(before, drop)
+    if is_tracked(drop.hop):
         return _race_or_rule(rise)
     if rise is not None and rise[1] == 0:
         return Refusal(RULE, "high", ["the conntrack counters of its CPU had not risen"])
@@ -80,9 +80,9 @@ def _by_polled_counters(death: Death, around: Surroundings, since_ns: int) -> Re
     return Refusal(RULE, "medium", ["a full connection table would look the same", *_fill_words(now)])
 
 
-def _proof_of_a_rule(death: Death) -> str:
+def _proof_of_a_rule(drop: PacketDrop) -> str:
     """What shows by itself that connection tracking had no hand in it."""
-    hop, hook = death.hop, death.drop.hook
+    hop, hook = drop.hop, drop.why.hook
     if is_confirmed(hop) or (is_tracked(hop) and hook not in AT_CONFIRMATION):
         return "it has its place in the connection table"
     if not is_tracked(hop) and hook is not None and hook not in BEFORE_THE_TABLE:
@@ -100,10 +100,10 @@ def _race_or_rule(rise: tuple[int, int] | None) -> Refusal:
     return Refusal(RULE, "high", ["the conntrack counters of its CPU had not risen"])
 
 
-def _rise_since(before: NetnsCounters | None, death: Death) -> tuple[int, int] | None:
+def _rise_since(before: NetnsCounters | None, drop: PacketDrop) -> tuple[int, int] | None:
     """Rise of insert_failed and drop on the packet's CPU since the namespace was last looked at."""
-    detail = death.hop.detail
-    if before is None or not death.hop.flags & COUNTERS or detail.cpu >= len(before.conntrack):
+    detail = drop.hop.detail
+    if before is None or not drop.hop.flags & COUNTERS or detail.cpu >= len(before.conntrack):
         return None
     old = before.conntrack[detail.cpu]
     return detail.stat_insert_failed - old.insert_failed, detail.stat_drop - old.drop

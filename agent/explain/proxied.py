@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.explain.causes import CauseText
-from agent.explain.evidence import death_words, errors, icmp_words
+from agent.explain.evidence import drop_words, errors, icmp_words
 from agent.explain.verdict import Cause
+from agent.hop.endpoint import Endpoint, endpoint_to_text
+from agent.hop.record import TX, name_text
 from agent.session.addressed import addressed
 from agent.session.knowledge import PORT_UNREACHABLE
-from agent.session.model import Endpoint
 from agent.session.outcome import FQ, FR
 from agent.session.proxies import Means, Proxy, proxy_of, redirection
-from agent.session.sighting import TX, endpoint_to_text, name_text
 
 if TYPE_CHECKING:
     from agent.explain.case import Case
+    from agent.hop.record import Hop
     from agent.session.outcome import Outcome
-    from agent.session.sighting import Sighting
 
 LOOK_AT_THE_PROXY = (
     "Look at that proxy, which belongs to the pod, the node or its network (service mesh, CNI, Docker): it "
@@ -58,13 +58,13 @@ GONE = CauseText(
 def in_its_words(outcome: Outcome, cause: Cause) -> Cause:
     """The cause as it is, or with the proxy named if one took the query."""
     text = TEXTS.get(cause.code)
-    spoken = text is None and cause.message.startswith(THE_SERVER)
+    spoken = text is None and cause.text.startswith(THE_SERVER)
     proxy = proxy_of(outcome) if spoken or text is not None else None
     if proxy is None:
         return cause
     evidence = [*cause.evidence, *_taken_words(proxy)]
     if text is None:
-        return cause._replace(message=cause.message.replace(THE_SERVER, _name(proxy), 1), evidence=evidence)
+        return cause._replace(text=cause.text.replace(THE_SERVER, _name(proxy), 1), evidence=evidence)
     words = {
         "proxy": _name(proxy),
         "asked": endpoint_to_text(*proxy.asked),
@@ -105,9 +105,9 @@ def _taken_words(proxy: Proxy) -> list[str]:
 def redirected_to_nobody(case: Case) -> Cause | None:
     """A translation within one namespace leads to a port of it without a socket: the proxy is gone, its rule is not."""
     outcome = case.outcome
-    for death in case.deaths:
-        if death.message == "query" and death.drop.no_socket:
-            return _to_nobody(outcome, death.hop.netns, [death_words(death)])
+    for drop in case.drops:
+        if drop.leg == "query" and drop.why.no_socket:
+            return _to_nobody(outcome, drop.hop.netns, [drop_words(drop)])
     if outcome.session.refused:
         last = outcome.session.queries.transmissions[-1].hops[-1]
         return _to_nobody(outcome, last.netns, ["RST answered the request for a connection"])
@@ -125,10 +125,10 @@ def _to_nobody(outcome: Outcome, netns: int, evidence: list[str]) -> Cause | Non
 def refused_where_it_came(case: Case) -> Cause | None:
     """The namespace that the query came to says that a port is closed, and the address that was asked is not of there.
 
-    So the query was redirected to a port of that namespace. Its death has another port than DNS, and may not be seen.
+    So the query was redirected to a port of that namespace. Its drop has another port than DNS, and may not be seen.
     """
     outcome = case.outcome
-    if outcome.delivered or case.deaths:
+    if outcome.delivered or case.drops:
         return None
     for error in errors(outcome):
         kind = error.family, error.detail.icmp_type, error.detail.icmp_code
@@ -140,7 +140,7 @@ def refused_where_it_came(case: Case) -> Cause | None:
     return None
 
 
-def _came_to(outcome: Outcome, error: Sighting) -> bool:
+def _came_to(outcome: Outcome, error: Hop) -> bool:
     lasts = [one.hops[-1] for one in outcome.session.queries.transmissions]
     known = outcome.knowledge.is_local(error.netns, error.detail.daddr)
     return known is False and any(last.netns == error.netns and last.event != TX for last in lasts)
@@ -148,22 +148,22 @@ def _came_to(outcome: Outcome, error: Sighting) -> bool:
 
 def proxy_gone(case: Case) -> Cause | None:
     """A TPROXY rule drops what it finds no socket for (net/netfilter/xt_TPROXY.c), as any rule that refuses does."""
-    for death in case.deaths:
-        drop = death.drop
-        if drop.hook != "PREROUTING" or death.message != "query":
+    for drop in case.drops:
+        why = drop.why
+        if why.hook != "PREROUTING" or drop.leg != "query":
             continue
-        taker = case.outcome.knowledge.takers.find(death.hop)
+        taker = case.outcome.knowledge.takers.find(drop.hop)
         if taker is None or taker.means not in {Means.TRANSPARENT, Means.UNKNOWN}:
             continue
-        detail = death.hop.detail
-        proxy = Proxy(death.hop.netns, Endpoint(detail.daddr, detail.dport), None, taker.program)
+        detail = drop.hop.detail
+        proxy = Proxy(drop.hop.netns, Endpoint(detail.daddr, detail.dport), None, taker.program)
         evidence = [
-            death_words(death),
+            drop_words(drop),
             "earlier queries that came in by this device were answered from there",
             "a rule that refuses such queries would look the same",
         ]
         asked = endpoint_to_text(detail.daddr, detail.dport)
-        return _say(GONE, "NoListener", "medium", evidence, proxy=_name(proxy), asked=asked, message=death.message)
+        return _say(GONE, "NoListener", "medium", evidence, proxy=_name(proxy), asked=asked, message=drop.leg)
     return None
 
 

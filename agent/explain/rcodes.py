@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.explain.evidence import duration_words
 from agent.explain.remedies import BETWEEN_NEIGHBOURS, OF_CLIENTS, REJECTED, UNKNOWABLE, remedy
 from agent.explain.verdict import say
+from agent.hop.endpoint import endpoint_to_text
+from agent.session.accepted import is_good, rcode_of, refused_attempts
 from agent.session.addressed import is_from, servers_asked
 from agent.session.outcome import FQ, answer_source
-from agent.session.sighting import endpoint_to_text
-from agent.session.taken import is_good, rcode_of, refused_attempts
 from agent.wire.extended_errors import extended_errors
 from agent.wire.render import rcode_to_text
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.explain.verdict import Cause
-    from agent.session.model import Endpoint, Session, Transmission
+    from agent.hop.endpoint import Endpoint
+    from agent.session.model import Session, Transmission
     from agent.session.outcome import Outcome
     from agent.wire.extended_errors import ExtendedError
 
@@ -61,7 +62,7 @@ class Attempt(NamedTuple):
     def words(self) -> str:
         """For evidence."""
         if self.reply is not None:
-            truncated = ", truncated" if self.reply.wire.summary.tc else ""
+            truncated = ", truncated" if self.reply.message.summary.tc else ""
             said = f"{self.address} answered {rcode_to_text(rcode_of(self.reply))}{truncated}"
             return ", ".join((said, *(one.words for one in _errors(self.reply))))
         if self.unseen:
@@ -282,11 +283,11 @@ def _took_ns(outcome: Outcome, error: Transmission) -> int | None:
 
 def _source(error: Transmission) -> str | None:
     """`AnswerSource` of a reply."""
-    return answer_source(error.wire)
+    return answer_source(error.message)
 
 
 def _flags(error: Transmission) -> str:
-    summary = error.wire.summary
+    summary = error.message.summary
     if _source(error) == "server-error":
         return "AA=0, RA=0 and no records"
     return f"AA={summary.aa:d}, RA={summary.ra:d}"
@@ -300,7 +301,7 @@ def _name(reply: Transmission) -> str:
 
 
 def _errors(reply: Transmission | None) -> list[ExtendedError]:
-    return [] if reply is None else list(extended_errors(reply.wire.payload, reply.wire.summary))
+    return [] if reply is None else list(extended_errors(reply.message.payload, reply.message.summary))
 
 
 def _sent_ns(error: Transmission | None) -> int:

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING
 
 from agent.explain import netfilter
 from agent.explain.endpoints import endpoint_words
-from agent.explain.evidence import came_too_late, death_words, is_tracked, place
+from agent.explain.evidence import came_too_late, drop_words, is_tracked, place
 from agent.explain.verdict import say
+from agent.hop.conntrack import REPLY_CT_INFO
+from agent.hop.endpoint import address_to_text
+from agent.hop.record import TX
 from agent.session.addressed import asked_of
-from agent.session.identity import REPLY_CT_INFO
 from agent.session.model import SECOND_NS
 from agent.session.outcome import translation
-from agent.session.sighting import TX, address_to_text
 
 if TYPE_CHECKING:
     from agent.explain.case import Case
     from agent.explain.verdict import Cause
-    from agent.session.outcome import Death, Outcome
-    from agent.session.sighting import Sighting
+    from agent.hop.record import Hop
+    from agent.session.outcome import Outcome, PacketDrop
 
 PATIENCE_NS = 5 * SECOND_NS
 """How long resolvers wait for a reply by default: the C libraries (resolv.conf(5), RES_TIMEOUT), Go."""
@@ -41,10 +42,10 @@ class Fate(Enum):
 def refused_untranslated(case: Case) -> Cause | None:
     """A rule refused the reply, as it was a packet of no connection any more: it would have passed as a reply."""
     outcome = case.outcome
-    death = outcome.reply_drop
-    if death is None or outcome.delivered or outcome.query_drop is not None or not is_untranslated(outcome):
+    drop = outcome.reply_drop
+    if drop is None or outcome.delivered or outcome.query_drop is not None or not is_untranslated(outcome):
         return None
-    refused = netfilter.refusal(death, case.around, outcome.session.first_ns)
+    refused = netfilter.refusal(drop, case.around, outcome.session.first_ns)
     if refused is None or refused.code != netfilter.RULE or fate_of(outcome) is not Fate.FORGOTTEN:
         return None
     return _late_untranslated(case) if is_late(outcome) else _forgotten(case)
@@ -56,17 +57,17 @@ def late_reply(case: Case) -> Cause | None:
     if outcome.reply_drop is None or outcome.delivered or not outcome.session.queries.transmissions:
         return None
     if is_untranslated(outcome):
-        return _late_untranslated(case) if outcome.reply_drop.drop.no_socket and is_late(outcome) else None
+        return _late_untranslated(case) if outcome.reply_drop.why.no_socket and is_late(outcome) else None
     if not came_too_late(outcome):
         return None
-    return say("LateReply", "high", [death_words(outcome.reply_drop)], delay=_delay_words(outcome))
+    return say("LateReply", "high", [drop_words(outcome.reply_drop)], delay=_delay_words(outcome))
 
 
 def not_translated_back(case: Case) -> Cause | None:
     """The server was asked by a virtual address, and its reply came from its own: no socket wants it."""
     outcome = case.outcome
-    death = outcome.reply_drop
-    if death is None or outcome.delivered or not death.drop.no_socket or not is_untranslated(outcome):
+    drop = outcome.reply_drop
+    if drop is None or outcome.delivered or not drop.why.no_socket or not is_untranslated(outcome):
         return None
     fate = fate_of(outcome)
     if fate is not Fate.BYPASSED:
@@ -75,7 +76,7 @@ def not_translated_back(case: Case) -> Cause | None:
         f"{_addresses(outcome)}: the reply bypassed the node's translation (where pods share a bridge, "
         "net.bridge.bridge-nf-call-iptables=0 would do that)"
     )
-    return _kernel_drop(death, "high", [fate.value], reason)
+    return _kernel_drop(drop, "high", [fate.value], reason)
 
 
 def is_untranslated(outcome: Outcome) -> bool:
@@ -93,19 +94,19 @@ def is_late(outcome: Outcome) -> bool:
 
 def fate_of(outcome: Outcome) -> Fate:
     """What the reply's hops show, in the namespace in which the query was translated."""
-    death, found = outcome.reply_drop, translation(outcome.session.queries.transmissions)
-    if death is None or found is None:
+    drop, found = outcome.reply_drop, translation(outcome.session.queries.transmissions)
+    if drop is None or found is None:
         return Fate.UNKNOWN
-    there = [hop for hop in (*death.before, death.hop) if hop.netns == found[2].netns]
-    if any(_opens_a_connection(hop) for hop in there):
+    hops = [hop for hop in (*drop.before, drop.hop) if hop.netns == found[2].netns]
+    if any(_opens_a_connection(hop) for hop in hops):
         return Fate.FORGOTTEN
-    if death.hop.netns == found[2].netns and death.drop.no_socket:
+    if drop.hop.netns == found[2].netns and drop.why.no_socket:
         # It was taken in there, for which it had to pass the connection table.
         return Fate.FORGOTTEN
-    return Fate.BYPASSED if any(hop.event == TX for hop in there) else Fate.UNKNOWN
+    return Fate.BYPASSED if any(hop.event == TX for hop in hops) else Fate.UNKNOWN
 
 
-def _opens_a_connection(reply: Sighting) -> bool:
+def _opens_a_connection(reply: Hop) -> bool:
     """Whether the connection table takes it for the first packet of a connection from the server to the client."""
     detail = reply.detail
     own = (detail.ct_original_saddr, detail.ct_original_sport) == (detail.saddr, detail.sport)
@@ -114,9 +115,9 @@ def _opens_a_connection(reply: Sighting) -> bool:
 
 def _late_untranslated(case: Case) -> Cause:
     outcome = case.outcome
-    death, fate = outcome.reply_drop, fate_of(outcome)
-    assert death is not None  # noqa: S101  both callers have seen to it
-    evidence = [death_words(death), f"it was not translated back: {_addresses(outcome)}"]
+    drop, fate = outcome.reply_drop, fate_of(outcome)
+    assert drop is not None  # noqa: S101  both callers have seen to it
+    evidence = [drop_words(drop), f"it was not translated back: {_addresses(outcome)}"]
     evidence += [] if fate is Fate.UNKNOWN else [fate.value]
     if _asked_again_before(outcome):
         evidence.append(f"the client had asked {outcome.attempts} times by then")
@@ -128,26 +129,26 @@ def _late_untranslated(case: Case) -> Cause:
 def _forgotten(case: Case) -> Cause:
     """In time, but without a translation: somebody deleted its entry, or it was given up too soon."""
     outcome = case.outcome
-    death, fate = outcome.reply_drop, fate_of(outcome)
-    assert death is not None  # noqa: S101  both callers have seen to it
+    drop, fate = outcome.reply_drop, fate_of(outcome)
+    assert drop is not None  # noqa: S101  both callers have seen to it
     why = (
         "the node had forgotten the translation of this lookup, or the reply bypassed it"
         if fate is Fate.UNKNOWN
         else "the node had forgotten the translation of this lookup (conntrack entry deleted or timed out)"
     )
     evidence = [fate.value, f"it came {_delay_words(outcome)} after the query", *_deleted_words(case)]
-    return _kernel_drop(death, "medium", evidence, f"{_addresses(outcome)}: {why}")
+    return _kernel_drop(drop, "medium", evidence, f"{_addresses(outcome)}: {why}")
 
 
-def _kernel_drop(death: Death, confidence: str, evidence: list[str], reason: str) -> Cause:
-    words = [death_words(death), *evidence]
-    return say("KernelDrop", confidence, words, message=death.message, place=place(death.hop), reason=reason)
+def _kernel_drop(drop: PacketDrop, confidence: str, evidence: list[str], reason: str) -> Cause:
+    words = [drop_words(drop), *evidence]
+    return say("KernelDrop", confidence, words, message=drop.leg, place=place(drop.hop), reason=reason)
 
 
 def _addresses(outcome: Outcome) -> str:
-    death, asked = outcome.reply_drop, asked_of(outcome.session.queries.transmissions[0]).address
-    assert death is not None  # noqa: S101  asked of replies that died only
-    source = death.hop.detail.saddr
+    drop, asked = outcome.reply_drop, asked_of(outcome.session.queries.transmissions[0]).address
+    assert drop is not None  # noqa: S101  asked of replies that died only
+    source = drop.hop.detail.saddr
     return f"it comes from {address_to_text(source)}, but the client had asked {address_to_text(asked)}"
 
 
@@ -160,16 +161,16 @@ def _deleted_words(case: Case) -> list[str]:
 
 def _asked_again_before(outcome: Outcome) -> bool:
     """Whether the client repeated its query before the reply left its server."""
-    death = outcome.reply_drop
-    if death is None:
+    drop = outcome.reply_drop
+    if drop is None:
         return False
-    sent_ns = (death.before or [death.hop])[0].ts_ns
+    sent_ns = (drop.before or [drop.hop])[0].ts_ns
     return sum(one.hops[0].ts_ns < sent_ns for one in outcome.session.sent) > 1
 
 
 def _delay_ns(outcome: Outcome) -> int:
-    death, queries = outcome.reply_drop, outcome.session.queries.transmissions
-    return 0 if death is None or not queries else death.hop.ts_ns - queries[0].hops[0].ts_ns
+    drop, queries = outcome.reply_drop, outcome.session.queries.transmissions
+    return 0 if drop is None or not queries else drop.hop.ts_ns - queries[0].hops[0].ts_ns
 
 
 def _delay_words(outcome: Outcome) -> str:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.context.cluster import NobodyKnown
+from agent.context.counters import NothingKnown
+from agent.context.who import NOBODY
 from agent.explain import netfilter, proxied
 from agent.explain.case import QUERIES, Case
 from agent.explain.causes import CAPTURE_ENDED, OCTETS_MISSING, RECORDS_LOST, REPLY_CUT, TOO_MANY_OPEN, TOO_MANY_PACKETS
 from agent.explain.endpoints import SAME, may_have_no_endpoints, no_endpoints
 from agent.explain.evidence import (
-    death_words,
-    deaths,
+    drop_words,
+    drops,
     errors,
     icmp_words,
     interface,
@@ -39,25 +42,23 @@ from agent.explain.replies import late_reply, not_translated_back, refused_untra
 from agent.explain.signatures import PROGRAMS, QUEUE_LOCATIONS, WORDS, XDP_LOCATIONS, confidence_in, link_is_down
 from agent.explain.unusable import unexpected_source, unfinished_reply, unusable_reply
 from agent.explain.verdict import Cause, Verdict, say
+from agent.hop.endpoint import Endpoint, address_to_text, endpoint_to_text, is_group
+from agent.hop.record import FRAGMENT, RESPONSE, RX, TX
 from agent.session.addressed import asked_of
-from agent.session.cluster import NobodyKnown
-from agent.session.model import SECOND_NS, Endpoint
+from agent.session.model import SECOND_NS
 from agent.session.outcome import CQ, CR, Outcome, Status, translation
 from agent.session.proxies import DESTINATION_NAT
-from agent.session.sighting import FRAGMENT, RESPONSE, RX, TX, address_to_text, endpoint_to_text, is_group
-from agent.session.surroundings import NothingKnown
-from agent.session.who import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from agent.context.cluster import Cluster
+    from agent.context.counters import Ipvs, Surroundings
+    from agent.context.who import Who
     from agent.explain.causes import Gap
-    from agent.session.cluster import Cluster
-    from agent.session.model import Leg, Transmission
-    from agent.session.outcome import Death
-    from agent.session.sighting import Detail, Sighting
-    from agent.session.surroundings import Ipvs, Surroundings
-    from agent.session.who import Who
+    from agent.hop.record import Detail, Hop
+    from agent.session.model import Direction, Transmission
+    from agent.session.outcome import PacketDrop
 
 ORIGINAL_ESTABLISHED = 0
 """enum ip_conntrack_info: a query over an entry that has seen a reply before."""
@@ -86,11 +87,11 @@ def explain(
         around: what the kernel counts of the namespaces it passed; asked only when something was lost.
         cluster: Services and their endpoints.
         who: whose lookup it was; asked only where a finding depends on it.
-        wall_offset_ns: added to the sightings' stamps to get the cluster's time.
+        wall_offset_ns: added to the hops' stamps to get the cluster's time.
     """
     found = findings(View(outcome, cluster, who))
     remarks = [f"{one.name}: {one.words}" for one in found if one.words]
-    case = Case(outcome, around, cluster, deaths(outcome), wall_offset_ns)
+    case = Case(outcome, around, cluster, drops(outcome), wall_offset_ns)
     return Verdict(_cause(case), [one.name for one in found], remarks)
 
 
@@ -98,7 +99,7 @@ def _cause(case: Case) -> Cause | None:
     outcome = case.outcome
     if (
         outcome.status is Status.SUCCEEDED
-        and not case.deaths
+        and not case.drops
         and not lost_attempt(outcome)
         and (len(outcome.session.replies.transmissions) < 2 or spoken_error(outcome) is None)  # noqa: PLR2004
     ):
@@ -164,7 +165,7 @@ GAP_EVIDENCE: tuple[tuple[Callable[[Outcome], bool], str], ...] = (
 def ipvs_stale_backend(case: Case) -> Cause | None:
     """ip_vs holds a connection to a server that its service has no more (net/netfilter/ipvs/ip_vs_core.c, ip_vs_in)."""
     outcome = case.outcome
-    if outcome.delivered and not case.deaths:
+    if outcome.delivered and not case.drops:
         return None
     for one in reversed(outcome.session.queries.transmissions):
         for netns in dict.fromkeys(hop.netns for hop in one.hops):
@@ -173,7 +174,7 @@ def ipvs_stale_backend(case: Case) -> Cause | None:
                 evidence = [
                     f"ip_vs of network namespace {netns} bound {endpoint_to_text(*found[0])} to it",
                     "the virtual service does not list it, or lists it with weight 0",
-                    *map(death_words, case.deaths[:1]),
+                    *map(drop_words, case.drops[:1]),
                 ]
                 return say("IPVSStaleBackend", "high", evidence, backend=endpoint_to_text(*found[1]))
     return None
@@ -217,7 +218,7 @@ def stale_conntrack_entry(case: Case) -> Cause | None:
     translated = f"the conntrack entry is old: {endpoint_to_text(*virtual)} is {endpoint_to_text(*backend)}"
     listed = case.cluster.backends(virtual, outcome.session.key.protocol)
     if listed is not None and listed.lacked(backend, outcome.session.first_ns + case.wall_offset_ns):
-        evidence = [translated, "that is not an endpoint of the Service", *map(death_words, case.deaths[:1])]
+        evidence = [translated, "that is not an endpoint of the Service", *map(drop_words, case.drops[:1])]
         return _stale("high", evidence, outcome, backend)
     begun_ns = outcome.session.first_ns
     servers = outcome.knowledge.backends.get((hop.netns, virtual), {})
@@ -228,7 +229,7 @@ def stale_conntrack_entry(case: Case) -> Cause | None:
     evidence = [
         translated,
         f"{endpoint_to_text(*others[0])} behind the same address has answered since, and this one has not",
-        *map(death_words, case.deaths[:1]),
+        *map(drop_words, case.drops[:1]),
     ]
     return _stale("medium", evidence, outcome, backend)
 
@@ -240,7 +241,7 @@ def _stale(confidence: str, evidence: list[str], outcome: Outcome, backend: Endp
 
 def _is_alive(case: Case) -> bool:
     """Whether the server was there to take the query: then its silence is its own."""
-    refused = any(death.drop.no_socket for death in case.deaths)
+    refused = any(drop.why.no_socket for drop in case.drops)
     return bool(case.outcome.bits & CQ) and not case.outcome.left_node and not refused
 
 
@@ -253,47 +254,45 @@ def refused_by_netfilter(code: str) -> Callable[[Case], Cause | None]:
     """A rule for one of the reasons why a netfilter hook drops packets."""
 
     def rule(case: Case) -> Cause | None:
-        for death in case.deaths:
-            found = netfilter.refusal(death, case.around, case.outcome.session.first_ns)
+        for drop in case.drops:
+            found = netfilter.refusal(drop, case.around, case.outcome.session.first_ns)
             if found is not None and found.code == code:
-                evidence, confidence = [death_words(death), *found.evidence], found.confidence
-                if code == netfilter.RULE and death.drop.hook == "PREROUTING" and death.message in QUERIES:
+                evidence, confidence = [drop_words(drop), *found.evidence], found.confidence
+                if code == netfilter.RULE and drop.why.hook == "PREROUTING" and drop.leg in QUERIES:
                     evidence.append(NO_PROXY)
-                    if case.outcome.knowledge.takers.has_proxy(death.hop.netns):
+                    if case.outcome.knowledge.takers.has_proxy(drop.hop.netns):
                         confidence = "medium"
-                if code == netfilter.RULE and may_have_no_endpoints(case, death):
+                if code == netfilter.RULE and may_have_no_endpoints(case, drop):
                     evidence, confidence = [*evidence, SAME], "medium"
                 return say(
                     code,
                     confidence,
                     evidence,
-                    message=death.message,
-                    place=place(death.hop),
-                    mechanism=_rule(death),
+                    message=drop.leg,
+                    place=place(drop.hop),
+                    mechanism=_rule(drop),
                 )
         return None
 
     return rule
 
 
-def _rule(death: Death) -> str:
-    by = "nftables, " if (death.drop.location or "").startswith("nft_do_chain") else ""
-    return f"netfilter rule ({by}{death.drop.hook or 'unknown hook'})"
+def _rule(drop: PacketDrop) -> str:
+    by = "nftables, " if (drop.why.location or "").startswith("nft_do_chain") else ""
+    return f"netfilter rule ({by}{drop.why.hook or 'unknown hook'})"
 
 
 def program_said_no(case: Case) -> Cause | None:
     """A tc, XDP or cgroup program, where the kernel shows that by its own reason or place."""
-    for death in case.deaths:
-        mechanism = PROGRAMS.get(death.drop.reason or "")
-        if death.drop.location in XDP_LOCATIONS:
+    for drop in case.drops:
+        mechanism = PROGRAMS.get(drop.why.reason or "")
+        if drop.why.location in XDP_LOCATIONS:
             mechanism = "XDP program"
-        elif death.drop.location in QUEUE_LOCATIONS:
+        elif drop.why.location in QUEUE_LOCATIONS:
             mechanism = "netfilter rule (NFQUEUE: its program refused it or was not there)"
         if mechanism:
-            evidence = [death_words(death)]
-            return say(
-                "PolicyDrop", "high", evidence, mechanism=mechanism, place=place(death.hop), message=death.message
-            )
+            evidence = [drop_words(drop)]
+            return say("PolicyDrop", "high", evidence, mechanism=mechanism, place=place(drop.hop), message=drop.leg)
     return None
 
 
@@ -308,23 +307,23 @@ def client_socket_overflow(case: Case) -> Cause | None:
 
 
 def _socket_overflow(case: Case, code: str, messages: tuple[str, ...]) -> Cause | None:
-    for death in case.deaths:
-        confidence = confidence_in("SocketOverflow", death.drop)
-        if confidence is not None and death.message in messages:
-            evidence = [death_words(death), *_buffer_words(death), *_udp_words(case, death)]
-            return say(code, confidence, evidence, message=death.message, place=place(death.hop))
+    for drop in case.drops:
+        confidence = confidence_in("SocketOverflow", drop.why)
+        if confidence is not None and drop.leg in messages:
+            evidence = [drop_words(drop), *_buffer_words(drop), *_udp_words(case, drop)]
+            return say(code, confidence, evidence, message=drop.leg, place=place(drop.hop))
     return None
 
 
-def _buffer_words(death: Death) -> list[str]:
-    detail = death.hop.detail
+def _buffer_words(drop: PacketDrop) -> list[str]:
+    detail = drop.hop.detail
     if not detail.socket_rcvbuf:
         return []
     return [f"{detail.socket_rmem} of {detail.socket_rcvbuf} octets of the socket's receive buffer are in use"]
 
 
-def _udp_words(case: Case, death: Death) -> list[str]:
-    before, now = case.around.counters(death.hop.netns, case.outcome.session.first_ns)
+def _udp_words(case: Case, drop: PacketDrop) -> list[str]:
+    before, now = case.around.counters(drop.hop.netns, case.outcome.session.first_ns)
     if before is None or now is None:
         return []
     rose = {name: now.udp.get(name, 0) - before.udp.get(name, 0) for name in UDP_ERRORS}
@@ -337,9 +336,9 @@ def no_listener(case: Case) -> Cause | None:
     if outcome.session.refused:
         detail = outcome.session.queries.transmissions[-1].hops[-1].detail
         return _nothing_at(detail, ["RST answered the request for a connection"])
-    for death in case.deaths:
-        if death.message in QUERIES and death.drop.no_socket:
-            return _nothing_at(death.hop.detail, [death_words(death)], death.message)
+    for drop in case.drops:
+        if drop.leg in QUERIES and drop.why.no_socket:
+            return _nothing_at(drop.hop.detail, [drop_words(drop)], drop.leg)
     return None
 
 
@@ -350,18 +349,18 @@ def _nothing_at(detail: Detail, evidence: list[str], message: str = "query") -> 
 
 def interface_down(case: Case) -> Cause | None:
     """The device refused it for want of a carrier, or is switched off."""
-    for death in case.deaths:
-        queue, down = (confidence_in(code, death.drop) for code in ("QueueOverflow", "InterfaceDown"))
-        if (queue is not None and link_is_down(death)) or down is not None:
-            evidence = [death_words(death), "the device has no carrier or is not up"]
-            hop = death.hop
+    for drop in case.drops:
+        queue, down = (confidence_in(code, drop.why) for code in ("QueueOverflow", "InterfaceDown"))
+        if (queue is not None and link_is_down(drop)) or down is not None:
+            evidence = [drop_words(drop), "the device has no carrier or is not up"]
+            hop = drop.hop
             return say(
                 "InterfaceDown",
                 queue or down or "medium",
                 evidence,
                 interface=interface(hop),
                 place=f"network namespace {hop.netns}",
-                message=death.message,
+                message=drop.leg,
             )
     return None
 
@@ -381,20 +380,20 @@ def damaged(case: Case) -> Cause | None:
 def _got_nowhere(case: Case) -> bool:
     """Whether it did not come to the address it was sent to: what does so needed no translation."""
     knowledge = case.outcome.knowledge
-    ends = [death.hop for death in case.deaths if death.message == "query"]
+    ends = [drop.hop for drop in case.drops if drop.leg == "query"]
     return not case.outcome.delivered and not any(knowledge.owns(hop.netns, hop.detail.daddr) for hop in ends)
 
 
 def fragments_missing(case: Case) -> Cause | None:
     """Nobody says why: the first fragment was captured, and what makes the datagram whole never was."""
-    for death in case.deaths:
-        if death.hop.flags & FRAGMENT and not death.drop.reason and not death.drop.location:
-            detail = death.hop.detail
+    for drop in case.drops:
+        if drop.hop.flags & FRAGMENT and not drop.why.reason and not drop.why.location:
+            detail = drop.hop.detail
             evidence = [
-                f"a fragment of the {death.message} from {address_to_text(detail.saddr)} was seen, and not all others",
-                f"the {death.message} had {detail.payload_bytes} octets",
+                f"a fragment of the {drop.leg} from {address_to_text(detail.saddr)} was seen, and not all others",
+                f"the {drop.leg} had {detail.payload_bytes} octets",
             ]
-            return say("FragmentLost", "medium", evidence, message=death.message, place=address_to_text(detail.daddr))
+            return say("FragmentLost", "medium", evidence, message=drop.leg, place=address_to_text(detail.daddr))
     return None
 
 
@@ -402,38 +401,36 @@ def kernel_says(code: str) -> Callable[[Case], Cause | None]:
     """A rule for a code that the kernel's own words stand for."""
 
     def rule(case: Case) -> Cause | None:
-        for death in case.deaths:
-            confidence = confidence_in(code, death.drop)
+        for drop in case.drops:
+            confidence = confidence_in(code, drop.why)
             if confidence is not None:
-                return say(code, confidence, [death_words(death)], **_gaps(death))
+                return say(code, confidence, [drop_words(drop)], **_gaps(drop))
         return None
 
     return rule
 
 
-def _gaps(death: Death) -> dict[str, object]:
-    detail = death.hop.detail
+def _gaps(drop: PacketDrop) -> dict[str, object]:
+    detail = drop.hop.detail
     return {
-        "message": death.message,
-        "place": place(death.hop),
+        "message": drop.leg,
+        "place": place(drop.hop),
         "source": address_to_text(detail.saddr),
         "destination": address_to_text(detail.daddr),
     }
 
 
 def kernel_drop(case: Case) -> Cause | None:
-    """Any other death, named."""
-    for death in case.deaths:
-        drop = death.drop
-        reason = f"{drop.reason or 'no reason given'} in {drop.location or 'a function whose name is hidden'}"
-        if drop.hook:
-            reason += f", netfilter hook {drop.hook}"
-        known = WORDS.get(drop.reason or "")
+    """Any other drop, named."""
+    for drop in case.drops:
+        why = drop.why
+        reason = f"{why.reason or 'no reason given'} in {why.location or 'a function whose name is hidden'}"
+        if why.hook:
+            reason += f", netfilter hook {why.hook}"
+        known = WORDS.get(why.reason or "")
         reason = f"{known} ({reason})" if known else reason
         confidence = "high" if known else "medium"
-        return say(
-            "KernelDrop", confidence, [death_words(death)], message=death.message, place=place(death.hop), reason=reason
-        )
+        return say("KernelDrop", confidence, [drop_words(drop)], message=drop.leg, place=place(drop.hop), reason=reason)
     return None
 
 
@@ -461,7 +458,7 @@ ICMP_VERDICTS: dict[tuple[int, int, int], tuple[str, str]] = {
 def told_by_icmp(case: Case) -> Cause | None:
     """Nothing died here, but somebody on the way says that he could not or would not pass it on."""
     outcome = case.outcome
-    if outcome.delivered or case.deaths:
+    if outcome.delivered or case.drops:
         return None
     for error in errors(outcome):
         if error.flags & RESPONSE:
@@ -492,7 +489,7 @@ def told_by_icmp(case: Case) -> Cause | None:
     return None
 
 
-def _is_about_a_reply(error: Sighting, outcome: Outcome) -> bool:
+def _is_about_a_reply(error: Hop, outcome: Outcome) -> bool:
     """Whether it was a reply that could not be delivered: that comes of what went wrong before."""
     asking = [outcome.session, *outcome.exchanges]
     return Endpoint(error.detail.daddr, error.detail.dport) in {one.key.client for one in asking}
@@ -511,8 +508,8 @@ def server_no_reply(case: Case) -> Cause | None:
     if is_group(hop.detail.daddr) or (outcome.session.connecting and owned is None):
         # A group is nobody's address. And the kernel answers a request for a connection, whatever the server does.
         return None
-    evidence = [f"last sighting of the query: {where(hop)}", "no reply left that namespace"]
-    evidence += READ_WORDS[case.around.was_read(hop.message) if hop.message else None]
+    evidence = [f"last hop of the query: {where(hop)}", "no reply left that namespace"]
+    evidence += READ_WORDS[case.around.was_read(hop.message_id) if hop.message_id else None]
     # Where it is not known whose the address is, the packet may have been on its way to another host.
     confidence = "medium" if owned is None else "high"
     if outcome.session.connecting:
@@ -540,13 +537,13 @@ def left_node(case: Case) -> Cause | None:
     if outcome.knowledge.is_hidden_here(hop.detail.daddr):
         # Macvlan and the like: the other end shows no arrival, so nobody knows whether it got there.
         return None
-    evidence = [f"last sighting of the query: {where(hop)}", *_reset_words(outcome)]
+    evidence = [f"last hop of the query: {where(hop)}", *_reset_words(outcome)]
     if outcome.bits & CR:
         evidence.append(_attempts_evidence(outcome))
     return say("LeftNode", "medium", evidence, left=f"left this node by {interface(hop)}", here="the node")
 
 
-def _passed_a_tap(outcome: Outcome, hop: Sighting) -> Cause:
+def _passed_a_tap(outcome: Outcome, hop: Hop) -> Cause:
     """Captured between two ends, without a direction: whether it got to the server is not in the capture."""
     detail = hop.detail
     server = endpoint_to_text(detail.daddr, detail.dport)
@@ -618,7 +615,7 @@ def upstream_tcp_unavailable(case: Case) -> Cause | None:
     return say("UpstreamTCPUnavailable", "low" if doubt else "high", evidence, address=_upstreams(asked))
 
 
-def _first_hops(leg: Leg) -> list[Sighting]:
+def _first_hops(leg: Direction) -> list[Hop]:
     return [one.hops[0] for one in leg.transmissions]
 
 
@@ -631,7 +628,7 @@ def unknown(case: Case) -> Cause | None:
     legs = (("reply", case.outcome.session.replies), ("query", case.outcome.session.queries))
     message, leg = next((name, leg) for name, leg in legs if leg.transmissions)
     hop = case.outcome.knowledge.end_of(leg.transmissions[-1], case.outcome.session.strangers)
-    return say("Unknown", "low", [f"last sighting: {where(hop)}"], message=message, place=where(hop))
+    return say("Unknown", "low", [f"last hop: {where(hop)}"], message=message, place=where(hop))
 
 
 def of_outcome(speak: Callable[[Outcome], Cause | None]) -> Callable[[Case], Cause | None]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain.evidence import CARRIER_LOST, STARTED
-from agent.session.drops import UNSAID
+from agent.hop.drops import UNSAID
 
 if TYPE_CHECKING:
-    from agent.session.drops import Drop
-    from agent.session.outcome import Death
+    from agent.hop.drops import DropReason
+    from agent.session.outcome import PacketDrop
 
 
 class Signature(NamedTuple):
@@ -117,14 +117,14 @@ WORDS = {
 """What some of the other reasons mean."""
 
 
-def link_is_down(death: Death) -> bool:
+def link_is_down(drop: PacketDrop) -> bool:
     """Whether the device of a drop has no carrier, or is not up."""
-    hop = death.hop
+    hop = drop.hop
     state = hop.detail.device_state
     return bool(hop.ifindex) and (bool(state & CARRIER_LOST) or (bool(state) and not state & STARTED))
 
 
-def confidence_in(code: str, drop: Drop) -> str | None:
+def confidence_in(code: str, drop: DropReason) -> str | None:
     """How surely a drop is of this kind; None if it is not."""
     signature = SIGNATURES[code]
     if drop.reason in signature.reasons:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from agent.explain.evidence import duration_words, lost_attempt, where
 from agent.explain.verdict import say
+from agent.hop.endpoint import endpoint_to_text
 from agent.session.addressed import addressed, asked_of
-from agent.session.sighting import endpoint_to_text
 from agent.session.strays import is_readable, why_unusable
 from agent.wire.message import name_to_text
 from agent.wire.render import rdtype_to_text
@@ -29,7 +29,7 @@ MAY_HAVE_TAKEN_IT = (
 def unexpected_source(outcome: Outcome) -> Cause | None:
     """The reply came to the client from another address than it asked."""
     reply = outcome.reply
-    if not outcome.unasked or reply is None or reply.death is not None:
+    if not outcome.unasked or reply is None or reply.drop is not None:
         return None
     hop = reply.hops[-1]
     session = outcome.session
@@ -47,14 +47,14 @@ def unusable_reply(outcome: Outcome) -> Cause | None:
         return None
     reply, key = strays[-1], outcome.session.key
     evidence = [f"{len(strays)} such {'reply' if len(strays) == 1 else 'replies'}", _difference(reply, key)]
-    code = "MismatchedReply" if is_readable(reply.wire) else "MalformedReply"
+    code = "MismatchedReply" if is_readable(reply.message) else "MalformedReply"
     return say(
         code,
         "medium",
         evidence,
         address=endpoint_to_text(*addressed(reply.hops[-1], response=True)),
         delay=_delay(outcome.session, reply),
-        difference=why_unusable(reply.wire, key),
+        difference=why_unusable(reply.message, key),
     )
 
 
@@ -84,18 +84,18 @@ def unfinished_reply(outcome: Outcome) -> Cause | None:
 def _arrived(session: Session) -> list[Transmission]:
     if session.strays is None:
         return []
-    return [one for one in session.strays.transmissions if one.death is None]
+    return [one for one in session.strays.transmissions if one.drop is None]
 
 
 def _difference(reply: Transmission, key: Key) -> str:
     """What it says beside what was asked. Names stand between quotes."""
-    question = reply.wire.summary.question
+    question = reply.message.summary.question
     if question is None:
-        return f"{len(reply.wire.payload)} octets: {why_unusable(reply.wire, key)}"
+        return f"{len(reply.message.payload)} octets: {why_unusable(reply.message, key)}"
     said, asked = (
         f'{number}, "{name_to_text(name)}" {rdtype_to_text(rdtype)}'
         for number, name, rdtype in (
-            (reply.wire.summary.id, question.name, question.rdtype),
+            (reply.message.summary.id, question.name, question.rdtype),
             (key.id, key.name, key.rdtype),
         )
     )

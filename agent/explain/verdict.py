@@ -13,7 +13,7 @@ class Cause(NamedTuple):
     code: str
     confidence: str
     """high, medium or low."""
-    message: str
+    text: str
     evidence: list[str]
     remedy: str
 

@@ -11,8 +11,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.hop.endpoint import endpoint_to_text
+from agent.hop.record import TCP
 from agent.session.outcome import NOERROR, NXDOMAIN
-from agent.session.sighting import TCP, endpoint_to_text
 from agent.wire.message import EXTENDED_ERROR, options
 from agent.wire.render import rcode_to_text
 
@@ -70,8 +71,8 @@ class Kind(NamedTuple):
     extended: int | None
     """INFO-CODE of the reply's extended error (RFC 8914): one SERVFAIL is for DNSSEC, another for an upstream."""
     place: tuple[object, ...]
-    """Where it was lost: each message that died, with namespace, reason, function and hook. Without a death, the
-    namespace and the translated server of the query's last sighting."""
+    """Where it was lost: each message that died, with namespace, reason, function and hook. Without a drop, the
+    namespace and the translated server of the query's last hop."""
     upstream: tuple[bytes, int] | None
     """The server that was asked last on its behalf, where the cause is an upstream's."""
 
@@ -108,14 +109,14 @@ def _others(kind: Kind) -> Kind:
 def _extended_error(outcome: Outcome) -> int | None:
     if outcome.reply is None or outcome.rcode in (None, NOERROR, NXDOMAIN):
         return None
-    wire = outcome.reply.wire
-    found = (data for code, data in options(wire.payload, wire.summary) if code == EXTENDED_ERROR)
+    message = outcome.reply.message
+    found = (data for code, data in options(message.payload, message.summary) if code == EXTENDED_ERROR)
     return next((int.from_bytes(data[:2], "big") for data in found), None)
 
 
 def _place(outcome: Outcome) -> tuple[object, ...]:
-    deaths = (outcome.query_drop, outcome.reply_drop, outcome.upstream_drop)
-    places = tuple((one.message, one.hop.netns, *one.drop) for one in deaths if one is not None)
+    drops = (outcome.query_drop, outcome.reply_drop, outcome.upstream_drop)
+    places = tuple((one.leg, one.hop.netns, *one.why) for one in drops if one is not None)
     if places or not outcome.session.queries.transmissions:
         return places
     last = outcome.session.queries.transmissions[-1].hops[-1]

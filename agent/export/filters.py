@@ -5,17 +5,17 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.context.who import NOBODY
 from agent.session.outcome import Outcome, Status
-from agent.session.who import NOBODY
 from agent.wire.message import name_to_text
 from agent.wire.render import rcode_to_text, rdtype_to_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.context.cluster import Pod
+    from agent.context.who import Who
     from agent.explain.verdict import Verdict
-    from agent.session.cluster import Pod
-    from agent.session.who import Who
 
 
 class Filter(NamedTuple):

@@ -9,25 +9,26 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 
+from agent.context.counters import NothingKnown
+from agent.context.translation import translate
+from agent.context.who import NOBODY
 from agent.export.clock import SECOND_NS, rfc3339
 from agent.export.messages import family, messages, protocol
+from agent.hop.endpoint import address_to_text, endpoint_to_text
+from agent.hop.record import Event, Flag, name_text
+from agent.session.accepted import is_good
 from agent.session.addressed import servers_asked
 from agent.session.outcome import CQ, SR, Bit
-from agent.session.sighting import Event, Flag, address_to_text, endpoint_to_text, name_text
-from agent.session.surroundings import NothingKnown
-from agent.session.taken import is_good
-from agent.session.translation import translate
-from agent.session.who import NOBODY
 from agent.wire.message import extended_rcode, name_to_text
 from agent.wire.render import opcode_to_text, rcode_to_text, rdclass_to_text, rdtype_to_text
 
 if TYPE_CHECKING:
+    from agent.context.who import Who
     from agent.explain.verdict import Verdict
+    from agent.hop.record import Hop
     from agent.session.addressed import Asked
     from agent.session.model import Key, Session, Transmission
     from agent.session.outcome import Outcome
-    from agent.session.sighting import Sighting
-    from agent.session.who import Who
 
 NOTHING_KNOWN = NothingKnown()
 
@@ -127,8 +128,8 @@ class Latency(msgspec.Struct, rename="pascal"):
     server_to_client: Annotated[float | None, doc("Reply: server's socket to the client's namespace.")]
 
 
-class Hop(msgspec.Struct, rename="pascal", omit_defaults=True):
-    """One sighting of a message, or its death."""
+class HopLine(msgspec.Struct, rename="pascal", omit_defaults=True):
+    """One hop of a message, or its drop."""
 
     message: Annotated[str | None, doc("dnstap message type at that point; null for the handshake of a connection.")]
     event: Annotated[str, doc("tx, rx or drop.")]
@@ -145,7 +146,7 @@ class Hop(msgspec.Struct, rename="pascal", omit_defaults=True):
 class Line(msgspec.Struct, rename="pascal"):
     """One session."""
 
-    time: Annotated[str, doc("First sighting, UTC, RFC 3339 with nanoseconds.")]
+    time: Annotated[str, doc("First hop, UTC, RFC 3339 with nanoseconds.")]
     node: Annotated[str, doc("Name of this node.")]
     vantage: Annotated[str | None, doc("Ends of the session on this node: client, server, both; null in transit.")]
     status: Annotated[str, doc("Succeeded, Failed or SampleLoss.")]
@@ -162,7 +163,7 @@ class Line(msgspec.Struct, rename="pascal"):
     transaction_id: Annotated[int | None, doc("DNS message id of the query; null where there was none yet.")]
     rcode: Annotated[str | None, doc("Of the reply, extended where EDNS carries it; null without a reply.")]
     answer_source: Annotated[str | None, doc("local, cache, forward or server-error, by the reply's flags.")]
-    duration_seconds: Annotated[float | None, doc("First query to last sighting of the reply.")]
+    duration_seconds: Annotated[float | None, doc("First query to last hop of the reply.")]
     client: Client
     server: Server
     attempts: Annotated[int, doc("How often the client sent the query.")]
@@ -173,7 +174,7 @@ class Line(msgspec.Struct, rename="pascal"):
     findings: Annotated[list[str], doc("Remarks that do not change the status.")]
     remarks: Annotated[list[str], doc("Sentences of those findings that have more to say than their name.")]
     latency: Latency
-    path: list[Hop]
+    path: list[HopLine]
     messages: Annotated[list[dict[str, Any]], doc("Every message, with the keys of the dnstap tool's JSON.")]
     held_back: Annotated[
         int, doc("Lines of failures like this one that were not printed since the last one: --failure-rate.")
@@ -185,7 +186,7 @@ class Context(NamedTuple):
 
     node: str
     wall_offset_ns: int
-    """Added to the sightings' stamps to get UTC."""
+    """Added to the hops' stamps to get UTC."""
 
 
 def build(outcome: Outcome, verdict: Verdict, context: Context, who: Who = NOBODY) -> Line:
@@ -203,7 +204,7 @@ def build(outcome: Outcome, verdict: Verdict, context: Context, who: Who = NOBOD
         path_bit_map=int(outcome.path),
         inferred=[bit.name or "" for bit in Bit(outcome.inferred)],
         question=None if session.connecting else _question(key),
-        opcode=None if session.connecting else opcode_to_text(next(iter(_all(outcome))).wire.summary.opcode),
+        opcode=None if session.connecting else opcode_to_text(next(iter(_all(outcome))).message.summary.opcode),
         protocol=protocol(first),
         family=family(first),
         transaction_id=None if session.connecting else key.id,
@@ -304,7 +305,7 @@ def _exchange(exchange: Session, asked: Asked, outcome: Outcome) -> Exchange:
 
 
 def _rcode(reply: Transmission) -> str:
-    return rcode_to_text(extended_rcode(reply.wire.payload, reply.wire.summary))
+    return rcode_to_text(extended_rcode(reply.message.payload, reply.message.summary))
 
 
 def _arrived_ns(reply: Transmission, outcome: Outcome) -> int:
@@ -348,9 +349,9 @@ def _between(start_ns: int | None, end_ns: int | None) -> float | None:
     return None if start_ns is None or end_ns is None else max(0, end_ns - start_ns) / SECOND_NS
 
 
-def _path(outcome: Outcome) -> list[Hop]:
+def _path(outcome: Outcome) -> list[HopLine]:
     legs = (outcome.session.queries, outcome.session.replies)
-    hops: list[tuple[Sighting, str | None]] = [
+    hops: list[tuple[Hop, str | None]] = [
         (hop, _message_type(hop, one, outcome, response=leg is outcome.session.replies))
         for leg in legs
         for one in leg.transmissions
@@ -370,10 +371,10 @@ def _path(outcome: Outcome) -> list[Hop]:
     return [_hop(hop, name, outcome) for hop, name in hops]
 
 
-def _hop(hop: Sighting, name: str | None, outcome: Outcome) -> Hop:
+def _hop(hop: Hop, name: str | None, outcome: Outcome) -> HopLine:
     detail = hop.detail
     drop = outcome.drop_of(hop) if hop.event == Event.DROP else None
-    return Hop(
+    return HopLine(
         message=name,
         event=Event(hop.event).name.lower(),
         offset_seconds=(hop.ts_ns - outcome.session.first_ns) / SECOND_NS,
@@ -387,7 +388,7 @@ def _hop(hop: Sighting, name: str | None, outcome: Outcome) -> Hop:
     )
 
 
-def _message_type(hop: Sighting, one: Transmission, outcome: Outcome, *, response: bool) -> str | None:
+def _message_type(hop: Hop, one: Transmission, outcome: Outcome, *, response: bool) -> str | None:
     """The dnstap name of the message from here on: it changes when it gets to the other end."""
     if outcome.session.connecting:
         return None

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent.export.clock import rfc3339
+from agent.hop.endpoint import address_to_text
+from agent.hop.record import TCP, Event, Hop
 from agent.session.outcome import CQ
-from agent.session.sighting import TCP, Event, Sighting, address_to_text
 from agent.session.strays import why_unusable
 from agent.wire.render import render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.session.model import Transmission, Wire
+    from agent.session.model import Message, Transmission
     from agent.session.outcome import Outcome
 
-Ends = tuple[Sighting | None, Sighting | None]
+Ends = tuple[Hop | None, Hop | None]
 
 
 class Seen(NamedTuple):
@@ -24,8 +25,8 @@ class Seen(NamedTuple):
 
     name: str
     """dnstap message type."""
-    hop: Sighting
-    wire: Wire
+    hop: Hop
+    message: Message
     response: bool
     unusable: str | None = None
     """Of a reply that no client takes: why."""
@@ -38,9 +39,9 @@ def messages(outcome: Outcome, wall_offset_ns: int) -> list[dict[str, Any]]:
     seen = sorted((*_of_client(outcome), *_of_strays(outcome), *_of_upstream(outcome)), key=lambda one: one.hop.ts_ns)
     rendered: dict[int, dict[str, object]] = {}
     for one in seen:
-        if id(one.wire) not in rendered:
-            rendered[id(one.wire)] = render(one.wire.payload, length_bytes=one.wire.length_bytes)
-    return [_message(one, rendered[id(one.wire)], wall_offset_ns) for one in seen]
+        if id(one.message) not in rendered:
+            rendered[id(one.message)] = render(one.message.payload, length_bytes=one.message.length_bytes)
+    return [_message(one, rendered[id(one.message)], wall_offset_ns) for one in seen]
 
 
 def _of_client(outcome: Outcome) -> Iterator[Seen]:
@@ -50,7 +51,7 @@ def _of_client(outcome: Outcome) -> Iterator[Seen]:
             ends = reply_ends(one, outcome) if response else query_ends(one, outcome)
             for name, hop in zip(names, ends, strict=True):
                 if hop is not None:
-                    yield Seen(name, hop, one.wire, response)
+                    yield Seen(name, hop, one.message, response)
 
 
 def _of_strays(outcome: Outcome) -> Iterator[Seen]:
@@ -63,7 +64,7 @@ def _of_strays(outcome: Outcome) -> Iterator[Seen]:
             hops = (one.hops[0], _arrival(one, client)) if len(ends) > 1 else (_arrival(one, client) or one.hops[-1],)
             for name, hop in zip(ends, hops, strict=True):
                 if hop is not None:
-                    yield Seen(name, hop, one.wire, response=True, unusable=why_unusable(one.wire, session.key))
+                    yield Seen(name, hop, one.message, response=True, unusable=why_unusable(one.message, session.key))
 
 
 def _of_upstream(outcome: Outcome) -> Iterator[Seen]:
@@ -72,11 +73,11 @@ def _of_upstream(outcome: Outcome) -> Iterator[Seen]:
         if exchange.connecting:
             continue
         for one in exchange.queries.transmissions:
-            yield Seen("FORWARDER_QUERY", one.hops[0], one.wire, response=False)
+            yield Seen("FORWARDER_QUERY", one.hops[0], one.message, response=False)
         for one in exchange.replies.transmissions:
             arrived = _arrival(one, outcome.server_netns)
-            if arrived is not None or one.death is None:
-                yield Seen("FORWARDER_RESPONSE", arrived or one.hops[-1], one.wire, response=True)
+            if arrived is not None or one.drop is None:
+                yield Seen("FORWARDER_RESPONSE", arrived or one.hops[-1], one.message, response=True)
 
 
 def query_ends(query: Transmission, outcome: Outcome) -> Ends:
@@ -94,7 +95,7 @@ def reply_ends(reply: Transmission, outcome: Outcome) -> Ends:
     return reply.hops[0], _arrival(reply, outcome.client_netns)
 
 
-def _arrival(one: Transmission, netns: int | None) -> Sighting | None:
+def _arrival(one: Transmission, netns: int | None) -> Hop | None:
     return next(iter(one.arrivals(netns)), None) if netns is not None else None
 
 
@@ -117,11 +118,11 @@ def _message(one: Seen, content: dict[str, object], wall_offset_ns: int) -> dict
     }
 
 
-def family(hop: Sighting) -> str:
+def family(hop: Hop) -> str:
     """SocketFamily of dnstap."""
     return "INET" if hop.family == 4 else "INET6"  # noqa: PLR2004  IP version
 
 
-def protocol(hop: Sighting) -> str:
+def protocol(hop: Hop) -> str:
     """SocketProtocol of dnstap, as far as port 53 goes."""
     return "TCP" if hop.protocol == TCP else "UDP"

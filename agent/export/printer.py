@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
+from agent.context.who import NOBODY
 from agent.export import line, table
 from agent.export.failures import UNLIMITED, FailureLimit, FailureRates, kind_of
 from agent.export.filters import Filter, is_problem
 from agent.export.redaction import Redaction
-from agent.session.who import NOBODY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.context.who import Who
     from agent.explain.verdict import Verdict
     from agent.session.outcome import Outcome
-    from agent.session.who import Who
 
 
 class Out(Protocol):
@@ -71,7 +71,7 @@ class Printer:
     Args:
         options: which ones, and how.
         out: where to.
-        wall_offset_ns: added to the sightings' stamps to get UTC.
+        wall_offset_ns: added to the hops' stamps to get UTC.
     """
 
     def __init__(self, options: LineOptions, out: Out, wall_offset_ns: int) -> None:

@@ -11,7 +11,7 @@ from agent.wire.render import opcode_to_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.capture.playback import Playback
+    from agent.capturefile.playback import Playback
     from agent.session.table import Counts
 
 

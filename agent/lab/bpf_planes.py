@@ -20,8 +20,8 @@ from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
 
 from agent.capture.cgroup import BPF_LINK_CREATE
-from agent.capture.compiler import KERNEL_SOURCE, bcc, source_directory
-from agent.capture.syscall import bpf
+from agent.kernel.compiler import KERNEL_SOURCE, bcc, source_directory
+from agent.kernel.syscall import bpf
 from agent.lab.faults import UnsupportedFaultError
 from agent.lab.processes import PATIENCE, LabError, end
 from agent.lab.programs import cgroup, inside

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from agent.capture.cgroup import BPF_LINK_CREATE, cgroup2_root
-from agent.capture.syscall import bpf
+from agent.kernel.syscall import bpf
 from agent.lab import namespaces
 from agent.lab.faults import UnsupportedFaultError
 

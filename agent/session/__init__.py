@@ -1,1 +1,1 @@
-"""Joining the sightings of one lookup into a session. Pure: time and state are parameters."""
+"""Joining the hops of one lookup into a session. Pure: time and state are parameters."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.identity import REPLY_CT_INFO
-from agent.session.model import Endpoint
-from agent.session.sighting import CONNTRACK, UDP
+from agent.hop.conntrack import REPLY_CT_INFO
+from agent.hop.endpoint import Endpoint
+from agent.hop.record import CONNTRACK, UDP
 
 if TYPE_CHECKING:
+    from agent.hop.record import Hop
     from agent.session.model import Session, Transmission
-    from agent.session.sighting import Sighting
 
 
 class Asked(NamedTuple):
@@ -28,7 +28,7 @@ class Asked(NamedTuple):
     """What came from it."""
 
 
-def addressed(hop: Sighting, *, response: bool) -> Endpoint:
+def addressed(hop: Hop, *, response: bool) -> Endpoint:
     """The server as the client addressed it, by one hop of a query or of a reply.
 
     Args:
@@ -44,7 +44,7 @@ def addressed(hop: Sighting, *, response: bool) -> Endpoint:
     return Endpoint(detail.ct_reply_daddr, detail.ct_reply_dport)
 
 
-def source(hop: Sighting) -> Endpoint:
+def source(hop: Hop) -> Endpoint:
     """Where a packet says that it comes from."""
     detail = hop.detail
     return Endpoint(detail.saddr, detail.sport)
@@ -83,9 +83,9 @@ def server_of(session: Session, reply: Transmission | None) -> Endpoint:
 
 def is_from(reply: Transmission, query: Transmission) -> bool:
     """Whether the reply comes from where this copy of the query went, at any hop of either."""
-    there = {Endpoint(detail.daddr, detail.dport) for detail in (hop.detail for hop in query.hops)}
-    there.add(asked_of(query))
-    return any(source(hop) in there or addressed(hop, response=True) in there for hop in reply.hops)
+    asked_ends = {Endpoint(detail.daddr, detail.dport) for detail in (hop.detail for hop in query.hops)}
+    asked_ends.add(asked_of(query))
+    return any(source(hop) in asked_ends or addressed(hop, response=True) in asked_ends for hop in reply.hops)
 
 
 def servers_asked(session: Session) -> list[Asked]:
@@ -102,7 +102,7 @@ def servers_asked(session: Session) -> list[Asked]:
     ]
 
 
-def is_from_unasked(reply: Transmission, session: Session, home: int | None) -> bool:
+def is_from_unasked(reply: Transmission, session: Session, client_netns: int | None) -> bool:
     """Whether the reply came into the client's own namespace from an address or port that the client did not ask.
 
     Resolvers discard such a reply, and the kernel itself does where the socket is connected. Before it is in that
@@ -111,20 +111,20 @@ def is_from_unasked(reply: Transmission, session: Session, home: int | None) -> 
     Args:
         reply: with a hop in that namespace, or it is not judged.
         session: whose reply it is.
-        home: the client's namespace.
+        client_netns: the client's namespace.
     """
-    if home is None or reply.hops[-1].netns != home or reply.hops[-1].protocol != UDP:
+    if client_netns is None or reply.hops[-1].netns != client_netns or reply.hops[-1].protocol != UDP:
         return False
     asked: set[Endpoint] = set()
     for one in session.queries.transmissions:
         for hop in one.hops:
-            if hop.netns == home:
+            if hop.netns == client_netns:
                 asked |= _spellings(hop)
     last = reply.hops[-1]
     return bool(asked) and source(last) not in asked and addressed(last, response=True) not in asked
 
 
-def _spellings(query: Sighting) -> set[Endpoint]:
+def _spellings(query: Hop) -> set[Endpoint]:
     """The server's address as a query has it at a hop, as the client wrote it, and as the reply will have it there."""
     detail = query.detail
     found = {Endpoint(detail.daddr, detail.dport), addressed(query, response=False)}

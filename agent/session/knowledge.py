@@ -6,16 +6,16 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.model import Endpoint
+from agent.hop.endpoint import Endpoint
+from agent.hop.record import ORIGIN, PROCESS, RESPONSE, RX, TX, Hop
 from agent.session.proxies import Takers, taker_of
-from agent.session.sighting import ORIGIN, PROCESS, RESPONSE, RX, TX, Sighting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agent.session.drops import Drop, Kernel
+    from agent.hop.drops import DropReason, Kernel
+    from agent.hop.record import Detail
     from agent.session.model import Session, Transmission
-    from agent.session.sighting import Detail
 
 MAX_KNOWN = 65536
 """Namespaces, and devices. The kernel gives the number of a namespace again, that of a device never."""
@@ -33,7 +33,7 @@ PORT_UNREACHABLE = frozenset({(4, 3, 3), (6, 1, 4)})
 """ICMP errors by IP version, type and code (RFC 792, RFC 4443 3.1)."""
 
 
-def _other_end(hops: list[Sighting], index: int) -> Sighting | None:
+def _other_end(hops: list[Hop], index: int) -> Hop | None:
     """The departure that this arrival belongs to: of the same sk_buff, as a bridge sends several before one arrives.
 
     Else the one just before: some devices hand over a copy.
@@ -44,7 +44,7 @@ def _other_end(hops: list[Sighting], index: int) -> Sighting | None:
     return next(same, before)
 
 
-def _last_departures(hops: list[Sighting]) -> list[Sighting]:
+def _last_departures(hops: list[Hop]) -> list[Hop]:
     """Those behind which it was not seen arriving or dying any more."""
     start = next((index for index in range(len(hops), 0, -1) if hops[index - 1].event != TX), 0)
     return hops[start:]
@@ -118,14 +118,14 @@ class Shape(NamedTuple):
     backend: Backend | None
 
 
-def way_of(hop: Sighting, home: int) -> tuple[int, ...]:
+def way_of(hop: Hop, client_netns: int) -> tuple[int, ...]:
     """A place on the way to a client's namespace. What is seen there may differ by protocol: TCP is seen at sockets."""
-    return home, hop.netns, hop.ifindex, hop.event, hop.family, hop.protocol
+    return client_netns, hop.netns, hop.ifindex, hop.event, hop.family, hop.protocol
 
 
 @dataclass(slots=True)
 class Knowledge:
-    """What the node is known to be like, from outside and from earlier sightings."""
+    """What the node is known to be like, from outside and from earlier hops."""
 
     kernel: Kernel
     is_local: Callable[[int, bytes], bool | None]
@@ -153,18 +153,18 @@ class Knowledge:
     shapes: dict[tuple[tuple[int, ...], tuple[int, ...], bytes], Shape] = field(default_factory=dict)
     """Places of the query and of the reply and the addresses asked and answering, for lookups like earlier ones."""
 
-    def is_innocent(self, sighting: Sighting) -> bool:
+    def is_innocent(self, hop: Hop) -> bool:
         """Whether this drop is no loss: a frame for another host is one only where the address really lives."""
-        drop = self.kernel.describe(sighting)
+        drop = self.kernel.describe(hop)
         if drop.reason == OTHER_HOST:
-            return self.owns(sighting.netns, sighting.detail.daddr) is not True
+            return self.owns(hop.netns, hop.detail.daddr) is not True
         return drop.innocent
 
-    def is_for_another_host(self, drop: Sighting) -> bool:
+    def is_for_another_host(self, drop: Hop) -> bool:
         """Whether the kernel says of a frame that it is for another host (net/ipv4/ip_input.c)."""
         return self.kernel.describe(drop).reason == OTHER_HOST
 
-    def learn_server(self, reply: Sighting, detail: Detail) -> None:
+    def learn_server(self, reply: Hop, detail: Detail) -> None:
         """Take note of who sent a reply, and from which address."""
         servers = self.serving.get(reply.netns)
         if servers is None:
@@ -174,7 +174,7 @@ class Knowledge:
         if reply.flags & PROCESS and len(servers.programs) < MAX_SERVERS:
             servers.programs.add(detail.comm)
 
-    def _learn_address(self, reply: Sighting, detail: Detail, servers: Servers) -> None:
+    def _learn_address(self, reply: Hop, detail: Detail, servers: Servers) -> None:
         """An address that the namespace has, or one that a rule gives it; not one that a transparent proxy poses as."""
         address = detail.saddr
         is_local = self.is_local(reply.netns, address)
@@ -192,7 +192,7 @@ class Knowledge:
             if is_local is None:
                 servers.unsure.add(address)
 
-    def learn_error(self, error: Sighting) -> None:
+    def learn_error(self, error: Hop) -> None:
         """Take note of an ICMP error about a query."""
         detail = error.detail
         if error.flags & RESPONSE or (error.family, detail.icmp_type, detail.icmp_code) not in PORT_UNREACHABLE:
@@ -201,7 +201,7 @@ class Knowledge:
             self.refused.clear()
         self.refused[error.netns, Endpoint(detail.daddr, detail.dport)] = error.ts_ns
 
-    def is_refused(self, hop: Sighting) -> bool:
+    def is_refused(self, hop: Hop) -> bool:
         """Whether, about that time, this hop's namespace saw "port unreachable" of where the packet was going to."""
         refused_ns = self.refused.get((hop.netns, Endpoint(hop.detail.daddr, hop.detail.dport)))
         return refused_ns is not None and abs(hop.ts_ns - refused_ns) <= ICMP_PAUSE_NS
@@ -213,7 +213,7 @@ class Knowledge:
             return True
         return self.is_local(netns, address)
 
-    def may_be_server(self, asking: Sighting) -> bool:
+    def may_be_server(self, asking: Hop) -> bool:
         """Whether what sends this query may be a DNS server of its namespace: not if other programs are known to be.
 
         Programs, not processes: some servers answer each TCP client by a process of its own.
@@ -261,18 +261,18 @@ class Knowledge:
             self.forwarding.add(last.netns)
             self.takers.forget(last)
 
-    def learn_way_back(self, session: Session, home: int | None) -> None:
+    def learn_way_back(self, session: Session, client_netns: int | None) -> None:
         """Take note of the places from which delivered replies to this client went on, visibly."""
-        if home is None:
+        if client_netns is None:
             return
         if len(self.continues) > MAX_WAYS:
             self.continues.clear()
         for one in session.replies.transmissions:
-            self.continues.update(way_of(hop, home) for hop in one.hops[:-1])
+            self.continues.update(way_of(hop, client_netns) for hop in one.hops[:-1])
 
-    def goes_on(self, reply: Transmission, home: int) -> bool:
+    def goes_on(self, reply: Transmission, client_netns: int) -> bool:
         """Whether replies to this client that came as far as this one were seen to go on from there."""
-        return way_of(reply.hops[-1], home) in self.continues
+        return way_of(reply.hops[-1], client_netns) in self.continues
 
     def is_hidden_here(self, address: bytes) -> bool:
         """Whether a server of this node has answered from the address, in a namespace that shows no arrivals."""
@@ -301,18 +301,18 @@ class Knowledge:
         known.count(answered_ns)
         return known
 
-    def leaves_node(self, last: Sighting) -> bool:
+    def leaves_node(self, last: Hop) -> bool:
         """Whether a packet last seen at this hop is beyond this node."""
         return last.event == TX and (last.netns, last.ifindex) not in self.linked
 
-    def bystanders(self, one: Transmission, strangers: set[tuple[int, int]]) -> list[Sighting]:
+    def bystanders(self, one: Transmission, strangers: set[tuple[int, int]]) -> list[Hop]:
         """Arrivals of a copy where it was not meant for: a bridge flooded it. They are no part of its way."""
         if not strangers:
             return []
         arrivals = (hop for hop in one.hops if hop.event == RX and (hop.netns, hop.ifindex) in strangers)
         return [hop for hop in arrivals if self.owns(hop.netns, hop.detail.daddr) is not True]
 
-    def end_of(self, one: Transmission, strangers: set[tuple[int, int]]) -> Sighting:
+    def end_of(self, one: Transmission, strangers: set[tuple[int, int]]) -> Hop:
         """The last hop of its way. Of what was flooded: where it left the node, if it did, else where that began."""
         others = self.bystanders(one, strangers)
         if not others:
@@ -332,7 +332,7 @@ class Knowledge:
             return self.leaves_node(one.hops[-1])
         return self._way_out(_last_departures([hop for hop in one.hops if hop not in others])) is not None
 
-    def _way_out(self, flood: list[Sighting]) -> Sighting | None:
+    def _way_out(self, flood: list[Hop]) -> Hop | None:
         """Of a packet's departures at one time that by which it left the node."""
         for index, hop in enumerate(flood):
             # What a bridge itself sends is seen again at one of its ports.
@@ -340,11 +340,11 @@ class Knowledge:
                 return hop
         return None
 
-    def died(self, one: Transmission, end: int | None) -> Drop | None:
+    def died(self, one: Transmission, end: int | None) -> DropReason | None:
         """How a copy died, if it did: a drop with no later hop, and no other copy of it at its end before."""
-        death = one.death
-        if death is None:
+        drop = one.drop
+        if drop is None:
             return None
-        if death.netns != end and not death.fragment and one.arrivals(end):
+        if drop.netns != end and not drop.fragment and one.arrivals(end):
             return None
-        return self.kernel.describe(death)
+        return self.kernel.describe(drop)

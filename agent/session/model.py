@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.sighting import DROP, FRAGMENT, ORIGIN, RX, SOCKET_RX, TCP, Sighting
+from agent.hop.record import DROP, FRAGMENT, ORIGIN, RX, SOCKET_RX, TCP, Hop
 from agent.wire.stream import RST
 
 if TYPE_CHECKING:
+    from agent.hop.endpoint import Endpoint
     from agent.session.tcp import Tracked
     from agent.wire.message import Summary
 
@@ -40,7 +41,7 @@ class Settings(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Wire:
+class Message:
     """One distinct DNS message, as octets and as the summary that joining needs."""
 
     payload: bytes
@@ -54,24 +55,24 @@ class Wire:
 class Transmission:
     """One copy of one message on its way: its hops in the order of time."""
 
-    wire: Wire
-    hops: list[Sighting] = field(default_factory=list)
+    message: Message
+    hops: list[Hop] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
     """`place()` of each hop, in the same order until the session is judged."""
 
     @property
-    def origin(self) -> Sighting | None:
+    def origin(self) -> Hop | None:
         """The hop at which it left its sender's socket, if that was on this node."""
         return next((hop for hop in self.hops if hop.flags & ORIGIN), None)
 
     @property
-    def death(self) -> Sighting | None:
+    def drop(self) -> Hop | None:
         """The first drop after which it was not seen again: the packet, or the fragment without which it is nothing."""
         if not any(hop.event == DROP for hop in self.hops):
             return None
-        return next((hop for index, hop in enumerate(self.hops) if self._is_death(index, hop)), None)
+        return next((hop for index, hop in enumerate(self.hops) if self._is_fatal(index, hop)), None)
 
-    def _is_death(self, index: int, hop: Sighting) -> bool:
+    def _is_fatal(self, index: int, hop: Hop) -> bool:
         if hop.event != DROP:
             return False
         later = (one for one in self.hops[index + 1 :] if one.event != DROP)
@@ -80,63 +81,63 @@ class Transmission:
             return all(one.fragment for one in later)
         return not any(True for _ in later)
 
-    def accepts(self, wire: Wire, sighting: Sighting, here: int) -> bool:
-        """Whether this hop can be one of this copy's: its message, a new place, and not after its death."""
-        if self.wire is not wire or here in self.places:
+    def accepts(self, message: Message, hop: Hop, here: int) -> bool:
+        """Whether this hop can be one of this copy's: its message, a new place, and not after its drop."""
+        if self.message is not message or here in self.places:
             return False
-        if sighting.flags & ORIGIN and sighting.event != DROP and self._is_from_elsewhere(sighting):
+        if hop.flags & ORIGIN and hop.event != DROP and self._is_from_elsewhere(hop):
             return False
         last = self.hops[-1]
-        return last.event != DROP or sighting.ts_ns < last.ts_ns or bool(last.flags & FRAGMENT or sighting.fragment)
+        return last.event != DROP or hop.ts_ns < last.ts_ns or bool(last.flags & FRAGMENT or hop.fragment)
 
-    def _is_from_elsewhere(self, origin: Sighting) -> bool:
+    def _is_from_elsewhere(self, origin: Hop) -> bool:
         """Whether this copy left another socket: two servers may say the very same."""
         known = self.origin
         return known is not None and known.netns != origin.netns
 
-    def arrivals(self, netns: int | None) -> list[Sighting]:
+    def arrivals(self, netns: int | None) -> list[Hop]:
         """Hops at which it was taken in by that namespace."""
         return [hop for hop in self.hops if hop.netns == netns and hop.event in (RX, SOCKET_RX)]
 
 
-def place(sighting: Sighting) -> int:
+def place(hop: Hop) -> int:
     """Where and how a packet was seen, as one number: a copy passes each place once.
 
     Whether it was the origin belongs to it, so that the places of a copy are all that its path says.
     """
-    where = sighting.netns << 36 | sighting.ifindex << 4 | sighting.event << 1 | (sighting.flags & ORIGIN and 1)
-    return where | sighting.fragment << 68 if sighting.flags & FRAGMENT else where
+    where = hop.netns << 36 | hop.ifindex << 4 | hop.event << 1 | (hop.flags & ORIGIN and 1)
+    return where | hop.fragment << 68 if hop.flags & FRAGMENT else where
 
 
 @dataclass(slots=True, eq=False)
-class Leg:
+class Direction:
     """All queries, or all replies, between the client and the server of one session."""
 
     transmissions: list[Transmission] = field(default_factory=list)
 
-    def add(self, sighting: Sighting, wire: Wire) -> bool:
+    def add(self, hop: Hop, message: Message) -> bool:
         """Put a hop where it belongs; False when a bound keeps it out."""
-        here = place(sighting)
+        here = place(hop)
         copies = self.transmissions
-        if len(copies) == 1 and copies[0].accepts(wire, sighting, here):
+        if len(copies) == 1 and copies[0].accepts(message, hop, here):
             target: Transmission | None = copies[0]
         else:
-            target = self._target(sighting, wire, here)
+            target = self._target(hop, message, here)
         if target is None or len(target.hops) >= MAX_HOPS:
             return False
-        target.hops.append(sighting)
+        target.hops.append(hop)
         target.places.append(here)
         return True
 
-    def _target(self, sighting: Sighting, wire: Wire, here: int) -> Transmission | None:
-        free = [one for one in self.transmissions if one.accepts(wire, sighting, here)]
+    def _target(self, hop: Hop, message: Message, here: int) -> Transmission | None:
+        free = [one for one in self.transmissions if one.accepts(message, hop, here)]
         if free:
             # An sk_buff keeps its address from hop to hop, so it tells copies apart; else it is the newest one's.
-            same = [one for one in free if one.hops[-1].skb == sighting.skb]
+            same = [one for one in free if one.hops[-1].skb == hop.skb]
             return (same or free)[-1]
         if len(self.transmissions) >= MAX_TRANSMISSIONS:
             return None
-        self.transmissions.append(Transmission(wire))
+        self.transmissions.append(Transmission(message))
         return self.transmissions[-1]
 
     @property
@@ -146,13 +147,6 @@ class Leg:
             return self.transmissions
         start = self.transmissions[0].places[0]
         return [one for one in self.transmissions if start in one.places]
-
-
-class Endpoint(NamedTuple):
-    """A 16-octet address and a port."""
-
-    address: bytes
-    port: int
 
 
 class Key(NamedTuple):
@@ -174,6 +168,11 @@ class Key(NamedTuple):
         return self[3:6]
 
 
+def connecting_key(client: Endpoint, scope: int) -> Key:
+    """The key of a client's request for a TCP connection, which has no question yet."""
+    return Key(client, TCP, 0, b"", 0, 0, scope)
+
+
 class Background(StrEnum):
     """Lookups that no client waits for: counted, not sessions of a client."""
 
@@ -192,8 +191,8 @@ class Session:
     key: Key
     first_ns: int
     deadline_ns: int
-    queries: Leg = field(default_factory=Leg)
-    replies: Leg = field(default_factory=Leg)
+    queries: Direction = field(default_factory=Direction)
+    replies: Direction = field(default_factory=Direction)
     keys: list[Key] = field(default_factory=list)
     """Every key it can be found by: source translation gives it a second one."""
     messages: list[int] = field(default_factory=list)
@@ -207,9 +206,9 @@ class Session:
     background: Background | None = None
     connection: Tracked | None = None
     """The TCP connection it used."""
-    strays: Leg | None = None
+    strays: Direction | None = None
     """Replies to its queries that no client can use: unreadable, or with another id or question."""
-    errors: list[Sighting] = field(default_factory=list)
+    errors: list[Hop] = field(default_factory=list)
     """ICMP errors that answered its packets, one of each kind and sender."""
     pair: Session | None = None
     """The lookup of the same name, A to AAAA or AAAA to A, that came from the same socket."""
@@ -259,9 +258,9 @@ class Session:
     @property
     def refused(self) -> bool:
         """Whether the request for a connection was answered by RST."""
-        return self.connecting and any(one.wire.payload[0] & RST for one in self.replies.transmissions)
+        return self.connecting and any(one.message.payload[0] & RST for one in self.replies.transmissions)
 
-    def add_error(self, error: Sighting) -> None:
+    def add_error(self, error: Hop) -> None:
         """Keep an ICMP error: the first of each kind and sender."""
         detail = error.detail
         kind = detail.icmp_type, detail.icmp_code, detail.icmp_saddr
@@ -274,6 +273,6 @@ class Session:
         """What the server asked upstream before it replied; what it asked later served nobody waiting."""
         return [one for one in self.upstream if one.background is None]
 
-    def leg(self, *, response: bool) -> Leg:
+    def leg(self, *, response: bool) -> Direction:
         """The leg a message belongs to."""
         return self.replies if response else self.queries

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from enum import IntFlag, StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.addressed import asked_of, is_from_unasked, server_of, times_asked
-from agent.session.identity import REPLY_CT_INFO
-from agent.session.knowledge import Shape
-from agent.session.model import Background, Endpoint, place
-from agent.session.proxies import ends_at_proxy
-from agent.session.sighting import (
+from agent.hop.conntrack import REPLY_CT_INFO
+from agent.hop.endpoint import Endpoint
+from agent.hop.record import (
     CONNTRACK,
     DADDR,
     DPORT,
@@ -25,18 +22,22 @@ from agent.session.sighting import (
     SOCKET_TX,
     SPORT,
     TX,
-    Sighting,
+    Hop,
 )
-from agent.session.taken import choose
+from agent.session.accepted import choose
+from agent.session.addressed import asked_of, is_from_unasked, server_of, times_asked
+from agent.session.knowledge import Shape
+from agent.session.model import Background, place
+from agent.session.proxies import ends_at_proxy
 from agent.wire.message import EXTENDED_ERROR, extended_rcode, options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.session.answers import Told
-    from agent.session.drops import Drop, Kernel
+    from agent.hop.drops import DropReason, Kernel
     from agent.session.knowledge import Backend, Knowledge
-    from agent.session.model import Session, Transmission, Wire
+    from agent.session.last_answers import Told
+    from agent.session.model import Message, Session, Transmission
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
 SERVER_WRITTEN = frozenset({SERVFAIL, REFUSED, FORMERR, NOTIMP})
@@ -77,14 +78,14 @@ class Status(StrEnum):
     SAMPLE_LOSS = "SampleLoss"
 
 
-class Death(NamedTuple):
+class PacketDrop(NamedTuple):
     """One message that was lost on this node."""
 
-    message: str
+    leg: str
     """What it was: query, reply, server's own query, reply of the upstream."""
-    hop: Sighting
-    drop: Drop
-    before: list[Sighting]
+    hop: Hop
+    why: DropReason
+    before: list[Hop]
     """The hops of that copy before it died, oldest first."""
 
 
@@ -102,14 +103,14 @@ class Outcome:
     """The reply that counts: the delivered one, else the last."""
     rcode: int | None
     answer_source: str | None
-    query_drop: Death | None
-    reply_drop: Death | None
-    upstream_drop: Death | None
-    """The newest death of a message between the server and its upstream."""
+    query_drop: PacketDrop | None
+    reply_drop: PacketDrop | None
+    upstream_drop: PacketDrop | None
+    """The newest drop of a message between the server and its upstream."""
     delivered: bool
     """Some reply reached the client as far as this node can see."""
     left_node: bool
-    """The last sighting of the query is its departure by a device that has no other end on this node."""
+    """The last hop of the query is its departure by a device that has no other end on this node."""
     lossy: bool
     """The agent lost records while the session was open."""
     knowledge: Knowledge
@@ -130,7 +131,7 @@ class Outcome:
         """Names the drops."""
         return self.knowledge.kernel
 
-    def drop_of(self, hop: Sighting) -> Drop:
+    def drop_of(self, hop: Hop) -> DropReason:
         """The words for a drop hop."""
         return self.kernel.describe(hop)
 
@@ -153,7 +154,7 @@ class Outcome:
     def dnstap_bitmap(self) -> Bit:
         """What CoreDNS's dnstap plugin would have shown (up to 1.14.7): without a reply the server core wrote."""
         relayed = self.bits & FR and any(
-            one.wire.summary.rcode == self.rcode
+            one.message.summary.rcode == self.rcode
             for exchange in self.session.upstream
             for one in exchange.replies.transmissions
         )
@@ -206,7 +207,7 @@ class Outcome:
 
     @property
     def duration_ns(self) -> int | None:
-        """From the first sighting of the query to the last one of the reply; None without both, or if clocks differ."""
+        """From the first hop of the query to the last one of the reply; None without both, or if clocks differ."""
         if self.reply is None or not self.session.queries.transmissions:
             return None
         duration_ns = self.reply.hops[-1].ts_ns - self.session.queries.transmissions[0].hops[0].ts_ns
@@ -228,36 +229,38 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
     for one in (*session.queries.transmissions, *session.replies.transmissions, *strays):
         _put_in_order(one)
         session.first_ns = min(session.first_ns, one.hops[0].ts_ns)
-    home = client_netns(session)
+    client_netns = find_client_netns(session)
     lossy = lost_until_ns is not None
-    delivered = is_delivered(session, knowledge, home, lossy=lossy)
-    reply = final_reply(session, knowledge, home)
-    unasked = reply is not None and is_from_unasked(reply, session, home)
-    there = server_netns(session, knowledge, None if unasked else reply)
+    delivered = is_delivered(session, knowledge, client_netns, lossy=lossy)
+    reply = final_reply(session, knowledge, client_netns)
+    unasked = reply is not None and is_from_unasked(reply, session, client_netns)
+    server_netns = find_server_netns(session, knowledge, None if unasked else reply)
     knowledge.learn(session)
     if delivered:
-        knowledge.learn_way_back(session, home)
-    query_drop = last_death("query", session.queries.transmissions, knowledge, there)
-    reply_drop = telling_death(session.replies.transmissions, knowledge, home)
+        knowledge.learn_way_back(session, client_netns)
+    query_drop = newest_drop("query", session.queries.transmissions, knowledge, server_netns)
+    reply_drop = telling_drop(session.replies.transmissions, knowledge, client_netns)
     set_refreshes_apart(session, reply)
-    seen = query_bits(session, knowledge, home, there) | reply_bits(session, home)
-    seen |= upstream_bits(session, knowledge, there, reply)
+    seen = query_bits(session, knowledge, client_netns, server_netns) | reply_bits(session, client_netns)
+    seen |= upstream_bits(session, knowledge, server_netns, reply)
     seen |= (QUERY_DROPPED if query_drop else 0) | (REPLY_DROPPED if reply_drop else 0)
-    bits = with_proven(seen, session, home, delivered=delivered)
+    bits = with_proven(seen, session, client_netns, delivered=delivered)
     outcome = Outcome(
         session=session,
         status=Status.FAILED,
         bits=bits,
-        client_netns=home,
-        server_netns=there,
+        client_netns=client_netns,
+        server_netns=server_netns,
         reply=reply,
-        rcode=None if reply is None or session.connecting else extended_rcode(reply.wire.payload, reply.wire.summary),
-        answer_source=None if reply is None or session.connecting else answer_source(reply.wire),
+        rcode=None
+        if reply is None or session.connecting
+        else extended_rcode(reply.message.payload, reply.message.summary),
+        answer_source=None if reply is None or session.connecting else answer_source(reply.message),
         query_drop=query_drop,
         reply_drop=reply_drop,
-        upstream_drop=upstream_death(session, knowledge, there, reply),
+        upstream_drop=newest_upstream_drop(session, knowledge, server_netns, reply),
         delivered=delivered,
-        left_node=there is None
+        left_node=server_netns is None
         and any(knowledge.has_left_node(one, session.strangers) for one in session.queries.transmissions),
         lossy=lossy,
         knowledge=knowledge,
@@ -271,7 +274,7 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
     return outcome
 
 
-def translation(queries: list[Transmission]) -> tuple[Endpoint, Endpoint, Sighting] | None:
+def translation(queries: list[Transmission]) -> tuple[Endpoint, Endpoint, Hop] | None:
     """The virtual address, the server it stood for, the newest hop that showed it; None for a query as it was sent."""
     for one in reversed(queries):
         for hop in reversed(one.hops):
@@ -317,7 +320,7 @@ def _known_shape(session: Session, knowledge: Knowledge) -> Shape | None:
 
 def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, lossy: bool) -> Outcome:
     reply = session.replies.transmissions[0]
-    rcode = extended_rcode(reply.wire.payload, reply.wire.summary)
+    rcode = extended_rcode(reply.message.payload, reply.message.summary)
     if shape.backend is not None:
         shape.backend.count(session.last_ns)
     return Outcome(
@@ -328,7 +331,7 @@ def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, 
         server_netns=shape.server_netns,
         reply=reply,
         rcode=rcode,
-        answer_source=answer_source(reply.wire),
+        answer_source=answer_source(reply.message),
         query_drop=None,
         reply_drop=None,
         upstream_drop=None,
@@ -355,7 +358,7 @@ def _remember_shape(outcome: Outcome, knowledge: Knowledge) -> None:
 
 
 def _put_in_order(one: Transmission) -> None:
-    """Sort the hops by time; a socket's sighting only stands where the tracepoint at its device saw nothing."""
+    """Sort the hops by time; a socket's hop only stands where the tracepoint at its device saw nothing."""
     hops = sorted(one.hops)
     if any(hop.event in (SOCKET_TX, SOCKET_RX) for hop in hops):
         hops = _without_doubles(hops)
@@ -364,19 +367,19 @@ def _put_in_order(one: Transmission) -> None:
         one.places = [place(hop) for hop in hops]
 
 
-def _without_doubles(hops: list[Sighting]) -> list[Sighting]:
+def _without_doubles(hops: list[Hop]) -> list[Hop]:
     devices = {(hop.netns, hop.event) for hop in hops}
     plain = {SOCKET_TX: TX, SOCKET_RX: RX}
     kept = (hop for hop in hops if (hop.netns, plain.get(hop.event)) not in devices)
     return [hop._replace(event=plain.get(hop.event, hop.event)) for hop in kept]
 
 
-def client_netns(session: Session) -> int | None:
+def find_client_netns(session: Session) -> int | None:
     """Where the query left its socket; None when that was not on this node."""
     return next((hop.netns for hop in _origins(session.queries.transmissions)), None)
 
 
-def server_netns(session: Session, knowledge: Knowledge, reply: Transmission | None) -> int | None:
+def find_server_netns(session: Session, knowledge: Knowledge, reply: Transmission | None) -> int | None:
     """Where the server is: where the reply that counts left its socket, else where a query ended that went no further.
 
     Args:
@@ -402,12 +405,12 @@ def _owner(session: Session, knowledge: Knowledge) -> int | None:
     return next((hop.netns for hop in arrivals if knowledge.owns(hop.netns, hop.detail.daddr)), None)
 
 
-def _origins(transmissions: list[Transmission]) -> Iterator[Sighting]:
+def _origins(transmissions: list[Transmission]) -> Iterator[Hop]:
     return (hop for one in transmissions if (hop := one.origin) is not None)
 
 
-def _is_end(last: Sighting, session: Session, knowledge: Knowledge) -> bool:
-    """Whether the last sighting of an unanswered query is its destination.
+def _is_end(last: Hop, session: Session, knowledge: Knowledge) -> bool:
+    """Whether the last hop of an unanswered query is its destination.
 
     A namespace that owns the address is, and one where a proxy took it; where that cannot be found out, one that never
     passed a packet on.
@@ -422,17 +425,19 @@ def _is_end(last: Sighting, session: Session, knowledge: Knowledge) -> bool:
         return last.event == DROP or ends_at_proxy(last, session, knowledge)
     if local:
         return True
-    return last.netns not in knowledge.forwarding and last.netns != client_netns(session)
+    return last.netns not in knowledge.forwarding and last.netns != find_client_netns(session)
 
 
-def query_bits(session: Session, knowledge: Knowledge, home: int | None, there: int | None) -> int:
+def query_bits(session: Session, knowledge: Knowledge, client_netns: int | None, server_netns: int | None) -> int:
     """SQ and CQ."""
     queries = session.queries.transmissions
-    bits = SQ if home is not None and any(hop.netns == home for one in queries for hop in one.hops) else 0
-    return bits | CQ if any(reached(one, session, knowledge, there) for one in queries) else bits
+    bits = (
+        SQ if client_netns is not None and any(hop.netns == client_netns for one in queries for hop in one.hops) else 0
+    )
+    return bits | CQ if any(reached(one, session, knowledge, server_netns) for one in queries) else bits
 
 
-def with_proven(seen: int, session: Session, home: int | None, *, delivered: bool) -> int:
+def with_proven(seen: int, session: Session, client_netns: int | None, *, delivered: bool) -> int:
     """The bits that hops showed, and those that must have happened for these to be.
 
     A data plane may hide any hop: bpf_redirect_peer() hands a packet to a pod without an arrival there, a macvlan
@@ -444,37 +449,37 @@ def with_proven(seen: int, session: Session, home: int | None, *, delivered: boo
             bits |= proven
     if session.connecting and session.replies.transmissions and session.queries.transmissions and not session.refused:
         bits |= CQ
-    return bits | SR if bits & CR and home is not None and delivered else bits
+    return bits | SR if bits & CR and client_netns is not None and delivered else bits
 
 
-def reached(query: Transmission, session: Session, knowledge: Knowledge, there: int | None) -> bool:
+def reached(query: Transmission, session: Session, knowledge: Knowledge, server_netns: int | None) -> bool:
     """Whether a copy of the query got to the server; beyond the node, whether it left towards it."""
-    if there is None:
+    if server_netns is None:
         return knowledge.has_left_node(query, session.strangers)
-    drop = knowledge.died(query, there)
-    return bool(query.arrivals(there)) and (drop is None or drop.at_socket)
+    drop = knowledge.died(query, server_netns)
+    return bool(query.arrivals(server_netns)) and (drop is None or drop.at_socket)
 
 
-def reply_bits(session: Session, home: int | None) -> int:
+def reply_bits(session: Session, client_netns: int | None) -> int:
     """CR and SR. A refused connection is the kernel's answer, not the server's."""
     replies = session.replies.transmissions
     if not replies or session.connecting:
         return 0
-    return CR | SR if home is not None and any(one.arrivals(home) for one in replies) else CR
+    return CR | SR if client_netns is not None and any(one.arrivals(client_netns) for one in replies) else CR
 
 
-def upstream_bits(session: Session, knowledge: Knowledge, there: int | None, reply: Transmission | None) -> int:
+def upstream_bits(session: Session, knowledge: Knowledge, server_netns: int | None, reply: Transmission | None) -> int:
     """FQ and FR: what the server asked, and what came back to it while it was of use."""
     exchanges = [one for one in session.exchanges if not one.connecting]
     bits = FQ if any(one.queries.transmissions for one in exchanges) else 0
-    return bits | FR if any(useful_replies(one, reply, knowledge, there) for one in exchanges) else bits
+    return bits | FR if any(useful_replies(one, reply, knowledge, server_netns) for one in exchanges) else bits
 
 
 def useful_replies(
-    exchange: Session, reply: Transmission | None, knowledge: Knowledge, there: int | None
+    exchange: Session, reply: Transmission | None, knowledge: Knowledge, server_netns: int | None
 ) -> list[Transmission]:
     """The upstream's replies that got to the server before it sent this reply itself."""
-    return [one for one in _in_time(exchange, reply) if knowledge.died(one, there) is None]
+    return [one for one in _in_time(exchange, reply) if knowledge.died(one, server_netns) is None]
 
 
 def _in_time(exchange: Session, reply: Transmission | None) -> list[Transmission]:
@@ -485,7 +490,7 @@ def _in_time(exchange: Session, reply: Transmission | None) -> list[Transmission
 
 def set_refreshes_apart(session: Session, reply: Transmission | None) -> None:
     """A cached answer was not waited for: what the server asked just before it renews its cache."""
-    if reply is None or answer_source(reply.wire) != "cache":
+    if reply is None or answer_source(reply.message) != "cache":
         return
     sent_ns = reply.hops[0].ts_ns
     for exchange in session.upstream:
@@ -494,36 +499,36 @@ def set_refreshes_apart(session: Session, reply: Transmission | None) -> None:
             exchange.background = Background.REFRESH
 
 
-def final_reply(session: Session, knowledge: Knowledge, home: int | None) -> Transmission | None:
+def final_reply(session: Session, knowledge: Knowledge, client_netns: int | None) -> Transmission | None:
     """The delivered reply that the client takes. Else the last that was sent."""
     replies = session.replies.transmissions
-    alive = [one for one in replies if knowledge.died(one, home) is None]
-    wanted = [one for one in alive if not is_from_unasked(one, session, home)] or alive
-    arrived = [one for one in wanted if home is not None and one.arrivals(home)]
+    alive = [one for one in replies if knowledge.died(one, client_netns) is None]
+    wanted = [one for one in alive if not is_from_unasked(one, session, client_netns)] or alive
+    arrived = [one for one in wanted if client_netns is not None and one.arrivals(client_netns)]
     return choose(session, arrived or wanted or replies[-1:])
 
 
-def is_delivered(session: Session, knowledge: Knowledge, home: int | None, *, lossy: bool) -> bool:
+def is_delivered(session: Session, knowledge: Knowledge, client_netns: int | None, *, lossy: bool) -> bool:
     """Whether some reply reached the client as far as this node can see.
 
-    Where no hop shows the arrival, the reply counts as taken unless something speaks against it: its death, a client
+    Where no hop shows the arrival, the reply counts as taken unless something speaks against it: its drop, a client
     that asked again, a place from which earlier replies to this client were seen to go on, or records that the agent
     lost.
     """
     alive = [
         one
         for one in session.replies.transmissions
-        if knowledge.died(one, home) is None and not is_from_unasked(one, session, home)
+        if knowledge.died(one, client_netns) is None and not is_from_unasked(one, session, client_netns)
     ]
-    if home is None:
+    if client_netns is None:
         return bool(alive)
-    if any(one.arrivals(home) for one in alive):
+    if any(one.arrivals(client_netns) for one in alive):
         return True
     # What a bridge gave to others, and not to the client, is not on its way to it.
     alive = [one for one in alive if not knowledge.bystanders(one, session.strangers)]
-    if home not in knowledge.receiving:
+    if client_netns not in knowledge.receiving:
         return any(_is_last_word(one, session) for one in alive)
-    return not lossy and any(_is_last_word(one, session) and not knowledge.goes_on(one, home) for one in alive)
+    return not lossy and any(_is_last_word(one, session) and not knowledge.goes_on(one, client_netns) for one in alive)
 
 
 def _is_last_word(reply: Transmission, session: Session) -> bool:
@@ -532,48 +537,50 @@ def _is_last_word(reply: Transmission, session: Session) -> bool:
     return not reply.hops[-1].fragment and all(one.hops[0].ts_ns <= last_ns for one in session.sent)
 
 
-def last_death(message: str, transmissions: list[Transmission], knowledge: Knowledge, end: int | None) -> Death | None:
+def newest_drop(
+    message: str, transmissions: list[Transmission], knowledge: Knowledge, end: int | None
+) -> PacketDrop | None:
     """The newest loss among the copies of a message."""
     for one in reversed(transmissions):
         drop = knowledge.died(one, end)
-        if drop is not None and (hop := one.death) is not None:
-            return Death(message, hop, drop, one.hops[: one.hops.index(hop)])
+        if drop is not None and (hop := one.drop) is not None:
+            return PacketDrop(message, hop, drop, one.hops[: one.hops.index(hop)])
     return None
 
 
-def telling_death(
-    replies: list[Transmission], knowledge: Knowledge, home: int | None, message: str = "reply"
-) -> Death | None:
+def telling_drop(
+    replies: list[Transmission], knowledge: Knowledge, client_netns: int | None, message: str = "reply"
+) -> PacketDrop | None:
     """The newest loss of a reply; one that its client did not wait for any more only if no other was lost before it.
 
     The kernel repeats a SYN-ACK that a rule refuses, and a server answers each repeated query: what comes when the
     client has given up dies of that.
     """
-    newest = last_death(message, replies, knowledge, home)
-    if newest is None or not newest.drop.unwanted:
+    newest = newest_drop(message, replies, knowledge, client_netns)
+    if newest is None or not newest.why.unwanted:
         return newest
-    wanted = [one for one in replies if (drop := knowledge.died(one, home)) is None or not drop.unwanted]
-    return last_death(message, wanted, knowledge, home) or newest
+    wanted = [one for one in replies if (drop := knowledge.died(one, client_netns)) is None or not drop.unwanted]
+    return newest_drop(message, wanted, knowledge, client_netns) or newest
 
 
-def upstream_death(
-    session: Session, knowledge: Knowledge, there: int | None, reply: Transmission | None
-) -> Death | None:
+def newest_upstream_drop(
+    session: Session, knowledge: Knowledge, server_netns: int | None, reply: Transmission | None
+) -> PacketDrop | None:
     """The newest loss between the server and its upstreams."""
     for exchange in reversed(session.exchanges):
-        death = telling_death(_in_time(exchange, reply), knowledge, there, "reply of the upstream")
-        death = death or last_death("server's own query", exchange.queries.transmissions, knowledge, None)
-        if death is not None:
-            return death
+        drop = telling_drop(_in_time(exchange, reply), knowledge, server_netns, "reply of the upstream")
+        drop = drop or newest_drop("server's own query", exchange.queries.transmissions, knowledge, None)
+        if drop is not None:
+            return drop
     return None
 
 
-def answer_source(wire: Wire) -> str | None:
+def answer_source(message: Message) -> str | None:
     """Where the answer came from, by the reply's AA and RA flags, as CoreDNS sets them in every version looked at."""
-    reply = wire.summary
+    reply = message.summary
     if reply.rcode in SERVER_WRITTEN and not (reply.aa or reply.ra or reply.ancount or reply.nscount):
         # The acl plugin refuses in the same shape, but says why in an extended error (RFC 8914).
-        explained = any(code == EXTENDED_ERROR for code, _ in options(wire.payload, reply))
+        explained = any(code == EXTENDED_ERROR for code, _ in options(message.payload, reply))
         return None if explained else "server-error"
     if reply.aa:
         return "cache" if reply.ra else "local"
@@ -594,8 +601,8 @@ def status(outcome: Outcome, lost_until_ns: int | None) -> Status:
 
 
 def _is_proven(outcome: Outcome, lost_until_ns: int) -> bool:
-    """Whether no missing record could change it: a delivered error, or a death after which nothing was lost."""
+    """Whether no missing record could change it: a delivered error, or a drop after which nothing was lost."""
     if outcome.delivered and outcome.rcode is not None:
         return True
-    deaths = (death.hop.ts_ns for death in (outcome.query_drop, outcome.reply_drop) if death is not None)
-    return any(ts_ns > lost_until_ns for ts_ns in deaths)
+    drops = (drop.hop.ts_ns for drop in (outcome.query_drop, outcome.reply_drop) if drop is not None)
+    return any(ts_ns > lost_until_ns for ts_ns in drops)

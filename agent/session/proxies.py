@@ -11,18 +11,18 @@ from enum import Enum
 from itertools import pairwise, starmap
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.hop.conntrack import REPLY_CT_INFO
+from agent.hop.endpoint import Endpoint, is_loopback
+from agent.hop.record import CONNTRACK, DROP, PROCESS, RX, SOCKET_RX
 from agent.session.addressed import addressed
-from agent.session.identity import REPLY_CT_INFO, is_loopback
-from agent.session.model import Endpoint
-from agent.session.sighting import CONNTRACK, DROP, PROCESS, RX, SOCKET_RX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from agent.hop.record import Detail, Hop
     from agent.session.knowledge import Knowledge
     from agent.session.model import Session, Transmission
     from agent.session.outcome import Outcome
-    from agent.session.sighting import Detail, Sighting
 
 MAX_TAKERS = 4096
 DESTINATION_NAT = 1 << 5
@@ -57,7 +57,7 @@ class Taker(NamedTuple):
 NOBODY = Taker(b"", None, Means.UNKNOWN)
 
 
-def taker_of(reply: Sighting, detail: Detail) -> Taker:
+def taker_of(reply: Hop, detail: Detail) -> Taker:
     """Who sent this reply, which carries an address that its namespace does not have.
 
     Args:
@@ -91,7 +91,7 @@ class Takers:
         self._known: dict[tuple[int, int, Endpoint], Taker] = {}
         self._programs: set[tuple[int, bytes]] = set()
 
-    def note(self, reply: Sighting, detail: Detail, taker: Taker) -> None:
+    def note(self, reply: Hop, detail: Detail, taker: Taker) -> None:
         """Take note of who replied in the name of that server, by that device."""
         if len(self._known) >= MAX_TAKERS:
             self._known.clear()
@@ -99,21 +99,21 @@ class Takers:
         if taker.means is Means.TRANSPARENT:
             self.note_proxy(reply, detail)
 
-    def note_proxy(self, sent: Sighting, detail: Detail) -> None:
+    def note_proxy(self, sent: Hop, detail: Detail) -> None:
         """Take note that the program which sent this packet is a proxy."""
         if len(self._programs) >= MAX_TAKERS:
             self._programs.clear()
         if sent.flags & PROCESS:
             self._programs.add((sent.netns, detail.comm))
 
-    def find(self, arrival: Sighting) -> Taker | None:
+    def find(self, arrival: Hop) -> Taker | None:
         """Who took earlier queries that came in like this one."""
         if not self._known:
             return None
         detail = arrival.detail
         return self._known.get((arrival.netns, arrival.ifindex, Endpoint(detail.daddr, detail.dport)))
 
-    def forget(self, arrival: Sighting) -> None:
+    def forget(self, arrival: Hop) -> None:
         """A query that came in like this one was answered from elsewhere: nobody takes them there any more."""
         if self._known:
             detail = arrival.detail
@@ -127,27 +127,27 @@ class Takers:
         """Whether some transparent proxy is known in that namespace, whatever it takes now."""
         return any(known == netns for known, _ in self._programs)
 
-    def is_proxys(self, asked: Sighting) -> bool:
+    def is_proxys(self, asked: Hop) -> bool:
         """Whether the program that sends this query is known to be a proxy."""
         return bool(self._programs) and bool(asked.flags & PROCESS) and self.is_proxy(asked.netns, asked.detail.comm)
 
 
-def asks_what_it_took(session: Session, asked: Sighting) -> bool:
-    """Whether the server is asked that this query was addressed to when it came there: only proxies do so."""
-    there = addressed(asked, response=False)
+def asks_what_it_took(session: Session, asked: Hop) -> bool:
+    """Whether the server is asked that this query was addressed to when it came server: only proxies do so."""
+    server = addressed(asked, response=False)
     return any(
-        hop.netns == asked.netns and hop.event in (RX, SOCKET_RX) and addressed(hop, response=False) == there
+        hop.netns == asked.netns and hop.event in (RX, SOCKET_RX) and addressed(hop, response=False) == server
         for one in session.queries.transmissions
         for hop in one.hops
     )
 
 
-def poses(asked: Sighting, knowledge: Knowledge) -> bool:
+def poses(asked: Hop, knowledge: Knowledge) -> bool:
     """Whether a query leaves its socket with an address that its namespace does not have (IP_TRANSPARENT)."""
     return knowledge.is_local(asked.netns, asked.detail.saddr) is False
 
 
-def was_taken(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
+def was_taken(session: Session, asked: Hop, knowledge: Knowledge) -> bool:
     """Whether the program that asks now has taken this query, which was not addressed to its namespace."""
     ends = (one.hops[-1] for one in session.queries.transmissions)
     here = [last for last in ends if last.netns == asked.netns and last.event in (RX, SOCKET_RX)]
@@ -160,7 +160,7 @@ def was_taken(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
     return any(knowledge.is_local(last.netns, last.detail.daddr) is False for last in here)
 
 
-def may_be_taken(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
+def may_be_taken(session: Session, asked: Hop, knowledge: Knowledge) -> bool:
     """Whether a proxy is known to take such queries where this is asked, by a program that is not known."""
     if asked.flags & PROCESS:
         return False
@@ -168,7 +168,7 @@ def may_be_taken(session: Session, asked: Sighting, knowledge: Knowledge) -> boo
     return any(last.netns == asked.netns and knowledge.takers.find(last) is not None for last in ends)
 
 
-def ends_at_proxy(last: Sighting, session: Session, knowledge: Knowledge) -> bool:
+def ends_at_proxy(last: Hop, session: Session, knowledge: Knowledge) -> bool:
     """Whether the query was taken where it was last seen, although the address it was sent to is not of there."""
     if any(_asker(one) == last.netns for one in session.upstream):
         return True
@@ -200,30 +200,30 @@ def proxy_of(outcome: Outcome) -> Proxy | None:
     A server of the node's own namespace behind a Service's address gets its queries by the very same rules: what tells
     a proxy apart is that it listens on loopback or on another port, takes packets as they are, or asks that server.
     """
-    there = outcome.server_netns
-    if there is None:
+    server_netns = outcome.server_netns
+    if server_netns is None:
         return None
     knowledge, session = outcome.knowledge, outcome.session
-    found = redirection(session.queries.transmissions, there, knowledge)
+    found = redirection(session.queries.transmissions, server_netns, knowledge)
     listens: Endpoint | None
-    arrival = next((hop for one in reversed(session.queries.transmissions) for hop in one.arrivals(there)), None)
+    arrival = next((hop for one in reversed(session.queries.transmissions) for hop in one.arrivals(server_netns)), None)
     if found is not None:
         asked, listens = found
         taker = (knowledge.takers.find(arrival) if arrival is not None else None) or NOBODY
-    elif arrival is not None and knowledge.is_local(there, arrival.detail.daddr) is False:
+    elif arrival is not None and knowledge.is_local(server_netns, arrival.detail.daddr) is False:
         asked = Endpoint(arrival.detail.daddr, arrival.detail.dport)
         taker = knowledge.takers.find(arrival) or NOBODY
         listens = taker.listens
     else:
         return None
-    program = _program(outcome, there) or taker.program or _only_program(knowledge, there)
+    program = _program(outcome, server_netns) or taker.program or _only_program(knowledge, server_netns)
     is_one = (
         taker.means is Means.TRANSPARENT
         or _is_elsewhere(asked, listens)
-        or knowledge.takers.is_proxy(there, program)
-        or _asks(session, asked, there)
+        or knowledge.takers.is_proxy(server_netns, program)
+        or _asks(session, asked, server_netns)
     )
-    return Proxy(there, asked, listens, program) if is_one else None
+    return Proxy(server_netns, asked, listens, program) if is_one else None
 
 
 def redirection(queries: list[Transmission], netns: int, knowledge: Knowledge) -> tuple[Endpoint, Endpoint] | None:
@@ -235,7 +235,7 @@ def redirection(queries: list[Transmission], netns: int, knowledge: Knowledge) -
     return None
 
 
-def _by_entry(hop: Sighting) -> tuple[Endpoint, Endpoint] | None:
+def _by_entry(hop: Hop) -> tuple[Endpoint, Endpoint] | None:
     detail = hop.detail
     if not hop.flags & CONNTRACK or detail.ct_info >= REPLY_CT_INFO or not detail.ct_status & DESTINATION_NAT:
         return None
@@ -243,7 +243,7 @@ def _by_entry(hop: Sighting) -> tuple[Endpoint, Endpoint] | None:
     return asked, Endpoint(detail.ct_reply_saddr, detail.ct_reply_sport)
 
 
-def _by_rewriting(after: Sighting, before: Sighting) -> tuple[Endpoint, Endpoint] | None:
+def _by_rewriting(after: Hop, before: Hop) -> tuple[Endpoint, Endpoint] | None:
     """What came in with one address and died with another."""
     if before.event != RX or after.event != DROP:
         return None
@@ -269,7 +269,7 @@ def _poses(exchange: Session, netns: int) -> bool:
     return exchange.key.scope == netns and not is_loopback(exchange.key.client.address)
 
 
-def _first(exchange: Session) -> Iterator[Sighting]:
+def _first(exchange: Session) -> Iterator[Hop]:
     return (one.hops[0] for one in exchange.queries.transmissions)
 
 

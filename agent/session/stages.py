@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.hop.record import DROP, ORIGIN, PROCESS, RX, SOCKET_RX
 from agent.session import proxies
 from agent.session.model import place
-from agent.session.sighting import DROP, ORIGIN, PROCESS, RX, SOCKET_RX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from agent.hop.record import Hop
     from agent.session.knowledge import Knowledge
     from agent.session.model import Session
-    from agent.session.sighting import Sighting
 
 MAX_STAGES = 4
 ARRIVALS = (RX, SOCKET_RX)
@@ -37,7 +37,7 @@ def asks_from(session: Session) -> int | None:
     return next((hop.netns for one in session.queries.transmissions if (hop := one.origin) is not None), None)
 
 
-def begins(outermost: Session, query: Sighting, knowledge: Knowledge) -> Session | None:
+def begins(outermost: Session, query: Hop, knowledge: Knowledge) -> Session | None:
     """The stage at whose end this copy of its query leaves a socket again; None for any other hop.
 
     It had come to that namespace and went no further, or the address it leaves with is not of there.
@@ -53,7 +53,7 @@ def begins(outermost: Session, query: Sighting, knowledge: Knowledge) -> Session
     return stages[-1] if arrived or proxies.poses(query, knowledge) else None
 
 
-def stage_of(outermost: Session, hop: Sighting, *, response: bool) -> Session:
+def stage_of(outermost: Session, hop: Hop, *, response: bool) -> Session:
     """The stage that this hop of the message belongs to."""
     stages = all_stages(outermost)
     if hop.flags & ORIGIN and not (hop.event == DROP and hop.ifindex):
@@ -61,7 +61,7 @@ def stage_of(outermost: Session, hop: Sighting, *, response: bool) -> Session:
     return _passed(stages, hop, response=response) or _next(stages, hop, response=response)
 
 
-def _sender(stages: list[Session], hop: Sighting, *, response: bool) -> Session:
+def _sender(stages: list[Session], hop: Hop, *, response: bool) -> Session:
     """A query leaves where its stage begins, a reply where the next stage begins: the proxy is at both."""
     for outer, inner in zip(reversed(stages[:-1]), reversed(stages[1:]), strict=True):
         if asks_from(inner) == hop.netns:
@@ -69,7 +69,7 @@ def _sender(stages: list[Session], hop: Sighting, *, response: bool) -> Session:
     return stages[-1] if response else stages[0]
 
 
-def _passed(stages: list[Session], hop: Sighting, *, response: bool) -> Session | None:
+def _passed(stages: list[Session], hop: Hop, *, response: bool) -> Session | None:
     """The stage that was seen at this place before, or that died at the device where it was seen."""
     here = place(hop)
     legs = [(one, one.leg(response=response).transmissions) for one in reversed(stages)]
@@ -82,7 +82,7 @@ def _passed(stages: list[Session], hop: Sighting, *, response: bool) -> Session 
     return None
 
 
-def _next(stages: list[Session], hop: Sighting, *, response: bool) -> Session:
+def _next(stages: list[Session], hop: Hop, *, response: bool) -> Session:
     if response:
         # Replies are passed from the inside to the outside.
         return next((one for one in stages if one.replies.transmissions), stages[-1])
@@ -92,13 +92,13 @@ def _next(stages: list[Session], hop: Sighting, *, response: bool) -> Session:
     return stages[-1]
 
 
-def quoted_in(outermost: Session, error: Sighting) -> Session:
+def quoted_in(outermost: Session, error: Hop) -> Session:
     """The stage whose packet an ICMP error is about: it goes to who sent that."""
     stages = all_stages(outermost)
     return next((one for one in reversed(stages) if asks_from(one) == error.netns), stages[0])
 
 
-def asked_meanwhile(session: Session, reply: Sighting, same: Iterable[Session]) -> list[Session]:
+def asked_meanwhile(session: Session, reply: Hop, same: Iterable[Session]) -> list[Session]:
     """Lookups of the same question that the process which now replies made while it had the query; nobody's so far.
 
     Args:
@@ -124,7 +124,7 @@ def asked_meanwhile(session: Session, reply: Sighting, same: Iterable[Session]) 
     ]
 
 
-def confirm_guesses(session: Session, reply: Sighting) -> list[Session]:
+def confirm_guesses(session: Session, reply: Hop) -> list[Session]:
     """What the process asked that replies now was asked for this lookup: those exchanges of which that was a guess."""
     if not reply.flags & PROCESS:
         return []

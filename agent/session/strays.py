@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.hop.conntrack import clients
 from agent.session.addressed import addressed, asked_of, source
-from agent.session.identity import clients
-from agent.session.model import Leg, Wire
+from agent.session.model import Direction, Message
 from agent.wire.errors import WireError
 from agent.wire.message import HEADER_BYTES, Summary, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from agent.hop.record import Detail, Hop
     from agent.session.model import Key, Session
-    from agent.session.sighting import Detail, Sighting
 
 ID_BYTES = 2
 QR = 0x8000
@@ -35,11 +35,11 @@ class Strays:
     """
 
     def __init__(self) -> None:
-        self._by_message: dict[int, tuple[Session, Wire]] = {}
+        self._by_message: dict[int, tuple[Session, Message]] = {}
 
     def take(
         self,
-        sighting: Sighting,
+        hop: Hop,
         detail: Detail,
         payload: bytes,
         recent: Iterable[Session],
@@ -49,43 +49,43 @@ class Strays:
         """Lay one hop of a reply that no lookup is answered by to the one that it is meant for; False if there is none.
 
         Args:
-            sighting: the hop.
+            hop: the hop.
             detail: of it.
             payload: the message; empty where an earlier hop brought it.
             recent: open lookups, newest first.
             whole: it came over a connection of which everything was seen, so it answers a query of that.
         """
-        known = self._by_message.get(sighting.message) if sighting.message else None
+        known = self._by_message.get(hop.message_id) if hop.message_id else None
         if known is not None:
-            session, wire = known
-            _keep(session, wire, sighting)
+            session, message = known
+            _keep(session, message, hop)
             return True
         if not payload:
             return False
         summary = _as_far_as_it_goes(payload)
-        meant = _meant(sighting, detail, summary, recent, anyhow=whole or summary.question is None)
+        meant = _meant(hop, detail, summary, recent, anyhow=whole or summary.question is None)
         if meant is None:
             return False
         if summary.question is None and len(payload) < detail.payload_bytes:
             # The capture cut it: what it said is not known.
             meant.reply_cut = True
             return False
-        wire = _wire_of(meant, payload) or Wire(payload, detail.payload_bytes, summary)
-        if _keep(meant, wire, sighting) and sighting.message:
-            self._by_message[sighting.message] = meant, wire
+        message = _message_of(meant, payload) or Message(payload, detail.payload_bytes, summary)
+        if _keep(meant, message, hop) and hop.message_id:
+            self._by_message[hop.message_id] = meant, message
         return True
 
     def forget(self, session: Session) -> None:
         """A closed lookup takes nothing more."""
         for one in session.strays.transmissions if session.strays is not None else ():
             for hop in one.hops:
-                self._by_message.pop(hop.message, None)
+                self._by_message.pop(hop.message_id, None)
 
 
-def why_unusable(wire: Wire, key: Key) -> str:
+def why_unusable(message: Message, key: Key) -> str:
     """What is wrong with such a reply; names stand between quotes."""
     try:
-        summary = summarize(wire.payload)
+        summary = summarize(message.payload)
     except WireError as error:
         return str(error)
     question = summary.question
@@ -98,10 +98,10 @@ def why_unusable(wire: Wire, key: Key) -> str:
     return "it has another question"
 
 
-def is_readable(wire: Wire) -> bool:
+def is_readable(message: Message) -> bool:
     """Whether it is a DNS message as far as its header and question go."""
     try:
-        summarize(wire.payload)
+        summarize(message.payload)
     except WireError:
         return False
     return True
@@ -117,19 +117,17 @@ def _as_far_as_it_goes(payload: bytes) -> Summary:
     return Summary(identity, flags, 0, 0, 0, 0, None, min(len(payload), HEADER_BYTES))
 
 
-def _meant(
-    sighting: Sighting, detail: Detail, summary: Summary, recent: Iterable[Session], *, anyhow: bool
-) -> Session | None:
+def _meant(hop: Hop, detail: Detail, summary: Summary, recent: Iterable[Session], *, anyhow: bool) -> Session | None:
     """The lookup; `anyhow` is the only one that waits meant, whatever the reply says."""
     ends = clients(detail, response=True)
     mine = [
         one
         for one in recent
         if not one.connecting
-        and one.key.protocol == sighting.protocol
-        and one.first_ns <= sighting.ts_ns
+        and one.key.protocol == hop.protocol
+        and one.first_ns <= hop.ts_ns
         and any(key.client in ends for key in one.keys)
-        and _was_asked(one, sighting)
+        and _was_asked(one, hop)
     ]
     waiting = [one for one in mine if not one.replies.transmissions]
     alike = [one for one in waiting or mine if _resembles(one.key, summary)]
@@ -143,9 +141,9 @@ def _resembles(key: Key, summary: Summary) -> bool:
     return key.id == summary.id or (question is not None and key.question == (question.name, *question[2:]))
 
 
-def _was_asked(session: Session, sighting: Sighting) -> bool:
+def _was_asked(session: Session, hop: Hop) -> bool:
     """Whether the reply comes from where the query went, as either was spelled at any hop."""
-    said = {source(sighting), addressed(sighting, response=True)}
+    said = {source(hop), addressed(hop, response=True)}
     queries = session.queries.transmissions
     return any(
         asked_of(one) in said
@@ -154,17 +152,21 @@ def _was_asked(session: Session, sighting: Sighting) -> bool:
     )
 
 
-def _wire_of(session: Session, payload: bytes) -> Wire | None:
+def _message_of(session: Session, payload: bytes) -> Message | None:
     """The message, if a hop of it came with its octets before."""
     leg = session.strays
-    return None if leg is None else next((one.wire for one in leg.transmissions if one.wire.payload == payload), None)
+    return (
+        None
+        if leg is None
+        else next((one.message for one in leg.transmissions if one.message.payload == payload), None)
+    )
 
 
-def _keep(session: Session, wire: Wire, sighting: Sighting) -> bool:
+def _keep(session: Session, message: Message, hop: Hop) -> bool:
     """Put a hop to the others; False when a bound keeps it out."""
     if session.strays is None:
-        session.strays = Leg()
-    known = any(one.wire is wire for one in session.strays.transmissions)
+        session.strays = Direction()
+    known = any(one.message is message for one in session.strays.transmissions)
     if not known and len(session.strays.transmissions) >= MAX_STRAYS:
         return False
-    return session.strays.add(sighting, wire)
+    return session.strays.add(hop, message)

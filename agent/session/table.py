@@ -1,6 +1,6 @@
-"""The table of open sessions: sightings in, closed sessions out.
+"""The table of open sessions: hops in, closed sessions out.
 
-Pure: the caller brings every sighting and the time. Order, duplication and loss of sightings may be anything.
+Pure: the caller brings every hop and the time. Order, duplication and loss of hops may be anything.
 """
 
 from __future__ import annotations
@@ -11,28 +11,29 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import TYPE_CHECKING
 
+from agent.hop.conntrack import clients
+from agent.hop.drops import UNKNOWN_KERNEL, Kernel
+from agent.hop.endpoint import Endpoint, is_loopback
+from agent.hop.record import DROP, FRAGMENT, ICMP, LEARNED, ORIGIN, RESPONSE, TCP, Detail, Hop
 from agent.session import proxies, stages, upstream
+from agent.session.accepted import is_good
 from agent.session.addressed import times_asked
-from agent.session.answers import LastAnswers
-from agent.session.drops import UNKNOWN_KERNEL, Kernel
-from agent.session.identity import clients, connecting_key, is_loopback
 from agent.session.knowledge import Knowledge, Losses, Servers
+from agent.session.last_answers import LastAnswers
 from agent.session.model import (
     MAX_MESSAGES,
     MAX_TRANSMISSIONS,
     Background,
-    Endpoint,
     Key,
+    Message,
     Session,
     Settings,
-    Wire,
+    connecting_key,
     place,
 )
 from agent.session.outcome import REFRESH_NS, Outcome, judge
-from agent.session.relatives import LastLookups
-from agent.session.sighting import DROP, FRAGMENT, ICMP, LEARNED, ORIGIN, RESPONSE, TCP, Detail, Sighting
+from agent.session.related import LastLookups
 from agent.session.strays import Strays
-from agent.session.taken import is_good
 from agent.session.tcp import TcpStage
 from agent.wire.errors import WireError
 from agent.wire.message import Summary, summarize
@@ -49,12 +50,12 @@ MAX_RECENT = 256
 MAX_EARLY_ERRORS = 64
 MAX_STRANGERS = 64
 EARLY_NS = 10_000_000
-"""How long an ICMP error waits for the first sighting of the packet that it quotes. A rule that refuses what a program
-of its own namespace sends has the error on its way before the packet dies, and that death is all that is seen of it."""
+"""How long an ICMP error waits for the first hop of the packet that it quotes. A rule that refuses what a program
+of its own namespace sends has the error on its way before the packet dies, and that drop is all that is seen of it."""
 MAX_EARLY_HOPS = 8
 SETTLE_NS = 50_000_000
 """How long a reply may stand before its query: processors hand over their packets each for itself."""
-NO_MESSAGE = Wire(b"", 0, Summary(0, 0, 0, 0, 0, 0, None, 0))
+NO_MESSAGE = Message(b"", 0, Summary(0, 0, 0, 0, 0, 0, None, 0))
 """Stands for the message that a segment of a handshake is not."""
 
 
@@ -62,7 +63,7 @@ NO_MESSAGE = Wire(b"", 0, Summary(0, 0, 0, 0, 0, 0, None, 0))
 class Counts:
     """What the table did, each a number that only grows."""
 
-    sightings: int = 0
+    hops: int = 0
     sessions: int = 0
     malformed: int = 0
     """Packets on a DNS port that no DNS message could be read from."""
@@ -108,7 +109,7 @@ class Counts:
 
 
 class SessionTable:
-    """Joins the sightings of one node into sessions.
+    """Joins the hops of one node into sessions.
 
     Args:
         settings: time-outs and bounds.
@@ -133,7 +134,7 @@ class SessionTable:
         self._started_ns = started_ns
         self._first_look_ns = 2 * self.settings.linger_ns
         self._tcp = TcpStage()
-        self._by_message: dict[int, tuple[Session, bool, Wire]] = {}
+        self._by_message: dict[int, tuple[Session, bool, Message]] = {}
         self._by_key: dict[Key, Session] = {}
         self._by_question: dict[tuple[bytes, int, int], OrderedDict[Session, None]] = {}
         self._open: OrderedDict[Session, None] = OrderedDict()
@@ -144,50 +145,50 @@ class SessionTable:
         self._deadlines: list[tuple[int, int, Session]] = []
         self._sequence = count()
         self._closed: OrderedDict[Key, int | None] = OrderedDict()
-        self._early: OrderedDict[Key, list[Sighting]] = OrderedDict()
+        self._early: OrderedDict[Key, list[Hop]] = OrderedDict()
         self._kept_back = self._laid = False
         self._last = LastLookups()
         self._strays = Strays()
         self._answers = LastAnswers()
         self._losses = Losses()
-        self._early_errors: deque[Sighting] = deque(maxlen=MAX_EARLY_ERRORS)
+        self._early_errors: deque[Hop] = deque(maxlen=MAX_EARLY_ERRORS)
         self._ready: deque[Outcome] = deque()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def observe(self, sighting: Sighting) -> bool | None:
-        """Take one sighting in.
+    def observe(self, hop: Hop) -> bool | None:
+        """Take one hop in.
 
         Returns:
             Whether it belongs to a lookup, and not to what is only counted. None if that is not sure: it is counted,
             and belongs to a lookup if the query of that comes right behind.
         """
-        self.counts.sightings += 1
-        now_ns = sighting.ts_ns
+        self.counts.hops += 1
+        now_ns = hop.ts_ns
         if (self._first_looks and self._first_looks[0][0] <= now_ns) or (
             self._deadlines and self._deadlines[0][0] <= now_ns
         ):
             # Time is the record's, so that a stalled reader and a replay close sessions where a prompt reader does.
             self._advance(now_ns)
-        if sighting.event == DROP and self.knowledge.is_innocent(sighting):
+        if hop.event == DROP and self.knowledge.is_innocent(hop):
             self.counts.innocent_drops += 1
-            if self.knowledge.is_for_another_host(sighting):
-                self._note_stranger(sighting)
-        elif sighting.flags & ICMP:
-            return self._observe_error(sighting)
-        elif sighting.protocol == TCP:
-            self._observe_segment(sighting)
+            if self.knowledge.is_for_another_host(hop):
+                self._note_stranger(hop)
+        elif hop.flags & ICMP:
+            return self._observe_error(hop)
+        elif hop.protocol == TCP:
+            self._observe_segment(hop)
             self._kept_back = self._laid = False
             return True
-        elif sighting.flags & FRAGMENT and sighting.event != DROP:
-            # Where its first fragment went is the path; of the others only a death tells something.
+        elif hop.flags & FRAGMENT and hop.event != DROP:
+            # Where its first fragment went is the path; of the others only a drop tells something.
             self.counts.fragments += 1
         else:
-            session = self._observe_message(sighting)
+            session = self._observe_message(hop)
             found = session is not None
-            if session is not None and self._early and not sighting.flags & RESPONSE:
-                self._recall(session.key, sighting.ts_ns)
+            if session is not None and self._early and not hop.flags & RESPONSE:
+                self._recall(session.key, hop.ts_ns)
             kept_back, laid = self._kept_back, self._laid
             self._kept_back = self._laid = False
             return None if kept_back else found or laid
@@ -205,7 +206,7 @@ class SessionTable:
         self._losses.add(start_ns, end_ns)
 
     def expire(self, now_ns: int) -> Iterator[Outcome]:
-        """Close every session whose time has come; `now_ns` must not be newer than sightings still to come.
+        """Close every session whose time has come; `now_ns` must not be newer than hops still to come.
 
         One by one: who takes only some of them gets the others the next time.
         """
@@ -270,10 +271,10 @@ class SessionTable:
         self._wait_until(session, max(deadline, session.deadline_ns))
         return session.deadline_ns > now_ns
 
-    def _observe_error(self, error: Sighting) -> bool:
+    def _observe_error(self, error: Hop) -> bool:
         """Note an ICMP error with the lookup whose packet it quotes; some quote too little to tell the message."""
         self.knowledge.learn_error(error)
-        found = self._by_message.get(error.message)
+        found = self._by_message.get(error.message_id)
         session = stages.quoted_in(found[0], error) if found is not None else self._quoted(error)
         if session is None:
             self.counts.stray_errors += 1
@@ -282,38 +283,38 @@ class SessionTable:
         session.add_error(error)
         return True
 
-    def _note_stranger(self, drop: Sighting) -> None:
+    def _note_stranger(self, drop: Hop) -> None:
         """TCP segments have no number: they are known by their ends."""
-        found = self._by_message.get(drop.message)
+        found = self._by_message.get(drop.message_id)
         session = found[0] if found is not None else self._quoted(drop)
         if session is not None and len(session.strangers) < MAX_STRANGERS:
             session.strangers.add((drop.netns, drop.ifindex))
 
-    def _quoted(self, error: Sighting) -> Session | None:
+    def _quoted(self, error: Hop) -> Session | None:
         return next((one for one in self._recent() if _quotes(error, one)), None)
 
-    def _take_early_errors(self, session: Session, sighting: Sighting) -> None:
-        """Note errors that came before the first sighting of the packet that they quote; forget older ones."""
-        while self._early_errors and sighting.ts_ns - self._early_errors[0].ts_ns > EARLY_NS:
+    def _take_early_errors(self, session: Session, hop: Hop) -> None:
+        """Note errors that came before the first hop of the packet that they quote; forget older ones."""
+        while self._early_errors and hop.ts_ns - self._early_errors[0].ts_ns > EARLY_NS:
             self._early_errors.popleft()
         for error in self._early_errors:
-            is_its = error.message == sighting.message if error.message else _quotes(error, session)
-            if is_its and 0 <= sighting.ts_ns - error.ts_ns <= EARLY_NS:
+            is_its = error.message_id == hop.message_id if error.message_id else _quotes(error, session)
+            if is_its and 0 <= hop.ts_ns - error.ts_ns <= EARLY_NS:
                 session.add_error(error)
 
-    def _observe_segment(self, sighting: Sighting) -> None:
-        detail = sighting.detail
-        response = bool(sighting.flags & RESPONSE)
+    def _observe_segment(self, hop: Hop) -> None:
+        detail = hop.detail
+        response = bool(hop.flags & RESPONSE)
         client, spelled = clients(detail, response=response)
-        keys = ((client, self._scope(client, sighting)), (spelled, self._scope(spelled, sighting)))
-        connection, messages = self._tcp.feed(sighting, detail, keys)
+        keys = ((client, self._scope(client, hop)), (spelled, self._scope(spelled, hop)))
+        connection, messages = self._tcp.feed(hop, detail, keys)
         client = connection.client
         for message in messages:
             self._in_connection(connection, message)
-        if sighting.tcp_flags & (SYN | RST):
-            self._observe_handshake(sighting, client, connection, response=response)
+        if hop.tcp_flags & (SYN | RST):
+            self._observe_handshake(hop, client, connection, response=response)
 
-    def _in_connection(self, connection: Tracked, message: Sighting) -> None:
+    def _in_connection(self, connection: Tracked, message: Hop) -> None:
         """Take in a message that came over a connection."""
         session = self._observe_message(message, connection)
         if session is not None:
@@ -327,32 +328,32 @@ class SessionTable:
         """Octets of TCP connections that no message was made of."""
         return self._tcp.unread_octets
 
-    def _observe_handshake(self, sighting: Sighting, client: Endpoint, connection: Tracked, *, response: bool) -> None:
+    def _observe_handshake(self, hop: Hop, client: Endpoint, connection: Tracked, *, response: bool) -> None:
         """Follow the request for a connection like a query, and what answers it like a reply.
 
         It becomes a session only if nothing was ever asked over it: then it is all there is to tell.
         """
-        flags = sighting.tcp_flags & (SYN | RST | ACK)
+        flags = hop.tcp_flags & (SYN | RST | ACK)
         if flags & SYN and bool(flags & ACK) != response:
             return
         if flags & RST and not response:
             # The client has given up and refuses a late SYN-ACK: nothing is asked by that, and no server refused it.
             return
-        key = connecting_key(client, self._scope(client, sighting))
+        key = connecting_key(client, self._scope(client, hop))
         session = self._by_key.get(key)
-        if session is None and flags == SYN and self._is_new(key, sighting, response=False):
-            session = self._new(key, sighting)
+        if session is None and flags == SYN and self._is_new(key, hop, response=False):
+            session = self._new(key, hop)
             session.connection = connection
-            if sighting.flags & ORIGIN:
-                self._join_upstream(session, sighting, NO_MESSAGE)
+            if hop.flags & ORIGIN:
+                self._join_upstream(session, hop, NO_MESSAGE)
         if session is None:
             return
         leg = session.leg(response=response)
-        wire = next((one.wire for one in leg.transmissions if one.wire.payload[0] == flags), None)
-        if leg.add(sighting, wire or Wire(bytes((flags,)), 0, NO_MESSAGE.summary)):
+        message = next((one.message for one in leg.transmissions if one.message.payload[0] == flags), None)
+        if leg.add(hop, message or Message(bytes((flags,)), 0, NO_MESSAGE.summary)):
             wait_ns = self.settings.linger_ns if response else self.settings.timeout_ns
-            session.last_ns = max(session.last_ns, sighting.ts_ns)
-            self._wait_until(session, sighting.ts_ns + wait_ns)
+            session.last_ns = max(session.last_ns, hop.ts_ns)
+            self._wait_until(session, hop.ts_ns + wait_ns)
 
     def _connected(self, session: Session) -> None:
         """The connection carries messages: they tell everything, but when the server decided to ask."""
@@ -368,68 +369,68 @@ class SessionTable:
         self._forget(connecting)
         self.counts.sessions -= 1
 
-    def _observe_message(self, sighting: Sighting, connection: Tracked | None = None) -> Session | None:
-        found = self._by_message.get(sighting.message) or self._introduce(sighting, connection)
+    def _observe_message(self, hop: Hop, connection: Tracked | None = None) -> Session | None:
+        found = self._by_message.get(hop.message_id) or self._introduce(hop, connection)
         if found is None:
             return None
-        session, response, wire = found
-        if session.inner is not None or (sighting.flags & ORIGIN and not response and session.queries.transmissions):
-            session = self._stage(session, sighting, response=response)
-        if sighting.tail_bytes and len(wire.payload) < wire.length_bytes:
-            wire.payload = max(wire.payload, sighting.payload(sighting.detail), key=len)
-        if not session.leg(response=response).add(sighting, wire):
-            self._keep_out(session, sighting, wire)
-        if sighting.ts_ns > session.last_ns:  # noqa: PLR1730  max() costs four times as much, on the hottest path
-            session.last_ns = sighting.ts_ns
+        session, response, message = found
+        if session.inner is not None or (hop.flags & ORIGIN and not response and session.queries.transmissions):
+            session = self._stage(session, hop, response=response)
+        if hop.tail_bytes and len(message.payload) < message.length_bytes:
+            message.payload = max(message.payload, hop.payload(hop.detail), key=len)
+        if not session.leg(response=response).add(hop, message):
+            self._keep_out(session, hop, message)
+        if hop.ts_ns > session.last_ns:  # noqa: PLR1730  max() costs four times as much, on the hottest path
+            session.last_ns = hop.ts_ns
         if response:
-            self._wait_until(session, self._answered_until(session, sighting.ts_ns))
+            self._wait_until(session, self._answered_until(session, hop.ts_ns))
         elif session.replies.transmissions:
-            self._wait_for_better(session, sighting)
-        elif sighting.flags & ORIGIN:
-            self._wait_until(session, max(session.deadline_ns, sighting.ts_ns + self.settings.timeout_ns))
+            self._wait_for_better(session, hop)
+        elif hop.flags & ORIGIN:
+            self._wait_until(session, max(session.deadline_ns, hop.ts_ns + self.settings.timeout_ns))
         if session.upstream_of is not None:
-            self._keep_parent_open(session, sighting.ts_ns)
+            self._keep_parent_open(session, hop.ts_ns)
         return session
 
-    def _stage(self, outermost: Session, sighting: Sighting, *, response: bool) -> Session:
+    def _stage(self, outermost: Session, hop: Hop, *, response: bool) -> Session:
         """Of a message that a proxy passes on as it came, the leg that this hop belongs to; it may begin here."""
-        outer = None if response else stages.begins(outermost, sighting, self.knowledge)
+        outer = None if response else stages.begins(outermost, hop, self.knowledge)
         if outer is None:
-            if response and sighting.flags & ORIGIN:
-                self.knowledge.learn_server(sighting, sighting.detail)
-            return stages.stage_of(outermost, sighting, response=response)
-        inner = self._new(outermost.key._replace(scope=sighting.netns), sighting)
+            if response and hop.flags & ORIGIN:
+                self.knowledge.learn_server(hop, hop.detail)
+            return stages.stage_of(outermost, hop, response=response)
+        inner = self._new(outermost.key._replace(scope=hop.netns), hop)
         self._attach(outer, inner, ambiguous=False)
         outer.inner = inner
-        self._note_proxy(sighting)
+        self._note_proxy(hop)
         return inner
 
-    def _note_proxy(self, asked: Sighting) -> None:
+    def _note_proxy(self, asked: Hop) -> None:
         self.knowledge.serving.setdefault(asked.netns, Servers())
         self.knowledge.takers.note_proxy(asked, asked.detail)
 
-    def _keep_out(self, session: Session, sighting: Sighting, wire: Wire) -> None:
+    def _keep_out(self, session: Session, hop: Hop, message: Message) -> None:
         """Count what a bound keeps out: more hops than a session has room for, or a zone's many messages.
 
         Nothing is lost with the latter: the first of them tell all that is told of an answer.
         """
         replies = session.replies.transmissions
-        if session.key.protocol == TCP and wire.summary.is_response and len(replies) >= MAX_TRANSMISSIONS:
-            if place(sighting) == replies[0].places[0]:
+        if session.key.protocol == TCP and message.summary.is_response and len(replies) >= MAX_TRANSMISSIONS:
+            if place(hop) == replies[0].places[0]:
                 session.further += 1
                 self.counts.further += 1
             return
         self.counts.overflowed += 1
         session.overflowed = True
 
-    def _keep_back(self, key: Key, reply: Sighting) -> None:
+    def _keep_back(self, key: Key, reply: Hop) -> None:
         """Count a reply without a query, and keep it: clocks and processors disagree a little.
 
         The departure and the arrival that a capture file shows as one packet, a nanosecond apart, are counted once.
         """
         self._kept_back = True
         early = self._early.setdefault(key, [])
-        again = bool(early) and early[-1].message == reply.message and reply.ts_ns - early[-1].ts_ns <= 1
+        again = bool(early) and early[-1].message_id == reply.message_id and reply.ts_ns - early[-1].ts_ns <= 1
         self.counts.started_mid_lookup += not again
         if len(early) < MAX_EARLY_HOPS:
             early.append(reply)
@@ -438,11 +439,11 @@ class SessionTable:
 
     def _recall(self, key: Key, ts_ns: int) -> None:
         """Take in the reply that was seen before its query."""
-        before: Sighting | None = None
+        before: Hop | None = None
         for reply in self._early.pop(key, ()):
             if abs(ts_ns - reply.ts_ns) > SETTLE_NS:
                 continue
-            again = before is not None and before.message == reply.message and reply.ts_ns - before.ts_ns <= 1
+            again = before is not None and before.message_id == reply.message_id and reply.ts_ns - before.ts_ns <= 1
             self.counts.started_mid_lookup -= not again
             self.counts.recalled += not again
             before = reply
@@ -462,12 +463,12 @@ class SessionTable:
             return max(until, session.sent[-1].hops[0].ts_ns + self.settings.timeout_ns)
         return until
 
-    def _wait_for_better(self, session: Session, sighting: Sighting) -> None:
+    def _wait_for_better(self, session: Session, hop: Hop) -> None:
         """A client that sends its query again after an error goes on: the answer to that may be a good one."""
         newest = session.queries.transmissions[-1].hops[0]
         reply = session.replies.transmissions[-1]
         if newest.ts_ns > reply.hops[0].ts_ns and not is_good(reply):
-            self._wait_until(session, max(session.deadline_ns, sighting.ts_ns + self.settings.timeout_ns))
+            self._wait_until(session, max(session.deadline_ns, hop.ts_ns + self.settings.timeout_ns))
 
     def _wait_until(self, session: Session, deadline_ns: int) -> None:
         deadline_ns = min(deadline_ns, session.first_ns + self.settings.lifetime_ns)
@@ -481,31 +482,31 @@ class SessionTable:
         if parent is not None and len(parent.replies.transmissions) < len(parent.sent):
             self._wait_until(parent, max(parent.deadline_ns, ts_ns + self.settings.upstream_timeout_ns))
 
-    def _introduce(self, sighting: Sighting, connection: Tracked | None) -> tuple[Session, bool, Wire] | None:
-        """First sighting of a message here: read it and find its session, or open one.
+    def _introduce(self, hop: Hop, connection: Tracked | None) -> tuple[Session, bool, Message] | None:
+        """First hop of a message here: read it and find its session, or open one.
 
         Args:
-            sighting: with the message's octets, else it cannot be told whose it is.
+            hop: with the message's octets, else it cannot be told whose it is.
             connection: that brought it, if it is one of TCP: it knows the client before translation.
         """
-        detail = sighting.detail
-        wire = self._read(sighting, detail)
-        if wire is None:
+        detail = hop.detail
+        message = self._read(hop, detail)
+        if message is None:
             return None
-        response = wire.summary.is_response
-        if response and sighting.flags & ORIGIN:
-            self.knowledge.learn_server(sighting, detail)
-        if wire.summary.question is None:
-            session = self._asked_under(sighting, detail, wire.summary)
+        response = message.summary.is_response
+        if response and hop.flags & ORIGIN:
+            self.knowledge.learn_server(hop, detail)
+        if message.summary.question is None:
+            session = self._asked_under(hop, detail, message.summary)
         else:
-            session = self._session_of(sighting, detail, wire, connection)
-        return None if session is None else self._register(session, sighting, wire)
+            session = self._session_of(hop, detail, message, connection)
+        return None if session is None else self._register(session, hop, message)
 
-    def _read(self, sighting: Sighting, detail: Detail) -> Wire | None:
-        """The DNS message that came with the sighting; what is none is counted."""
-        payload = sighting.payload(detail)
+    def _read(self, hop: Hop, detail: Detail) -> Message | None:
+        """The DNS message that came with the hop; what is none is counted."""
+        payload = hop.payload(detail)
         if not payload:
-            self._laid = self._strays.take(sighting, detail, payload, ())
+            self._laid = self._strays.take(hop, detail, payload, ())
             if not self._laid:
                 self.counts.unmatched += 1
             return None
@@ -514,41 +515,41 @@ class SessionTable:
         except WireError:
             summary = None
         if summary is None or (summary.question is None and not summary.is_response):
-            if not self._lay(sighting, detail, payload):
+            if not self._lay(hop, detail, payload):
                 self._count_unread(summary, whole=len(payload) >= detail.payload_bytes)
             return None
-        return Wire(payload, detail.payload_bytes, summary)
+        return Message(payload, detail.payload_bytes, summary)
 
-    def _register(self, session: Session, sighting: Sighting, wire: Wire) -> tuple[Session, bool, Wire] | None:
+    def _register(self, session: Session, hop: Hop, message: Message) -> tuple[Session, bool, Message] | None:
         """Let later hops of the message find their session."""
         if len(session.messages) >= MAX_MESSAGES:
-            self._keep_out(session, sighting, wire)
+            self._keep_out(session, hop, message)
             return None
-        response = wire.summary.is_response
+        response = message.summary.is_response
         # The same octets under another number: source translation changed the client's address.
         for one in session.leg(response=response).transmissions:
-            if one.wire.payload == wire.payload:
-                wire = one.wire
+            if one.message.payload == message.payload:
+                message = one.message
                 break
-        if response and sighting.flags & ORIGIN and not session.replies.transmissions and session.inner is None:
+        if response and hop.flags & ORIGIN and not session.replies.transmissions and session.inner is None:
             same = self._by_question[session.key.question]
             if len(same) > 1:
-                self._find_asked_meanwhile(session, sighting, list(islice(same, MAX_SAME_QUESTION)))
-                self._mend_guess(session, sighting, wire)
-        found = (session, response, wire)
-        if sighting.message:
-            self._by_message[sighting.message] = found
-            session.messages.append(sighting.message)
+                self._find_asked_meanwhile(session, hop, list(islice(same, MAX_SAME_QUESTION)))
+                self._mend_guess(session, hop, message)
+        found = (session, response, message)
+        if hop.message_id:
+            self._by_message[hop.message_id] = found
+            session.messages.append(hop.message_id)
         return found
 
-    def _asked_under(self, sighting: Sighting, detail: Detail, summary: Summary) -> Session | None:
+    def _asked_under(self, hop: Hop, detail: Detail, summary: Summary) -> Session | None:
         """The open lookup of this client and id: an error reply may come without the question (RFC 1035 4.1.1)."""
         client, spelled = clients(detail, response=True)
         for one in self._recent():
             key = one.key
-            if key.client in (client, spelled) and key.id == summary.id and key.protocol == sighting.protocol:
+            if key.client in (client, spelled) and key.id == summary.id and key.protocol == hop.protocol:
                 return one
-        if not self._lay(sighting, detail, sighting.payload(detail)):
+        if not self._lay(hop, detail, hop.payload(detail)):
             self._count_unread(summary, whole=True)
         return None
 
@@ -556,31 +557,31 @@ class SessionTable:
         """Open sessions, newest first, as many as one packet may cost."""
         return islice(reversed(self._open), MAX_RECENT)
 
-    def _session_of(self, sighting: Sighting, detail: Detail, wire: Wire, connection: Tracked | None) -> Session | None:
-        response = wire.summary.is_response
+    def _session_of(self, hop: Hop, detail: Detail, message: Message, connection: Tracked | None) -> Session | None:
+        response = message.summary.is_response
         client, translated = clients(detail, response=response)
         if connection is not None:
             client = connection.client
-        key = self._key(client, sighting, wire.summary)
+        key = self._key(client, hop, message.summary)
         session = self._by_key.get(key)
-        if session is None and response and self._is_stray(key, sighting, detail, wire, connection):
+        if session is None and response and self._is_stray(key, hop, detail, message, connection):
             return None
-        if not response and self._echoes(key, sighting, detail, wire):
+        if not response and self._echoes(key, hop, detail, message):
             return None
         incomplete = connection is not None and connection.lost_ns is not None
-        if session is None and self._is_new(key, sighting, response=response, incomplete=incomplete):
-            session = self._new(key, sighting)
-            if not response and sighting.flags & ORIGIN:
-                self._join_upstream(session, sighting, wire)
+        if session is None and self._is_new(key, hop, response=response, incomplete=incomplete):
+            session = self._new(key, hop)
+            if not response and hop.flags & ORIGIN:
+                self._join_upstream(session, hop, message)
             if not response:
                 self._last.relate(session)
         if session is not None and translated != client:
-            self._alias(session, key._replace(client=translated, scope=self._scope(translated, sighting)))
+            self._alias(session, key._replace(client=translated, scope=self._scope(translated, hop)))
         return session
 
-    def _lay(self, sighting: Sighting, detail: Detail, payload: bytes, *, whole: bool = False) -> bool:
+    def _lay(self, hop: Hop, detail: Detail, payload: bytes, *, whole: bool = False) -> bool:
         """Whether what answers no lookup as it should is meant for an open one, which then keeps it."""
-        self._laid = self._strays.take(sighting, detail, payload, self._recent(), whole=whole)
+        self._laid = self._strays.take(hop, detail, payload, self._recent(), whole=whole)
         return self._laid
 
     def _count_unread(self, summary: Summary | None, *, whole: bool) -> None:
@@ -592,20 +593,20 @@ class SessionTable:
         else:
             self.counts.cut += 1
 
-    def _echoes(self, key: Key, sighting: Sighting, detail: Detail, wire: Wire) -> bool:
+    def _echoes(self, key: Key, hop: Hop, detail: Detail, message: Message) -> bool:
         """Whether what is marked as a query comes from the server that was asked, and is laid to that lookup.
 
         Over a connection the ends are known. Elsewhere it is the same query, sent back.
         """
-        if sighting.flags & RESPONSE:
-            return self._lay(sighting, detail, wire.payload)
+        if hop.flags & RESPONSE:
+            return self._lay(hop, detail, message.payload)
         if key in self._by_key:
             return False
         client = Endpoint(detail.daddr, detail.dport)
-        sent_back = key._replace(client=client, scope=self._scope(client, sighting)) in self._by_key
-        return sent_back and client != key.client and self._lay(sighting, detail, wire.payload)
+        sent_back = key._replace(client=client, scope=self._scope(client, hop)) in self._by_key
+        return sent_back and client != key.client and self._lay(hop, detail, message.payload)
 
-    def _is_stray(self, key: Key, sighting: Sighting, detail: Detail, wire: Wire, connection: Tracked | None) -> bool:
+    def _is_stray(self, key: Key, hop: Hop, detail: Detail, message: Message, connection: Tracked | None) -> bool:
         """Whether a reply that fits no lookup belongs to an open one all the same; not if it fits one that is over.
 
         Nor over a connection that lacks octets: it answers a query that was lost with them.
@@ -613,134 +614,134 @@ class SessionTable:
         if key in self._closed or (connection is not None and connection.lost_ns is not None):
             return False
         whole = connection is not None and connection.facts.syn
-        return self._lay(sighting, detail, wire.payload, whole=whole)
+        return self._lay(hop, detail, message.payload, whole=whole)
 
-    def _key(self, client: Endpoint, sighting: Sighting, summary: Summary) -> Key:
+    def _key(self, client: Endpoint, hop: Hop, summary: Summary) -> Key:
         question = summary.question
         assert question is not None  # noqa: S101  _introduce() has seen to it
-        scope = self._scope(client, sighting)
-        return Key(client, sighting.protocol, summary.id, question.name, question.rdtype, question.rdclass, scope)
+        scope = self._scope(client, hop)
+        return Key(client, hop.protocol, summary.id, question.name, question.rdtype, question.rdclass, scope)
 
     @staticmethod
-    def _scope(client: Endpoint, sighting: Sighting) -> int:
-        return sighting.netns if is_loopback(client.address) else 0
+    def _scope(client: Endpoint, hop: Hop) -> int:
+        return hop.netns if is_loopback(client.address) else 0
 
-    def _is_new(self, key: Key, sighting: Sighting, *, response: bool, incomplete: bool = False) -> bool:
+    def _is_new(self, key: Key, hop: Hop, *, response: bool, incomplete: bool = False) -> bool:
         """Whether a message without an open session deserves one of its own.
 
         A late record of a closed one does not; a query that begins where the closed one began is a new attempt. Nor
         does a reply whose query was before the capture, unless its connection is known to lack octets (`incomplete`).
         """
-        if not response and sighting.flags & ORIGIN:
+        if not response and hop.flags & ORIGIN:
             return True
-        if key in self._closed and self._closed[key] != place(sighting):
+        if key in self._closed and self._closed[key] != place(hop):
             self.counts.late += 1
             return False
-        if response and sighting.flags & LEARNED and not self._losses:
+        if response and hop.flags & LEARNED and not self._losses:
             self.counts.unasked += 1
             return False
-        begins = sighting.ts_ns < self._started_ns + self.settings.timeout_ns
+        begins = hop.ts_ns < self._started_ns + self.settings.timeout_ns
         if response and begins and not self._losses and not incomplete:
-            self._keep_back(key, sighting)
+            self._keep_back(key, hop)
             return False
         return True
 
-    def _new(self, key: Key, sighting: Sighting) -> Session:
+    def _new(self, key: Key, hop: Hop) -> Session:
         if len(self._open) >= self.settings.max_sessions:
             oldest = next(iter(self._open))
             oldest.overflowed = oldest.evicted = True
             self.counts.evicted += 1
-            self._close(oldest, self._judge(oldest, sighting.ts_ns))
-        session = Session(key, sighting.ts_ns, sighting.ts_ns + self.settings.timeout_ns)
+            self._close(oldest, self._judge(oldest, hop.ts_ns))
+        session = Session(key, hop.ts_ns, hop.ts_ns + self.settings.timeout_ns)
         self.counts.sessions += 1
         self._open[session] = None
         if self._early_errors:
-            self._take_early_errors(session, sighting)
+            self._take_early_errors(session, hop)
         self._alias(session, key)
         same = self._by_question.get(key.question)
         if same is None:
             self._by_question[key.question] = OrderedDict.fromkeys((session,))
         else:
             same[session] = None
-        self._first_looks.append((sighting.ts_ns + self._first_look_ns, session))
+        self._first_looks.append((hop.ts_ns + self._first_look_ns, session))
         return session
 
-    def _join_upstream(self, session: Session, sighting: Sighting, wire: Wire) -> None:
+    def _join_upstream(self, session: Session, hop: Hop, message: Message) -> None:
         """If a server asks this, find out for whom."""
         kind = upstream.background_of(session)
-        if kind is Background.LOOP_PROBE and sighting.netns in self.knowledge.serving:
+        if kind is Background.LOOP_PROBE and hop.netns in self.knowledge.serving:
             session.background = kind
-        elif not self.knowledge.may_be_server(sighting):
+        elif not self.knowledge.may_be_server(hop):
             return
         elif session.connecting:
-            self._join_dial(session, sighting)
-        elif not self._join_same_question(session, sighting, wire) and sighting.netns in self.knowledge.serving:
+            self._join_dial(session, hop)
+        elif not self._join_same_question(session, hop, message) and hop.netns in self.knowledge.serving:
             session.background = kind
             if kind is None:
-                self._join_rewritten(session, sighting)
+                self._join_rewritten(session, hop)
 
-    def _join_same_question(self, session: Session, sighting: Sighting, wire: Wire) -> bool:
+    def _join_same_question(self, session: Session, hop: Hop, message: Message) -> bool:
         """Whether somebody waits for the answer to this question, or to the one that it was asked for before."""
         same = self._by_question[session.key.question]
         if len(same) < 2:  # noqa: PLR2004  itself
             return False
         oldest = list(islice(same, MAX_SAME_QUESTION))
-        match = upstream.find_parent(session, sighting, wire, oldest, self.knowledge)
+        match = upstream.find_parent(session, hop, message, oldest, self.knowledge)
         if match is not None:
-            session.guessed = upstream.is_guess(match.session, sighting, self.knowledge)
+            session.guessed = upstream.is_guess(match.session, hop, self.knowledge)
             self._attach(match.session, session, ambiguous=match.ambiguous)
-            self.knowledge.serving.setdefault(sighting.netns, Servers())
-            self._set_apart(session, match.session, sighting)
+            self.knowledge.serving.setdefault(hop.netns, Servers())
+            self._set_apart(session, match.session, hop)
             return True
-        sibling = upstream.find_sibling(session, sighting, oldest)
+        sibling = upstream.find_sibling(session, hop, oldest)
         parent = self._parents.get(sibling) if sibling is not None else None
-        if parent is None or parent not in self._open or not upstream.is_waiting(parent, sighting, self.knowledge):
+        if parent is None or parent not in self._open or not upstream.is_waiting(parent, hop, self.knowledge):
             return False
         self._attach(parent, session, ambiguous=True)
         return True
 
-    def _set_apart(self, session: Session, parent: Session, sighting: Sighting) -> None:
+    def _set_apart(self, session: Session, parent: Session, hop: Hop) -> None:
         """A proxy that asks with its client's address is another client in all that goes by the address."""
-        if proxies.poses(sighting, self.knowledge):
-            session.key = session.key._replace(scope=sighting.netns)
-            self._note_proxy(sighting)
-        elif proxies.asks_what_it_took(parent, sighting) and not session.guessed:
-            self._note_proxy(sighting)
+        if proxies.poses(hop, self.knowledge):
+            session.key = session.key._replace(scope=hop.netns)
+            self._note_proxy(hop)
+        elif proxies.asks_what_it_took(parent, hop) and not session.guessed:
+            self._note_proxy(hop)
 
-    def _join_rewritten(self, session: Session, sighting: Sighting) -> None:
+    def _join_rewritten(self, session: Session, hop: Hop) -> None:
         """Asked under another name, or to renew an answer that was given already."""
-        if self._refreshes(session, sighting, self._by_question[session.key.question]):
+        if self._refreshes(session, hop, self._by_question[session.key.question]):
             session.background = Background.REFRESH
             return
-        rewritten = upstream.find_rewritten(session, sighting, self._recent(), self.knowledge)
+        rewritten = upstream.find_rewritten(session, hop, self._recent(), self.knowledge)
         if rewritten is not None:
             self._attach(rewritten, session, ambiguous=True)
 
-    def _join_dial(self, session: Session, sighting: Sighting) -> None:
+    def _join_dial(self, session: Session, hop: Hop) -> None:
         """A request for a connection has no question: it is the youngest query's, and its repetitions are too.
 
         At a tap a namespace is one address, so the query that waits there was sent to who asks now.
         """
-        there = sighting.netns, upstream.destination(sighting)
-        parent = upstream.find_rewritten(session, sighting, self._recent(), self.knowledge)
-        if sighting.netns not in self.knowledge.serving and not self.knowledge.is_tapped(sighting.netns):
+        connect_key = hop.netns, upstream.destination(hop)
+        parent = upstream.find_rewritten(session, hop, self._recent(), self.knowledge)
+        if hop.netns not in self.knowledge.serving and not self.knowledge.is_tapped(hop.netns):
             # Nobody has replied from there yet: only a proxy that is known to have taken the query asks for its sake.
-            if parent is None or not proxies.was_taken(parent, sighting, self.knowledge):
+            if parent is None or not proxies.was_taken(parent, hop, self.knowledge):
                 return
             parent.ambiguous = True
-        known = self._dials.get(there)
-        if parent is None and known is not None and upstream.is_waiting(known, sighting, self.knowledge):
+        known = self._dials.get(connect_key)
+        if parent is None and known is not None and upstream.is_waiting(known, hop, self.knowledge):
             parent = known
         if parent is not None:
             if parent is not known:
-                self._dials[there] = parent
-                parent.dials.append(there)
-            session.guessed = upstream.is_guess(parent, sighting, self.knowledge)
+                self._dials[connect_key] = parent
+                parent.dials.append(connect_key)
+            session.guessed = upstream.is_guess(parent, hop, self.knowledge)
             self._attach(parent, session, ambiguous=False)
-        elif self._refreshes(session, sighting, self._recent()):
+        elif self._refreshes(session, hop, self._recent()):
             session.background = Background.REFRESH
 
-    def _find_asked_meanwhile(self, session: Session, reply: Sighting, same: list[Session]) -> None:
+    def _find_asked_meanwhile(self, session: Session, reply: Hop, same: list[Session]) -> None:
         """Who replies has asked for it: what looked like a client's own lookup before is known now."""
         confirmed = stages.confirm_guesses(session, reply)
         asked = stages.asked_meanwhile(session, reply, same)
@@ -756,9 +757,9 @@ class SessionTable:
         for one in asked[:1] if others else asked:
             self._attach(session, one, ambiguous=others)
 
-    def _mend_guess(self, session: Session, sighting: Sighting, reply: Wire) -> None:
+    def _mend_guess(self, session: Session, hop: Hop, reply: Message) -> None:
         others = islice(self._by_question[session.key.question], MAX_SAME_QUESTION)
-        other = upstream.exchange_exchanges(session, others, sighting, reply, self.knowledge)
+        other = upstream.exchange_exchanges(session, others, hop, reply, self.knowledge)
         if other is None:
             return
         for parent in (session, other):
@@ -775,14 +776,14 @@ class SessionTable:
             self._wait_until(child, child.first_ns + wait_ns)
 
     @staticmethod
-    def _refreshes(session: Session, sighting: Sighting, same: Iterable[Session]) -> bool:
+    def _refreshes(session: Session, hop: Hop, same: Iterable[Session]) -> bool:
         """Whether this server has just answered this very question, and asks another server."""
         return any(
             one is not session
             and one.replies.transmissions
-            and (reply := one.replies.transmissions[-1].hops[0]).netns == sighting.netns
-            and 0 <= sighting.ts_ns - reply.ts_ns <= REFRESH_NS
-            and not upstream.went_to(one, sighting)
+            and (reply := one.replies.transmissions[-1].hops[0]).netns == hop.netns
+            and 0 <= hop.ts_ns - reply.ts_ns <= REFRESH_NS
+            and not upstream.went_to(one, hop)
             for one in same
         )
 
@@ -808,7 +809,7 @@ class SessionTable:
             self.counts.background[session.background] += 1
             self.counts.background_unanswered[session.background] += not session.replies.transmissions
             return
-        accepted = any(one.wire.payload[0] & SYN for one in session.replies.transmissions if session.connecting)
+        accepted = any(one.message.payload[0] & SYN for one in session.replies.transmissions if session.connecting)
         if accepted and outcome.delivered:
             # A connection that came about and was not used.
             self.counts.sessions -= 1
@@ -848,7 +849,7 @@ class SessionTable:
             self._closed.popitem(last=False)
 
 
-def _quotes(error: Sighting, session: Session) -> bool:
+def _quotes(error: Hop, session: Session) -> bool:
     """Whether an ICMP error quotes a packet between the same ends, or the record is of one."""
     detail = error.detail
     ends = Endpoint(detail.saddr, detail.sport), Endpoint(detail.daddr, detail.dport)

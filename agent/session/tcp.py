@@ -1,4 +1,4 @@
-"""DNS over TCP: from segments to messages, so that the table sees the same sightings as for UDP.
+"""DNS over TCP: from segments to messages, so that the table sees the same hops as for UDP.
 
 A segment's octets come from the socket programs (`SOCKET_TX`, `SOCKET_RX`); the tracepoints tell where it went.
 Every end of a connection is reassembled for itself, so a loss at one end does not hide what the other saw. A message
@@ -11,13 +11,13 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agent.session.sighting import DETAIL, RESPONSE, SOCKET_RX, SOCKET_TX, Detail, Sighting
+from agent.hop.record import DETAIL, RESPONSE, SOCKET_RX, SOCKET_TX, Detail, Hop
 from agent.wire.stream import GAP_WAIT_NS, RST, SYN, Connection, ConnectionFacts, Side
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.session.model import Endpoint
+    from agent.hop.endpoint import Endpoint
     from agent.wire.framing import StreamMessage, Unfinished
 
 ID_BYTES = 2
@@ -59,8 +59,8 @@ class Tracked:
     """How many addresses lead to it."""
     ends: dict[End, Connection] = field(default_factory=dict)
     messages: OrderedDict[Segment, list[int]] = field(default_factory=OrderedDict)
-    waiting: OrderedDict[Segment, list[Sighting]] = field(default_factory=OrderedDict)
-    held: OrderedDict[tuple[int, Side, int], Sighting] = field(default_factory=OrderedDict)
+    waiting: OrderedDict[Segment, list[Hop]] = field(default_factory=OrderedDict)
+    held: OrderedDict[tuple[int, Side, int], Hop] = field(default_factory=OrderedDict)
     """Segments that may complete a message later, by namespace, sender and time: each message keeps its own."""
     gaps: int = 0
     """Times that octets were given up: they were sent, and nothing of them was seen."""
@@ -72,27 +72,27 @@ class Tracked:
         """What is known of it, from the end that knows most."""
         return max((end.facts for end in self.ends.values()), key=_knowledge, default=ConnectionFacts())
 
-    def at_socket(self, sighting: Sighting, detail: Detail, side: Side) -> Iterator[Sighting]:
+    def at_socket(self, hop: Hop, detail: Detail, side: Side) -> Iterator[Hop]:
         """Feed one end; the messages it completed, and the hops that waited for them."""
-        key = End(sighting.netns, (sighting.event == SOCKET_TX) is (side is Side.CLIENT))
+        key = End(hop.netns, (hop.event == SOCKET_TX) is (side is Side.CLIENT))
         end = self.ends.get(key)
         if end is None:
             end = self._begin(key)
         opposite = Side.CLIENT if side is Side.SERVER else Side.SERVER
-        flags = sighting.tcp_flags
+        flags = hop.tcp_flags
         if detail.acknowledgement and not flags & SYN:
-            yield from self._acknowledged(sighting, detail.acknowledgement, key, opposite)
-        payload = sighting.payload(detail)
+            yield from self._acknowledged(hop, detail.acknowledgement, key, opposite)
+        payload = hop.payload(detail)
         if detail.payload_bytes:
-            self.held[sighting.netns, side, sighting.ts_ns] = sighting
+            self.held[hop.netns, side, hop.ts_ns] = hop
             _bound(self.held)
         waited = end.stalled
-        found = end.feed(sighting.sequence, flags, payload, detail.payload_bytes, sighting.ts_ns, sender=side)
-        yield from self._complete(sighting.netns, found, side)
+        found = end.feed(hop.sequence, flags, payload, detail.payload_bytes, hop.ts_ns, sender=side)
+        yield from self._complete(hop.netns, found, side)
         if flags & RST:
             yield from self.release()
         if waited or flags & (RST | SYN):
-            self.note_gaps(sighting.ts_ns)
+            self.note_gaps(hop.ts_ns)
 
     def _begin(self, key: End) -> Connection:
         if len(self.ends) >= MAX_ENDS:
@@ -101,7 +101,7 @@ class Tracked:
         end = self.ends[key] = Connection()
         return end
 
-    def _acknowledged(self, at: Sighting, number: int, here: End, side: Side) -> Iterator[Sighting]:
+    def _acknowledged(self, at: Hop, number: int, here: End, side: Side) -> Iterator[Hop]:
         """What the receiver has will not come again: a gap there is a loss of ours.
 
         A tap sees the segments of each side where they leave only. If none of this side's were seen anywhere, its
@@ -142,7 +142,7 @@ class Tracked:
         found = (one.server_to_client.unfinished for one in self.ends.values())
         return [one for one in found if one is not None]
 
-    def release(self) -> Iterator[Sighting]:
+    def release(self) -> Iterator[Hop]:
         """The messages behind every gap: nothing will come any more that fills it."""
         for end, one in self.ends.items():
             for side in Side:
@@ -152,7 +152,7 @@ class Tracked:
         """Octets that no message was made of: never captured, or behind such without a boundary in sight."""
         return sum(max((one.sent_by(side).unread_octets for one in self.ends.values()), default=0) for side in Side)
 
-    def _complete(self, netns: int, found: list[StreamMessage], side: Side) -> Iterator[Sighting]:
+    def _complete(self, netns: int, found: list[StreamMessage], side: Side) -> Iterator[Hop]:
         """Messages that are whole now, each with the segment that brought its end, and the hops that waited for it."""
         for message in found:
             brought = self.held.get((netns, side, message.last_ts_ns))
@@ -171,17 +171,17 @@ class Tracked:
     def _number(self, sender: Side, message: StreamMessage) -> int:
         return hash((self.client, sender, message.payload)) & NUMBER_MASK or 1
 
-    def passing(self, sighting: Sighting, segment: Segment) -> Iterator[Sighting]:
+    def passing(self, hop: Hop, segment: Segment) -> Iterator[Hop]:
         """A hop between the ends: it is one of each message that its segment completed."""
         numbers = self.messages.get(segment)
         if numbers is None:
             waiting = self.waiting.setdefault(segment, [])
             if len(waiting) < MAX_HOPS:
-                waiting.append(sighting)
+                waiting.append(hop)
             _bound(self.waiting)
             return
         for number in numbers:
-            yield sighting._replace(message=number)
+            yield hop._replace(message_id=number)
 
 
 def _gaps(end: Connection) -> int:
@@ -197,10 +197,10 @@ def _bound(remembered: OrderedDict[Any, Any]) -> None:
         remembered.popitem(last=False)
 
 
-def _as_message(sighting: Sighting, message: StreamMessage, number: int) -> Sighting:
-    """The sighting of a whole message, as the kernel program would have written it for a datagram."""
-    fixed = sighting.detail._replace(payload_bytes=message.length_bytes, captured_bytes=len(message.payload))
-    return sighting._replace(message=number, rest=DETAIL.pack(*fixed) + message.payload)
+def _as_message(hop: Hop, message: StreamMessage, number: int) -> Hop:
+    """The hop of a whole message, as the kernel program would have written it for a datagram."""
+    fixed = hop.detail._replace(payload_bytes=message.length_bytes, captured_bytes=len(message.payload))
+    return hop._replace(message_id=number, rest=DETAIL.pack(*fixed) + message.payload)
 
 
 class TcpStage:
@@ -212,31 +212,31 @@ class TcpStage:
         self._unread_octets = 0
 
     def feed(
-        self, sighting: Sighting, detail: Detail, keys: tuple[tuple[Endpoint, int], tuple[Endpoint, int]]
-    ) -> tuple[Tracked, Iterator[Sighting]]:
-        """The connection of a segment, and the message sightings that it brings.
+        self, hop: Hop, detail: Detail, keys: tuple[tuple[Endpoint, int], tuple[Endpoint, int]]
+    ) -> tuple[Tracked, Iterator[Hop]]:
+        """The connection of a segment, and the message hops that it brings.
 
         Args:
-            sighting: the segment at one hop.
-            detail: of the sighting.
+            hop: the segment at one hop.
+            detail: of the hop.
             keys: the client with its scope, before translation and as this segment spells it.
         """
         connection = self._connection(*keys)
-        side = Side.SERVER if sighting.flags & RESPONSE else Side.CLIENT
-        if sighting.event in (SOCKET_TX, SOCKET_RX):
-            return connection, self._at_socket(connection, sighting, detail, side)
+        side = Side.SERVER if hop.flags & RESPONSE else Side.CLIENT
+        if hop.event in (SOCKET_TX, SOCKET_RX):
+            return connection, self._at_socket(connection, hop, detail, side)
         if not detail.payload_bytes:
             return connection, iter(())
-        return connection, connection.passing(sighting, Segment(side is Side.SERVER, sighting.sequence))
+        return connection, connection.passing(hop, Segment(side is Side.SERVER, hop.sequence))
 
-    def _at_socket(self, connection: Tracked, sighting: Sighting, detail: Detail, side: Side) -> Iterator[Sighting]:
-        yield from connection.at_socket(sighting, detail, side)
+    def _at_socket(self, connection: Tracked, hop: Hop, detail: Detail, side: Side) -> Iterator[Hop]:
+        yield from connection.at_socket(hop, detail, side)
         if connection.stalled:
-            self._stalled.setdefault(connection, sighting.ts_ns)
+            self._stalled.setdefault(connection, hop.ts_ns)
         elif self._stalled:
             self._stalled.pop(connection, None)
 
-    def overdue(self, now_ns: int) -> Iterator[tuple[Tracked, Sighting]]:
+    def overdue(self, now_ns: int) -> Iterator[tuple[Tracked, Hop]]:
         """Messages behind gaps that have been waited for long enough."""
         while self._stalled:
             connection, since_ns = next(iter(self._stalled.items()))
@@ -244,12 +244,12 @@ class TcpStage:
                 return
             yield from self._release(connection, now_ns)
 
-    def rest(self, now_ns: int) -> Iterator[tuple[Tracked, Sighting]]:
+    def rest(self, now_ns: int) -> Iterator[tuple[Tracked, Hop]]:
         """Messages behind gaps, because nothing more will come."""
         while self._stalled:
             yield from self._release(next(iter(self._stalled)), now_ns)
 
-    def _release(self, connection: Tracked, now_ns: int) -> Iterator[tuple[Tracked, Sighting]]:
+    def _release(self, connection: Tracked, now_ns: int) -> Iterator[tuple[Tracked, Hop]]:
         del self._stalled[connection]
         for message in connection.release():
             yield connection, message

@@ -11,17 +11,17 @@ import re
 from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.hop.record import PROCESS, RX, SOCKET_RX, SOCKET_TX, TX
 from agent.session.model import MAX_EXCHANGES, Background, Session
 from agent.session.proxies import may_be_taken, poses, was_taken
-from agent.session.sighting import PROCESS, RX, SOCKET_RX, SOCKET_TX, TX
 from agent.wire.message import client_cookie
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from agent.hop.record import Hop
     from agent.session.knowledge import Knowledge
-    from agent.session.model import Wire
-    from agent.session.sighting import Sighting
+    from agent.session.model import Message
 
 NS, HINFO = 2, 13
 SERVER_PATIENCE_NS = 7_000_000_000
@@ -41,10 +41,10 @@ class Match(NamedTuple):
     ambiguous: bool
 
 
-def arrivals_at(session: Session, asked: Sighting) -> list[int]:
+def arrivals_at(session: Session, asked: Hop) -> list[int]:
     """When copies of the query came to the server that now asks; those passed on are not counted.
 
-    Some CNIs hand packets to a pod without a sighting, and a tap does not show arrivals: there, the query was last seen
+    Some CNIs hand packets to a pod without a hop, and a tap does not show arrivals: there, the query was last seen
     leaving for its address, over TCP at its socket.
     """
     ends = [one.hops[-1] for one in session.queries.transmissions]
@@ -55,7 +55,7 @@ def arrivals_at(session: Session, asked: Sighting) -> list[int]:
     return times
 
 
-def is_waiting(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
+def is_waiting(session: Session, asked: Hop, knowledge: Knowledge) -> bool:
     """Whether the namespace that asks has this query and has not replied.
 
     A query to the very server that the waiting one went to is another client's: nobody asks himself. But a proxy that
@@ -70,52 +70,52 @@ def is_waiting(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
     return not passes and not went_to(session, asked)
 
 
-def is_guess(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
+def is_guess(session: Session, asked: Hop, knowledge: Knowledge) -> bool:
     """Whether nothing shows that the query which waits where this is asked was not just passing by."""
     return not _is_at_its_end(session, asked, knowledge) and not was_taken(session, asked, knowledge)
 
 
-def _is_at_its_end(session: Session, asked: Sighting, knowledge: Knowledge) -> bool:
+def _is_at_its_end(session: Session, asked: Hop, knowledge: Knowledge) -> bool:
     """Whether the query came to a namespace that has, for all that is known, the address it was sent to."""
     ends = [one.hops[-1] for one in session.queries.transmissions]
     here = [last for last in ends if last.netns == asked.netns]
     return not here or any(knowledge.owns(last.netns, last.detail.daddr) is not False for last in here)
 
 
-def went_to(session: Session, asked: Sighting) -> bool:
+def went_to(session: Session, asked: Hop) -> bool:
     """Whether the lookup was addressed to the very server that is asked now."""
-    there = destination(asked)
-    return any(destination(hop) == there for one in session.queries.transmissions for hop in one.hops)
+    server = destination(asked)
+    return any(destination(hop) == server for one in session.queries.transmissions for hop in one.hops)
 
 
-def destination(hop: Sighting) -> tuple[bytes, int]:
+def destination(hop: Hop) -> tuple[bytes, int]:
     """Where a packet is to go."""
     detail = hop.detail
     return detail.daddr, detail.dport
 
 
 def find_parent(
-    asking: Session, sighting: Sighting, query: Wire, same: Iterable[Session], knowledge: Knowledge
+    asking: Session, hop: Hop, query: Message, same: Iterable[Session], knowledge: Knowledge
 ) -> Match | None:
     """The open lookup with this question that the server is at work on.
 
     Args:
         asking: the session that the upstream query would open.
-        sighting: its first hop, at its socket.
+        hop: its first hop, at its socket.
         query: what it asks.
         same: open sessions with the same question, oldest first.
         knowledge: of the node.
     """
-    waiting = [one for one in same if one is not asking and is_waiting(one, sighting, knowledge)]
+    waiting = [one for one in same if one is not asking and is_waiting(one, hop, knowledge)]
     open_keys = {one.key for one in waiting}
     # Where client, server and upstream share a namespace: what a server asked is not what it is asked.
-    waiting = [one for one in waiting if one.upstream_of not in open_keys or _other_process(one, sighting)]
+    waiting = [one for one in waiting if one.upstream_of not in open_keys or _other_process(one, hop)]
     if not waiting:
         return None
     cookie = client_cookie(query.payload, query.summary)
     if cookie is not None:
         waiting = [one for one in waiting if _cookie(one) == cookie] or waiting
-    if poses(sighting, knowledge):
+    if poses(hop, knowledge):
         waiting = _of_client(asking, waiting)
     fresh = [one for one in waiting if all(exchange.connecting for exchange in one.upstream)]
     # The oldest that was not passed on yet; all passed on: the attempt belongs to the one that waits longest.
@@ -139,7 +139,7 @@ def _of_client(asking: Session, waiting: list[Session]) -> list[Session]:
     return waiting
 
 
-def _other_process(session: Session, asked: Sighting) -> bool:
+def _other_process(session: Session, asked: Hop) -> bool:
     """Whether the session's client is known to be another program than the one that asks now."""
     origin = session.queries.transmissions[0].origin
     if origin is None or not origin.flags & asked.flags & PROCESS:
@@ -148,11 +148,11 @@ def _other_process(session: Session, asked: Sighting) -> bool:
 
 
 def _cookie(session: Session) -> bytes | None:
-    query = session.queries.transmissions[0].wire
+    query = session.queries.transmissions[0].message
     return client_cookie(query.payload, query.summary)
 
 
-def idle_since(session: Session, asked: Sighting) -> int:
+def idle_since(session: Session, asked: Hop) -> int:
     """When the server got the query or the newest reply for it; never, while it waits for one."""
     exchanges = [one for one in session.upstream if not one.connecting]
     if not exchanges:
@@ -163,7 +163,7 @@ def idle_since(session: Session, asked: Sighting) -> int:
 
 
 def exchange_exchanges(
-    session: Session, others: Iterable[Session], sighting: Sighting, reply: Wire, knowledge: Knowledge
+    session: Session, others: Iterable[Session], hop: Hop, reply: Message, knowledge: Knowledge
 ) -> Session | None:
     """Mend a guess: a server that relays a reply has one, so if this lookup has none, it has another's.
 
@@ -177,7 +177,7 @@ def exchange_exchanges(
             other is not session
             and session not in other.upstream
             and _was_told(other, reply)
-            and is_waiting(other, sighting, knowledge)
+            and is_waiting(other, hop, knowledge)
         ):
             session.upstream, other.upstream = other.upstream, session.upstream
             for parent in (session, other):
@@ -188,40 +188,38 @@ def exchange_exchanges(
     return None
 
 
-def _was_told(session: Session, reply: Wire) -> bool:
+def _was_told(session: Session, reply: Message) -> bool:
     """Whether an upstream has replied with this rcode."""
     replies = (one for exchange in session.upstream for one in exchange.replies.transmissions)
-    return any(one.wire.summary.rcode == reply.summary.rcode for one in replies)
+    return any(one.message.summary.rcode == reply.summary.rcode for one in replies)
 
 
-def find_rewritten(
-    asking: Session, sighting: Sighting, recent: Iterable[Session], knowledge: Knowledge
-) -> Session | None:
+def find_rewritten(asking: Session, hop: Hop, recent: Iterable[Session], knowledge: Knowledge) -> Session | None:
     """The one young query at this server that was not passed on: it may have been, under another name.
 
     Args:
         asking: the session that the upstream query would open.
-        sighting: its first hop.
+        hop: its first hop.
         recent: open sessions, newest first.
         knowledge: of the node.
     """
-    fresh = takewhile(lambda one: sighting.ts_ns - one.first_ns <= SERVER_PATIENCE_NS, recent)
+    fresh = takewhile(lambda one: hop.ts_ns - one.first_ns <= SERVER_PATIENCE_NS, recent)
     young = [
         one
         for one in fresh
         if one is not asking
         and not one.connecting
-        and is_waiting(one, sighting, knowledge)
-        and sighting.ts_ns - idle_since(one, sighting) <= REWRITE_NS
+        and is_waiting(one, hop, knowledge)
+        and hop.ts_ns - idle_since(one, hop) <= REWRITE_NS
     ]
     return young[0] if len(young) == 1 else None
 
 
-def find_sibling(asking: Session, sighting: Sighting, same: Iterable[Session]) -> Session | None:
+def find_sibling(asking: Session, hop: Hop, same: Iterable[Session]) -> Session | None:
     """An earlier attempt of this server at the same question, under whatever name its client asked."""
     for one in same:
         queries = one.queries.transmissions
-        if one is not asking and one.upstream_of is not None and queries[0].hops[0].netns == sighting.netns:
+        if one is not asking and one.upstream_of is not None and queries[0].hops[0].netns == hop.netns:
             return one
     return None
 

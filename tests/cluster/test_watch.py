@@ -10,15 +10,15 @@ from typing import Self
 
 import pytest
 
+from agent.context.cluster import Pod
 from agent.enrich.kube.access import InCluster
 from agent.enrich.kube.facts import packed
 from agent.enrich.kube.health import WatchHealth
 from agent.enrich.kube.live import LiveCluster
 from agent.enrich.kube.rbac import cluster_role_rules
 from agent.enrich.kube.watch import Timing
-from agent.session.cluster import Pod
-from agent.session.model import Endpoint
-from agent.session.sighting import UDP
+from agent.hop.endpoint import Endpoint
+from agent.hop.record import UDP
 from tests.cluster import manifests
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.credentials import Credentials

@@ -31,7 +31,7 @@ ASK_CONNTRACK = """
 import sys, time
 from agent.enrich.conntrack import ConntrackLookup
 from agent.session.model import Endpoint
-from agent.session.sighting import V4_MAPPED
+from agent.hop.record import V4_MAPPED
 import socket
 client, port, server = sys.argv[1:]
 table = ConntrackLookup()

@@ -55,7 +55,7 @@ def standing_still(pid: int) -> Iterator[None]:
         ptrace(PTRACE_DETACH, pid, None, None)
 
 
-def has_died(pid: int) -> bool:
+def was_dropped(pid: int) -> bool:
     """Whether this process, which this one has stopped, is gone; its parent learns that afterwards."""
     found, status = os.waitpid(pid, os.WNOHANG)
     return found == pid and not os.WIFSTOPPED(status)
@@ -93,7 +93,7 @@ def test_an_agent_whose_loop_stands_still_ends_by_itself_and_says_where_it_stood
     wait_for(lab, agent, 1)
     pid = agent.pid
     with standing_still(pid):
-        wait_until(lambda: has_died(pid), "it to end by itself", seconds=STALL_SECONDS + REPORT_SECONDS)
+        wait_until(lambda: was_dropped(pid), "it to end by itself", seconds=STALL_SECONDS + REPORT_SECONDS)
     assert agent.wait() == 1
     said = agent.err.read_text()
     assert "Timeout" in said

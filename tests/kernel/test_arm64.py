@@ -24,7 +24,7 @@ LOOKUPS = 23
 # In a child, as in production: LLVM is not for this process.
 COMPILER = """
 import os, sys
-from agent.capture.compiler import source_directory
+from agent.kernel.compiler import source_directory
 os.environ["BCC_KERNEL_SOURCE"] = str(source_directory() / "include")
 from bcc import BPF
 BPF(text=sys.argv[1], cflags=["-DPAGE_BYTES=4096"])

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from agent.context.translation import DESTINATION_NAT, Direction, Entry, mechanism
 from agent.enrich.conntrack import FRESH_SECONDS, MAX_A_SECOND, ConntrackLookup
 from agent.explain.evidence import CONFIRMED
+from agent.hop.endpoint import V4_MAPPED, Endpoint
+from agent.hop.record import TCP, UDP
 from agent.lab import CLUSTER_NAMES, VIP, VIP6, Lab, Pod, Translation, wait_until
 from agent.lab.namespaces import call_inside
 from agent.lab.pods import READY_QUERY
-from agent.session.model import Endpoint
-from agent.session.sighting import TCP, UDP, V4_MAPPED
-from agent.session.translation import DESTINATION_NAT, Direction, Entry, mechanism
 
 pytestmark = pytest.mark.kernel
 

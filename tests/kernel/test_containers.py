@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from agent.capture.cgroup import cgroup2_root
+from agent.context.cluster import Container
 from agent.enrich.containers import Containers
 from agent.enrich.processes import NetnsProcesses
 from agent.lab import Lab, Pod, wait_until
-from agent.session.cluster import Container
 
 pytestmark = pytest.mark.kernel
 

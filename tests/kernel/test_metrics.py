@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics import parser
 
-from agent.capture.syscall import bpf
+from agent.kernel.syscall import bpf
 from agent.lab import Lab, UnsupportedFaultError, closed_port, drop_queries, drop_replies, stopped_server, wait_until
 from agent.lab.conntrack_faults import drop_question, full_table
 from agent.lab.namespaces import call_inside

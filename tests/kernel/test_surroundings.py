@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.enrich.surroundings import LiveSurroundings
+from agent.context.counters import NetnsCounters
+from agent.enrich.counters import LiveSurroundings
 from agent.lab import CLUSTER_NAMES, VIP, VIP6, Lab, Pod, closed_port, stopped_server, wait_until
-from agent.session.surroundings import NetnsCounters
 
 pytestmark = pytest.mark.kernel
 

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from agent.capture.live import Capture
+from agent.context.counters import NothingKnown
+from agent.context.translation import Mechanism, translate
+from agent.enrich.counters import LiveSurroundings
 from agent.enrich.local import LocalAddresses
 from agent.enrich.processes import NetnsProcesses
-from agent.enrich.surroundings import LiveSurroundings
+from agent.hop.endpoint import V4_MAPPED, Endpoint
 from agent.lab import VIP, VIP6, Lab, Pod, Translation
 from agent.lab.namespaces import udp_socket
 from agent.lab.pods import READY_QUERY
 from agent.run import SETTLE_NS
-from agent.session.model import Endpoint, Settings
+from agent.session.model import Settings
 from agent.session.outcome import Outcome
-from agent.session.sighting import V4_MAPPED
-from agent.session.surroundings import NothingKnown
 from agent.session.table import SessionTable
-from agent.session.translation import Mechanism, translate
 
 pytestmark = pytest.mark.kernel
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from agent.capture.btf import KERNEL_BTF, Btf, BtfError, load_kernel
-from agent.capture.compiler import KERNEL_SOURCE, source_directory
-from agent.capture.headers import MODULES, headers_directory, load_headers
-from agent.capture.kernel_types import kernel_types
-from agent.capture.offsets import TRACEPOINTS, conntrack_layout, drop_reasons, kernel_flags
+from agent.kernel.btf import KERNEL_BTF, Btf, BtfError, load_kernel
+from agent.kernel.compiler import KERNEL_SOURCE, source_directory
+from agent.kernel.headers import MODULES, headers_directory, load_headers
+from agent.kernel.offsets import TRACEPOINTS, conntrack_layout, drop_reasons, kernel_flags
+from agent.kernel.types import kernel_types
 from agent.lab import Lab, drop_queries
 from tests.kernel.commands import CHECK, RUN, found, refused, start
 from tests.kernel.conftest import LINE_SECONDS, Watch
@@ -43,7 +43,7 @@ AS_GRANTED = ["setpriv", "--bounding-set=-all,+bpf,+perfmon"]
 # In a child, as in production: LLVM is not for this process.
 DESCRIBE = """
 import sys
-from agent.capture.headers import describe
+from agent.kernel.headers import describe
 sys.stdout.buffer.write(describe(sys.argv[1], []))
 """
 SMALL = """

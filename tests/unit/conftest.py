@@ -1,4 +1,4 @@
-"""Sightings of lookups in virtual time, as the kernel program records them on a node with a client and a server pod."""
+"""Hops of lookups in virtual time, as the kernel program records them on a node with a client and a server pod."""
 
 import struct
 import zlib
@@ -9,11 +9,11 @@ from ipaddress import ip_address
 import hypothesis
 import pytest
 
-from agent.session.drops import Kernel
-from agent.session.identity import is_loopback
+from agent.hop.drops import Kernel
+from agent.hop.endpoint import is_loopback
+from agent.hop.record import DETAIL, STACK_FRAMES, TCP, UDP, Detail, Event, Flag, Head, Hop
 from agent.session.model import Settings
 from agent.session.outcome import Outcome
-from agent.session.sighting import DETAIL, STACK_FRAMES, TCP, UDP, Detail, Event, Flag, Head, Sighting
 from agent.session.table import SessionTable
 from agent.wire.stream import ACK, FIN, RST, SYN
 
@@ -147,8 +147,8 @@ def question_end(octets: bytes) -> int:
 
 
 @dataclass(frozen=True)
-class Hop:
-    """One sighting before it is packed."""
+class PlainHop:
+    """One hop before it is packed."""
 
     ts_ns: int
     netns: int
@@ -193,7 +193,7 @@ class Recorder:
     def __init__(self) -> None:
         self.sent: dict[int, int] = {}
 
-    def number(self, hop: Hop) -> int:
+    def number(self, hop: PlainHop) -> int:
         end = question_end(hop.octets)
         if not end:
             return 0
@@ -203,7 +203,7 @@ class Recorder:
             seed += struct.pack("!I", hop.netns)
         return zlib.crc32(seed) << 32 | zlib.adler32(seed) or 1
 
-    def pack(self, hop: Hop) -> Sighting:
+    def pack(self, hop: PlainHop) -> Hop:
         stream = hop.protocol == TCP
         if not stream and len(hop.octets) > 2 and hop.octets[2] & 0x80:
             hop = replace(hop, flags=hop.flags | Flag.RESPONSE)
@@ -258,7 +258,7 @@ class Recorder:
             detail |= dict(zip(("icmp_type", "icmp_code", "icmp_mtu", "icmp_saddr"), icmp, strict=True))
         head = {
             "ts_ns": hop.ts_ns,
-            "message": number,
+            "message_id": number,
             "skb": hop.skb,
             "netns": hop.netns,
             "ifindex": hop.ifindex,
@@ -271,7 +271,7 @@ class Recorder:
             "tcp_flags": hop.tcp_flags,
         }
         rest = DETAIL.pack(*Detail(**NO_DETAIL | detail)) + tail
-        return Sighting(*Head(**NO_HEAD | head), rest)
+        return Hop(*Head(**NO_HEAD | head), rest)
 
 
 @dataclass
@@ -401,7 +401,7 @@ class Lookup:
         }
         return (replies if response else queries)[self.shape]
 
-    def _hops(self, octets: bytes, ts_ns: int, *, response: bool) -> list[Hop]:
+    def _hops(self, octets: bytes, ts_ns: int, *, response: bool) -> list[PlainHop]:
         self.copies += 1
         skb = zlib.crc32(octets) << 16 | self.copies
         hops = []
@@ -412,7 +412,7 @@ class Lookup:
             entry = self.tracked(response=response, first=self.copies == 1) if tracked else None
             ts = ts_ns + int(offset * US)
             hops.append(
-                Hop(
+                PlainHop(
                     ts,
                     netns,
                     ifindex,
@@ -430,7 +430,7 @@ class Lookup:
             )
         return hops
 
-    def query(self, ts_ns: int = START, *, octets: bytes | None = None) -> list[Hop]:
+    def query(self, ts_ns: int = START, *, octets: bytes | None = None) -> list[PlainHop]:
         """The hops of one copy of the query, all the way to the server, or out of the node."""
         return self._hops(octets or self.question(), ts_ns, response=False)
 
@@ -440,7 +440,7 @@ class Lookup:
         *,
         octets: bytes | None = None,
         **said: bool | int,
-    ) -> list[Hop]:
+    ) -> list[PlainHop]:
         """The hops of one reply, all the way to the client, or out of the node."""
         return self._hops(octets or self.answer(**said), ts_ns, response=True)
 
@@ -466,7 +466,7 @@ class Lookup:
         asked = {"name": self.name, "rdtype": self.rdtype, "rdclass": self.rdclass, "v6": self.v6}
         return Lookup(**{"shape": shape, "comm": comm, "tgid": tgid, **own, **asked, **changes})
 
-    def both(self, ts_ns: int = START, **reply: object) -> list[Hop]:
+    def both(self, ts_ns: int = START, **reply: object) -> list[PlainHop]:
         """A whole lookup."""
         return [*self.query(ts_ns), *self.reply(ts_ns + 125_600, **reply)]
 
@@ -489,7 +489,7 @@ class Tcp:
 
     def segment(
         self, ts_ns: int, data: bytes = b"", flags: int = ACK, *, response: bool = False, sequence: int | None = None
-    ) -> list[Hop]:
+    ) -> list[PlainHop]:
         """The hops of one segment: the first or the next of its direction, unless its sequence number is given."""
         if sequence is None and flags & SYN:
             sequence = self.starts[response]
@@ -517,30 +517,30 @@ class Tcp:
             hops.append(replace(last, ts_ns=last.ts_ns + US // 2, event=Event.SOCKET_RX))
         return hops
 
-    def open(self, ts_ns: int = START) -> list[Hop]:
+    def open(self, ts_ns: int = START) -> list[PlainHop]:
         """SYN, and SYN-ACK 0.1 ms later."""
         return [*self.segment(ts_ns, flags=SYN), *self.segment(ts_ns + MS // 10, flags=SYN | ACK, response=True)]
 
-    def ask(self, ts_ns: int, *messages: bytes) -> list[Hop]:
+    def ask(self, ts_ns: int, *messages: bytes) -> list[PlainHop]:
         """These queries in one segment, or that of the lookup."""
         return self.segment(ts_ns, prefixed(*messages or (self.lookup.question(),)))
 
-    def say(self, ts_ns: int, *messages: bytes, **said: bool | int) -> list[Hop]:
+    def say(self, ts_ns: int, *messages: bytes, **said: bool | int) -> list[PlainHop]:
         """These replies in one segment, or that of the lookup."""
         return self.segment(ts_ns, prefixed(*messages or (self.lookup.answer(**said),)), response=True)
 
-    def close(self, ts_ns: int, flags: int = FIN | ACK, *, response: bool = False) -> list[Hop]:
+    def close(self, ts_ns: int, flags: int = FIN | ACK, *, response: bool = False) -> list[PlainHop]:
         """One side ends it; with RST if it says so."""
         return self.segment(ts_ns, flags=flags, response=response)
 
-    def refuse(self, ts_ns: int = START) -> list[Hop]:
-        """SYN, its death for want of a listener, if that is on this node, and RST."""
+    def refuse(self, ts_ns: int = START) -> list[PlainHop]:
+        """SYN, its drop for want of a listener, if that is on this node, and RST."""
         asked = self.segment(ts_ns, flags=SYN)
         if asked[-1].event == Event.SOCKET_RX:
             asked = dropped(asked[:-1], len(asked) - 1, "NO_SOCKET", "tcp_v4_rcv")
         return [*asked, *self.segment(ts_ns + MS // 10, flags=RST | ACK, response=True, sequence=0)]
 
-    def whole(self, ts_ns: int = START, **said: bool | int) -> list[Hop]:
+    def whole(self, ts_ns: int = START, **said: bool | int) -> list[PlainHop]:
         """A connection for one lookup, from SYN to FIN."""
         return [
             *self.open(ts_ns),
@@ -552,15 +552,15 @@ class Tcp:
 
 
 def dropped(  # noqa: PLR0917  what, how far and why, in this order
-    hops: list[Hop],
+    hops: list[PlainHop],
     after: int,
     reason: str = "NETFILTER_DROP",
     location: str = "nf_hook_slow",
     stack: Sequence[str] = (),
     delay: int = 2 * US,
     **evidence: object,
-) -> list[Hop]:
-    """The first `after` of the hops, then its death where it was seen last; `evidence` is what the record adds."""
+) -> list[PlainHop]:
+    """The first `after` of the hops, then its drop where it was seen last; `evidence` is what the record adds."""
     last = hops[after - 1]
     own = last.flags & Flag.ORIGIN if last.event == Event.TX else 0
     end = replace(
@@ -576,7 +576,7 @@ def dropped(  # noqa: PLR0917  what, how far and why, in this order
     return [*hops[:after], end]
 
 
-def icmp(hop: Hop, kind: int, code: int, sender: str, mtu: int = 0) -> Hop:
+def icmp(hop: PlainHop, kind: int, code: int, sender: str, mtu: int = 0) -> PlainHop:
     """The arrival of an ICMP error that quotes the packet of this hop, in the same namespace."""
     about = replace(hop, ts_ns=hop.ts_ns + 20 * US, event=Event.RX, flags=0, icmp=(kind, code, mtu, sender))
     return replace(about, conntrack=None)
@@ -588,7 +588,7 @@ class World:
     START, US, MS, SECOND = START, US, MS, SECOND
     CLIENT, NODE, SERVER = CLIENT, NODE, SERVER
     KERNEL, SYMBOLS, REASONS = KERNEL, SYMBOLS, REASONS
-    Hop, Lookup, Recorder, Tcp = Hop, Lookup, Recorder, Tcp
+    PlainHop, Lookup, Recorder, Tcp = PlainHop, Lookup, Recorder, Tcp
     dropped = staticmethod(dropped)
     icmp = staticmethod(icmp)
     message = staticmethod(message)
@@ -607,7 +607,7 @@ class World:
             return None
         return is_loopback(address) or any(packed(own) == address for own in self.addresses.get(netns, ()))
 
-    def feed(self, *parts: Iterable[Hop]) -> "World":
+    def feed(self, *parts: Iterable[PlainHop]) -> "World":
         """Record the hops in the order given."""
         for part in parts:
             for hop in part:
@@ -620,11 +620,11 @@ class World:
         self.now += ns
         return list(self.table.expire(self.now))
 
-    def outcomes(self, *parts: Iterable[Hop]) -> list[Outcome]:
+    def outcomes(self, *parts: Iterable[PlainHop]) -> list[Outcome]:
         """Everything that these hops (and those before) come to, when all time-outs have passed."""
         return self.feed(*parts).later(60 * SECOND)
 
-    def outcome(self, *parts: Iterable[Hop]) -> Outcome:
+    def outcome(self, *parts: Iterable[PlainHop]) -> Outcome:
         """The same, when it must be one session."""
         (only,) = self.outcomes(*parts)
         return only

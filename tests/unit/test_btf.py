@@ -1,4 +1,4 @@
-"""agent.capture.btf: offsets, enums and tracepoint arguments from BTF built here and from the running kernel."""
+"""agent.kernel.btf: offsets, enums and tracepoint arguments from BTF built here and from the running kernel."""
 
 import struct
 import time
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.btf import KERNEL_BTF, Btf, BtfError, load_kernel
+from agent.kernel.btf import KERNEL_BTF, Btf, BtfError, load_kernel
 
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, CONST = 1, 2, 3, 4, 5, 6, 7, 8, 10
 FUNC_PROTO, ENUM64 = 13, 19

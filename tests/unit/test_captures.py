@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.capture.inputs import Inputs
+from agent.capturefile.inputs import Inputs
 from agent.cli import main
 from agent.replay import Options, Replay
 from agent.wire.packet import LinkType

@@ -7,9 +7,9 @@ import socket
 import pytest
 
 from agent import cli
-from agent.capture.errors import CaptureError
 from agent.cli import build_parser, main, ports, ring_size
 from agent.export.failures import UNLIMITED
+from agent.kernel.errors import CaptureError
 
 WRONG = [
     ("ports", "0"),

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.context.cluster import Container
 from agent.enrich import containers as module
 from agent.enrich.containers import MAX_PROCESSES, RETRY_NS, TICK_NS, Containers, container_of
 from agent.enrich.processes import KNOWN_A_SEARCH, SEARCH_SECONDS, NetnsProcesses
-from agent.session.cluster import Container
 
 SECOND = 1_000_000_000
 

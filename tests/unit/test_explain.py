@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+from agent.context.counters import ConntrackCounters, Ipvs, NetnsCounters
 from agent.explain.causes import CAUSES
 from agent.explain.findings import NAMES
 from agent.explain.rules import explain
-from agent.session.model import Endpoint
-from agent.session.surroundings import ConntrackCounters, Ipvs, NetnsCounters
+from agent.hop.endpoint import Endpoint
 from tests.unit.conftest import BACKEND, HOST, NODE, POD, UPSTREAM, VIP, packed
 
 PREROUTING = ("nf_hook_slow", "ip_rcv")
@@ -207,7 +207,7 @@ def test_each_cause_is_told_with_evidence_a_remedy_and_all_its_words(world, code
     assert all(cause.evidence)
     assert cause.remedy.startswith(CAUSES[code].remedy.partition("{")[0])
     assert cause.doc == f"docs/causes.md#{code.lower()}"
-    for text in (cause.message, cause.remedy, *cause.evidence):
+    for text in (cause.text, cause.remedy, *cause.evidence):
         assert not re.search(r"[{}]|None|\n", text)
 
 
@@ -231,8 +231,8 @@ def test_a_name_that_does_not_exist_has_no_cause(world):
 
 def test_the_listener_is_missed_where_the_query_arrived(world):
     cause = explain(lost_query(world, 4, "NO_SOCKET", "__udp4_lib_rcv")).cause
-    assert "10.244.1.53" in cause.message
-    assert "port 53" in cause.message
+    assert "10.244.1.53" in cause.text
+    assert "port 53" in cause.text
 
 
 def test_a_client_that_closed_its_socket_is_no_missing_listener(world):
@@ -253,9 +253,9 @@ def test_a_client_that_closed_its_socket_is_no_missing_listener(world):
 def test_a_policy_is_named_where_the_kernel_shows_it(world, lose, reason, location, words):
     cause = explain(lose(world, 2, reason, location)).cause
     assert cause.code == "PolicyDrop"
-    assert words in cause.message
-    assert str(world.NODE) in cause.message
-    assert ("query" if lose is lost_query else "reply") in cause.message
+    assert words in cause.text
+    assert str(world.NODE) in cause.text
+    assert ("query" if lose is lost_query else "reply") in cause.text
 
 
 def test_netfilter_alone_accuses_with_reserve(world):
@@ -268,7 +268,7 @@ def test_netfilter_alone_accuses_with_reserve(world):
 def test_counters_that_did_not_rise_prove_a_rule(world):
     cause = explain(refused(world, PREROUTING, (3, 4, 5), (3, 4, 5))).cause
     assert (cause.code, cause.confidence) == ("PolicyDrop", "high")
-    assert "PREROUTING" in cause.message
+    assert "PREROUTING" in cause.text
 
 
 def test_counters_of_another_cpu_prove_nothing(world):
@@ -301,8 +301,8 @@ def test_what_a_program_of_the_node_sends_is_judged_by_the_counters_of_its_names
     world, before, now, code, confidence
 ):
     hops = world.dropped(world.Lookup(shape="host").query(), 1, stack=OUTPUT)
-    (death,) = counted(untracked(hops[-1:]), (0, 0, 6))
-    cause = explain(world.outcome([death]), Around(before, now)).cause
+    (drop,) = counted(untracked(hops[-1:]), (0, 0, 6))
+    cause = explain(world.outcome([drop]), Around(before, now)).cause
     assert (cause.code, cause.confidence) == (code, confidence)
 
 
@@ -357,14 +357,14 @@ def test_a_reply_from_an_address_that_was_not_asked_has_bypassed_the_translation
     reply = [*reply[:-2], *(replace(hop, source=BACKEND) for hop in reply[-2:])]
     cause = explain(world.outcome(lookup.query(), reply)).cause
     assert (cause.code, cause.confidence) == ("KernelDrop", "high")
-    assert BACKEND[0] in cause.message
-    assert VIP[0] in cause.message
+    assert BACKEND[0] in cause.text
+    assert VIP[0] in cause.text
 
 
 def test_what_is_too_large_for_the_next_link_says_so(world):
     cause = explain(lost_reply(world, 2, "PKT_TOO_BIG", "ip_forward")).cause
     assert (cause.code, cause.confidence) == ("KernelDrop", "high")
-    assert "MTU" in cause.message
+    assert "MTU" in cause.text
 
 
 def test_a_query_that_connection_tracking_calls_invalid_was_damaged(world):
@@ -512,13 +512,13 @@ def test_every_finding_is_of_the_specification():
     ],
 )
 def test_the_hook_is_read_off_the_stack(world, stack, hook):
-    assert lost_query(world, 2, stack=stack).query_drop.drop.hook == hook
+    assert lost_query(world, 2, stack=stack).query_drop.why.hook == hook
 
 
 def test_a_kernel_that_names_nothing_is_quoted_as_saying_nothing(world):
     cause = explain(lost_query(world, 2, "", "")).cause
     assert (cause.code, cause.confidence) == ("KernelDrop", "medium")
-    assert "no reason given" in cause.message
+    assert "no reason given" in cause.text
 
 
 def test_a_lost_attempt_of_a_success_has_its_cause(world):
@@ -536,12 +536,12 @@ def test_a_silent_server_is_not_accused_of_what_was_dropped_before_it(world):
 
 def test_the_server_is_accused_where_it_is(world):
     cause = explain(world.outcome(world.Lookup().query())).cause
-    assert "10.244.1.53:53" in cause.message
+    assert "10.244.1.53:53" in cause.text
     assert str(world.SERVER) in cause.evidence[0]
 
 
 def test_the_way_out_of_the_node_is_named(world):
-    assert "eth0" in explain(world.outcome(world.Lookup(shape="client").query())).cause.message
+    assert "eth0" in explain(world.outcome(world.Lookup(shape="client").query())).cause.text
 
 
 @pytest.mark.parametrize(
@@ -550,8 +550,8 @@ def test_the_way_out_of_the_node_is_named(world):
 @pytest.mark.parametrize(("rcode", "name"), [(2, "SERVFAIL"), (5, "REFUSED")])
 def test_a_delivered_error_is_named_and_never_called_a_vanished_reply(world, flags, rcode, name):
     cause = explain(world.outcome(world.Lookup().both(rcode=rcode, **flags))).cause
-    assert name in cause.message
-    assert "no more" not in cause.message
+    assert name in cause.text
+    assert "no more" not in cause.text
 
 
 def test_a_truncated_answer_is_remarked(world):

@@ -280,7 +280,7 @@ def test_no_process_puts_control_characters_into_the_table(world, comm):
 
 def test_no_device_puts_control_characters_into_the_table(world):
     hops = world.dropped(world.Lookup().query(), 2, "TC_EGRESS")
-    evil = [world.Hop(**(vars(hop) | {"ifname": b"\x1b]0;x\x07"})) for hop in hops]
+    evil = [world.PlainHop(**(vars(hop) | {"ifname": b"\x1b]0;x\x07"})) for hop in hops]
     assert is_harmless(rows.row(built(world, world.outcome(evil))))
 
 

@@ -25,9 +25,9 @@ from agent.export.failures import (
 )
 from agent.export.filters import Filter
 from agent.export.printer import LineOptions, Printer
+from agent.hop.record import TCP, UDP
 from agent.session.outcome import Outcome
-from agent.session.sighting import TCP, UDP
-from tests.unit.conftest import START, Hop, Lookup, World, dropped, packed
+from tests.unit.conftest import START, Lookup, PlainHop, World, dropped, packed
 
 REFUSED, SERVFAIL = 5, 2
 RATES = FailureRates(alike=1, together=100)
@@ -226,7 +226,7 @@ def test_the_smallest_ceiling_still_prints(together: int):
 # What makes a kind
 
 
-def concluded(*hops: list[Hop], **lookup: object) -> tuple[Outcome, Verdict]:
+def concluded(*hops: list[PlainHop], **lookup: object) -> tuple[Outcome, Verdict]:
     outcome = World().outcome(*hops) if hops else World().outcome(Lookup(**lookup).both(rcode=REFUSED, aa=False))
     return outcome, explain(outcome)
 
@@ -264,15 +264,15 @@ def test_the_server_as_it_was_asked_makes_a_kind(other: dict[str, object]):
 
 def test_where_a_query_died_makes_a_kind():
     lookup = Lookup()
-    deaths = [
+    drops = [
         dropped(lookup.query(), 2),
         dropped(lookup.query(), 2, stack=("nf_hook_slow", "ip_forward")),
         dropped(lookup.query(), 1),
         dropped(lookup.query(), 2, reason="IP_INNOROUTES", location="ip_error"),
         [*lookup.query(), *dropped(lookup.reply(), 2)],
     ]
-    kinds = {kind_of(*concluded(hops)) for hops in deaths}
-    assert len(kinds) == len(deaths)
+    kinds = {kind_of(*concluded(hops)) for hops in drops}
+    assert len(kinds) == len(drops)
     again = Lookup(name="other.example.", identifier=7, client=("172.20.2.26", 999))
     assert kind_of(*concluded(dropped(again.query(), 2))) in kinds
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from agent.context.cluster import Backends, Member, NobodyKnown, NodeLocal, Pod, Service, StatefulSet
+from agent.context.who import Who
 from agent.explain.rules import explain
-from agent.session.cluster import Backends, Member, NobodyKnown, NodeLocal, Pod, Service, StatefulSet
-from agent.session.model import Endpoint
-from agent.session.who import Who
+from agent.hop.endpoint import Endpoint
 from tests.unit.conftest import BACKEND, SERVER, VIP, encoded, packed
 
 ADDRESS = b"\xc0\x0c\0\x01\0\x01\0\0\0\x1e\0\x04"

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from agent.context.cluster import Backends, NobodyKnown
+from agent.context.counters import NothingKnown
 from agent.explain.rules import explain
-from agent.session.cluster import Backends, NobodyKnown
-from agent.session.model import Endpoint
-from agent.session.sighting import Event
-from agent.session.surroundings import NothingKnown
+from agent.hop.endpoint import Endpoint
+from agent.hop.record import Event
 from tests.unit.conftest import NODE, SERVER, packed
 
 OTHER, ANOTHER = 4026532901, 4026532902
@@ -38,10 +38,10 @@ def flooded(hops, *netns, uplink=False):
         replace(port, ts_ns=port.ts_ns + 10 * US, netns=where, ifindex=2, event=Event.RX, conntrack=None, flags=0)
         for port, where in zip(ports[-len(netns) :], netns, strict=True)
     ]
-    deaths = [
+    drops = [
         replace(hop, ts_ns=hop.ts_ns + US, event=Event.DROP, reason="OTHERHOST", location="ip_rcv") for hop in arrivals
     ]
-    return [*hops[:-1], bridge, *ports, *arrivals, *deaths]
+    return [*hops[:-1], bridge, *ports, *arrivals, *drops]
 
 
 def cause_of(outcome, cluster=None):
@@ -53,8 +53,8 @@ def test_a_query_that_all_got_and_nobody_took_found_no_neighbour(world, netns):
     outcome = world.outcome(flooded(world.Lookup().query()[:3], *netns))
     cause = cause_of(outcome)
     assert (cause.code, cause.confidence) == ("NeighbourFailure", "medium")
-    assert "10.244.1.53" in cause.message
-    assert "cni0" in cause.message
+    assert "10.244.1.53" in cause.text
+    assert "cni0" in cause.text
     assert (int(outcome.bitmap), outcome.server_netns, outcome.left_node) == (0, None, False)
 
 
@@ -68,7 +68,7 @@ def test_what_was_flooded_out_of_the_node_too_has_left_it(world):
     outcome = world.outcome(flooded(world.Lookup().query()[:3], OTHER, uplink=True))
     cause = cause_of(outcome)
     assert (cause.code, int(outcome.bitmap)) == ("LeftNode", 1)
-    assert "eth1" in cause.message
+    assert "eth1" in cause.text
     assert (NODE, 3) not in world.table.knowledge.linked
 
 
@@ -77,7 +77,7 @@ def test_a_reply_that_others_got_is_not_delivered(world):
     outcome = world.outcome(lookup.query(), flooded(lookup.reply()[:3], OTHER, ANOTHER))
     cause = cause_of(outcome)
     assert (outcome.delivered, cause.code, cause.confidence) == (False, "NeighbourFailure", "medium")
-    assert "the reply was lost" in cause.message
+    assert "the reply was lost" in cause.text
 
 
 def test_a_server_that_got_a_copy_and_is_silent_is_the_server(world):

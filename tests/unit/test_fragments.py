@@ -191,7 +191,7 @@ def test_a_lost_fragment_is_explained_after_the_timeout():
     assert (report.ip, report.total_octets) == (middle, None)
 
 
-def test_the_timeout_begins_with_the_first_sighting():
+def test_the_timeout_begins_with_the_first_hop():
     table = reassembler()
     pieces = cut_up(bytes(40), 16)
     table.add(0, pieces[0])

@@ -1,12 +1,12 @@
-"""agent.capture.headers: where the headers are looked for, what is asked of the compiler, what it is quoted with."""
+"""agent.kernel.headers: where the headers are looked for, what is asked of the compiler, what it is quoted with."""
 
 from pathlib import Path
 
 import pytest
 
-from agent.capture.btf import BtfError
-from agent.capture.headers import COMPLAINT_CHARACTERS, c_source, complaint, headers_directory
-from agent.capture.offsets import (
+from agent.kernel.btf import BtfError
+from agent.kernel.headers import COMPLAINT_CHARACTERS, c_source, complaint, headers_directory
+from agent.kernel.offsets import (
     CONNTRACK_OFFSETS,
     CONNTRACK_STAT_OFFSETS,
     COUNTER_PLACES,

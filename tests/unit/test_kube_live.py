@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from agent.context.cluster import Cluster, NobodyKnown
 from agent.enrich.kube import live, rbac
 from agent.enrich.kube.access import IN_CLUSTER, InCluster, Kubeconfig, access_by
 from agent.enrich.kube.errors import NotConfiguredError
 from agent.enrich.kube.facts import packed
 from agent.enrich.kube.live import LiveCluster
-from agent.session.cluster import Cluster, NobodyKnown
-from agent.session.model import Endpoint
-from agent.session.sighting import TCP, UDP
+from agent.hop.endpoint import Endpoint
+from agent.hop.record import TCP, UDP
 from tests.unit.kube_replay import (
     BOUND_SECONDS,
     EVENTS,

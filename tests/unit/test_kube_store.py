@@ -1,14 +1,15 @@
 """Who had an address, and which endpoints a Service had, at any time: also while pods come, go and take over."""
 
+from agent.context.cluster import Backends, Outage, Pod, Service
 from agent.enrich.kube import addresses, endpoints
 from agent.enrich.kube.endpoints import Endpoints, Slices
 from agent.enrich.kube.facts import EndpointFacts, PodFacts, ServiceFacts, SliceFacts, packed
 from agent.enrich.kube.mirror import UNRESTRICTED, Mirror, Step
 from agent.enrich.kube.pods import Pods
 from agent.enrich.kube.services import Services
-from agent.session.cluster import Backends, Outage, Pod, Service
-from agent.session.model import SECOND_NS, Endpoint
-from agent.session.sighting import TCP, UDP
+from agent.hop.endpoint import Endpoint
+from agent.hop.record import TCP, UDP
+from agent.session.model import SECOND_NS
 
 NOW = 1_795_268_608
 A, B = "10.244.1.10", "10.244.1.11"

@@ -7,7 +7,7 @@ import pytest
 
 import agent
 from agent.capture.layout import RECORD_BYTES, c_assertions, c_header, fields
-from agent.session.sighting import DETAIL, HEAD, Detail, Head
+from agent.hop.record import DETAIL, HEAD, Detail, Head
 
 ROOT = Path(agent.__file__).resolve().parent.parent
 SIZES = {"__u8": 1, "__u16": 2, "__u32": 4, "__u64": 8, "char": 1}

@@ -9,6 +9,9 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from agent.capture.counters import Counters
+from agent.context.cluster import Pod
+from agent.context.counters import ConntrackCounters, NetnsCounters
+from agent.context.who import NOBODY, Who
 from agent.enrich.kube.errors import RefusedError
 from agent.enrich.kube.health import WatchHealth
 from agent.explain.rules import explain
@@ -20,9 +23,6 @@ from agent.export.metrics.pages import ALIVE_SECONDS, FRESH_SECONDS, START_SECON
 from agent.export.metrics.programs import Runs, runs_of, statistics_enabled
 from agent.export.metrics.pulse import PEAK_SECONDS, Pulse
 from agent.export.metrics.sources import NOT_ATTACHED, Agent, Sources
-from agent.session.cluster import Pod
-from agent.session.surroundings import ConntrackCounters, NetnsCounters
-from agent.session.who import NOBODY, Who
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3"
 HOST, SERVER, OTHER_SERVER = 4026531840, 4026532300, 4026532301
@@ -286,7 +286,7 @@ class Looks:
     """What was last seen of each namespace."""
 
     def __init__(self):
-        self.home = HOST
+        self.node_netns = HOST
         self.seen = {}
 
     def latest(self, netns):

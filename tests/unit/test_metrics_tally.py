@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from agent.explain.evidence import deaths
+from agent.explain.evidence import drops
 from agent.explain.rules import explain
 from agent.export.line import Context, build
 from agent.export.metrics import catalogue
@@ -196,7 +196,7 @@ def test_of_two_deaths_the_one_that_the_verdict_rests_on_is_counted(world):
     second = world.START + 100 * world.MS
     refused = world.dropped(lookup.reply(second + world.MS), 2, "TC_EGRESS", "")
     outcome = world.outcome(vague, lookup.query(second), refused)
-    assert [death.message for death in deaths(outcome)] == ["query", "reply"]
+    assert [drop.leg for drop in drops(outcome)] == ["query", "reply"]
     assert explain(outcome).cause.code == "PolicyDrop"
     assert lost(counted(outcome)) == {("both", "PolicyDrop", "reply"): 1}
 

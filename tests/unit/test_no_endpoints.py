@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from agent.context.cluster import Backends, NobodyKnown, Outage, Pod, Service
+from agent.context.counters import Ipvs, NothingKnown
 from agent.explain.rules import explain
-from agent.session.cluster import Backends, NobodyKnown, Outage, Pod, Service
-from agent.session.model import Endpoint
-from agent.session.surroundings import Ipvs, NothingKnown
+from agent.hop.endpoint import Endpoint
 from agent.wire.stream import SYN
 from tests.unit.conftest import BACKEND, HOST, HOST6, NODE, POD, POD6, START, VIP, VIP6, packed
 
@@ -67,14 +67,14 @@ def cause_of(outcome, around=None, cluster=None):
 def test_the_list_of_endpoints_tells_who_is_missing(world, sender):
     cause = cause_of(refused(world, sender=sender), cluster=ApiServer())
     assert (cause.code, cause.confidence) == ("NoEndpoints", "high")
-    assert "kube-system/kube-dns" in cause.message
+    assert "kube-system/kube-dns" in cause.text
     assert any("1 are not ready" in line for line in cause.evidence)
 
 
 def test_over_ipv6_too(world):
     cause = cause_of(refused(world, FORWARD6, HOST6[0], v6=True), cluster=ApiServer())
     assert (cause.code, cause.confidence) == ("NoEndpoints", "high")
-    assert f"[{VIP6[0]}]:53" in cause.message
+    assert f"[{VIP6[0]}]:53" in cause.text
 
 
 def test_over_tcp_too(world):
@@ -84,9 +84,9 @@ def test_over_tcp_too(world):
 
 
 def test_a_program_of_the_node_is_told_the_same(world):
-    (death,) = world.dropped(world.Lookup(shape="host").query(), 1, stack=OUTPUT)[-1:]
-    death = replace(death, destination=VIP, conntrack=None)
-    cause = cause_of(world.outcome([death]), cluster=ApiServer())
+    (drop,) = world.dropped(world.Lookup(shape="host").query(), 1, stack=OUTPUT)[-1:]
+    drop = replace(drop, destination=VIP, conntrack=None)
+    cause = cause_of(world.outcome([drop]), cluster=ApiServer())
     assert (cause.code, cause.confidence) == ("NoEndpoints", "high")
 
 
@@ -154,8 +154,8 @@ def test_the_node_need_not_say_so_each_time(world):
 
 def test_a_silent_drop_before_translation_is_a_rules(world):
     world.outcome(world.Lookup(port=2000).both())
-    (death,) = world.dropped(world.Lookup(shape="host").query(world.now), 1, stack=OUTPUT)[-1:]
-    assert cause_of(world.outcome([replace(death, destination=VIP, conntrack=None)])).code == "PolicyDrop"
+    (drop,) = world.dropped(world.Lookup(shape="host").query(world.now), 1, stack=OUTPUT)[-1:]
+    assert cause_of(world.outcome([replace(drop, destination=VIP, conntrack=None)])).code == "PolicyDrop"
 
 
 def test_what_the_node_said_of_one_lookup_is_true_of_the_next(world):
@@ -166,10 +166,10 @@ def test_what_the_node_said_of_one_lookup_is_true_of_the_next(world):
 
 
 def test_an_error_that_comes_before_the_death_it_is_about_belongs_to_that(world):
-    (death,) = world.dropped(world.Lookup(shape="host").query(), 1, stack=OUTPUT)[-1:]
-    death = replace(death, destination=VIP, conntrack=None)
-    error = replace(world.icmp(death, 3, 3, HOST[0]), ts_ns=death.ts_ns - 30 * world.US)
-    assert any("port unreachable" in line for line in cause_of(world.outcome([error, death])).evidence)
+    (drop,) = world.dropped(world.Lookup(shape="host").query(), 1, stack=OUTPUT)[-1:]
+    drop = replace(drop, destination=VIP, conntrack=None)
+    error = replace(world.icmp(drop, 3, 3, HOST[0]), ts_ns=drop.ts_ns - 30 * world.US)
+    assert any("port unreachable" in line for line in cause_of(world.outcome([error, drop])).evidence)
 
 
 def test_where_nothing_is_known_of_the_address_a_refusal_is_a_rules_with_reserve(world):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.session import sighting
+from agent.hop import endpoint
 from agent.wire.packet import (
     MAX_EXTENSIONS,
     TCP,
@@ -79,8 +79,8 @@ PACKET = ipv4(udp(b"question"))
 PACKET6 = ipv6(udp(b"question"))
 
 
-def test_addresses_are_spelled_as_in_sightings():
-    assert V4_MAPPED == sighting.V4_MAPPED
+def test_addresses_are_spelled_as_in_hops():
+    assert V4_MAPPED == endpoint.V4_MAPPED
 
 
 @pytest.mark.parametrize("packet", [PACKET, PACKET6], ids=["ipv4", "ipv6"])

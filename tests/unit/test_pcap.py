@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.pcap import MAX_FRAME_BYTES, MAX_TS_NS, Frame, PcapError, read_frames
+from agent.capturefile.pcap import MAX_FRAME_BYTES, MAX_TS_NS, Frame, PcapError, read_frames
 from agent.wire.packet import TCP, UDP, Flaws, LinkType, network_layer, parse_ip, parse_tcp, parse_udp
 
 RECORDING = Path(__file__).parents[1] / "fixtures" / "coredns-dnstap" / "coredns193-lo.pcap"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import __version__
-from agent.capture.pcap import MAX_FRAME_BYTES, MAX_TS_NS, Frame, PcapngWriter, read_frames
+from agent.capturefile.pcap import MAX_FRAME_BYTES, MAX_TS_NS, Frame, PcapngWriter, read_frames
 from agent.wire.packet import LinkType
 
 NOW = 1763700000_352334704

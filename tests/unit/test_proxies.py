@@ -9,8 +9,9 @@ import pytest
 
 from agent.explain.rules import explain
 from agent.export.line import Context, build
-from agent.session.model import Endpoint as Packed
-from agent.session.sighting import Event, Flag, endpoint_to_text
+from agent.hop.endpoint import Endpoint as Packed
+from agent.hop.endpoint import endpoint_to_text
+from agent.hop.record import Event, Flag
 from tests.unit.conftest import (
     BACKEND,
     BACKEND6,
@@ -26,8 +27,8 @@ from tests.unit.conftest import (
     US,
     VIP,
     VIP6,
-    Hop,
     Lookup,
+    PlainHop,
     Tcp,
     dropped,
     icmp,
@@ -73,7 +74,7 @@ class Taken(Lookup):
         backend = self.vip if self.plane == "tproxy" else self.listens
         return self.client, self.vip, backend, self.client, 3 if response else 2 if first else 0
 
-    def _hops(self, octets, ts_ns, *, response) -> list[Hop]:
+    def _hops(self, octets, ts_ns, *, response) -> list[PlainHop]:
         status = DESTINATION_NAT if self.plane != "tproxy" else 0
         hops = super()._hops(octets, ts_ns, response=response)
         return [replace(hop, ct_status=status if hop.conntrack else 0, **of_proxy(hop, response)) for hop in hops]
@@ -368,7 +369,7 @@ def test_another_program_of_the_node_that_asks_the_same_is_nobodys_proxy(world):
 
 def test_where_the_node_passes_queries_on_unseen_nobody_is_taken_for_a_proxy(world):
     # bpf_redirect_peer(): the last that is seen of a query is its arrival at the node.
-    def hidden(lookup, start) -> list[Hop]:
+    def hidden(lookup, start) -> list[PlainHop]:
         return [*lookup.query(start)[:2], *lookup.reply(start + 3 * MS)]
 
     world.outcome(hidden(world.Lookup(port=1), START))
@@ -436,7 +437,7 @@ def test_a_proxy_that_hangs_is_named_and_so_is_that_it_did_not_ask_on(world, pla
     assert (masks(one), found.code, found.confidence) == (("Failed", 1, 17), "ServerNoReply", "high")
     where = CLIENT if plane == "pod" else NODE
     asked = endpoint_to_text(*packed_endpoint(taken(plane).vip))
-    assert found.message == (
+    assert found.text == (
         f"The DNS proxy dns-proxy on this node (network namespace {where}) took the query for {asked} and did not "
         "answer; no query from there could be matched to this one."
     )
@@ -469,7 +470,7 @@ def test_a_server_that_is_silent_behind_the_proxy_is_its_upstream(world, plane, 
     (asked,) = [other for other in outcomes if other is not one]
     found = cause(one)
     assert (masks(one), found.code, found.confidence) == (("Failed", 5, 21), "UpstreamTimeout", "high")
-    assert "The DNS proxy dns-proxy on this node" in found.message
+    assert "The DNS proxy dns-proxy on this node" in found.text
     assert (cause(asked).code, masks(asked)) == ("ServerNoReply", ("Failed", 1, 17))
 
 
@@ -502,8 +503,8 @@ def test_a_proxy_that_refuses_is_named(world, plane, ra):
     (one,) = world.outcomes(lookup.query(start), lookup.reply(start + MS, rcode=REFUSED, aa=False, ra=ra))
     found = cause(one)
     assert (masks(one), found.code) == (("Failed", 3, 51), "ServerError")
-    assert found.message.startswith("The DNS proxy dns-proxy on this node")
-    assert "itself answered REFUSED" in found.message
+    assert found.text.startswith("The DNS proxy dns-proxy on this node")
+    assert "itself answered REFUSED" in found.text
 
 
 @pytest.mark.parametrize(("plane", "how"), CASES)
@@ -520,7 +521,7 @@ def test_a_redirect_in_the_pod_to_a_closed_port_names_the_rule(world, v6):
     listens = "[::1]:15053" if v6 else "127.0.0.1:15053"
     assert (one.bitmap, found.code, found.confidence) == (0, "NoListener", "high")
     asked = endpoint_to_text(*packed_endpoint(lookup.vip))
-    assert found.message == (
+    assert found.text == (
         f"A rule on this node redirects queries for {asked} to {listens} in network namespace {CLIENT}, and nothing "
         "listens there."
     )
@@ -532,7 +533,7 @@ def test_a_redirect_on_the_node_to_a_closed_port_is_seen_by_where_the_query_died
     died = replace(hops[-1], destination=lookup.listens)
     (one,) = world.outcomes(hops[:-1], [died])
     assert cause(one).code == "NoListener"
-    assert "10.96.0.10:53 to 192.0.2.10:15053" in cause(one).message
+    assert "10.96.0.10:53 to 192.0.2.10:15053" in cause(one).text
 
 
 def test_a_redirect_on_the_node_to_a_closed_port_is_seen_by_the_error_that_the_node_sends(world):
@@ -541,7 +542,7 @@ def test_a_redirect_on_the_node_to_a_closed_port_is_seen_by_the_error_that_the_n
     error = replace(icmp(hops[-1], 3, 3, VIP[0]), event=Event.TX)
     (one,) = world.outcomes(hops, [error])
     assert (cause(one).code, cause(one).confidence) == ("NoListener", "medium")
-    assert "redirects queries for 10.96.0.10:53" in cause(one).message
+    assert "redirects queries for 10.96.0.10:53" in cause(one).text
 
 
 def test_a_tproxy_rule_without_its_proxy_is_no_policy(world):
@@ -550,7 +551,7 @@ def test_a_tproxy_rule_without_its_proxy_is_no_policy(world):
     (one,) = world.outcomes(hops)
     found = cause(one)
     assert (found.code, found.confidence) == ("NoListener", "medium")
-    assert "The DNS proxy dns-proxy on this node" in found.message
+    assert "The DNS proxy dns-proxy on this node" in found.text
 
 
 def test_a_proxy_is_known_although_its_first_reply_came_before_the_addresses_of_the_node(world):
@@ -574,7 +575,7 @@ def test_what_the_proxy_asks_may_be_dropped(world, plane, how):
     ask = dropped(onward(lookup, how).query(start + 100 * US), 1, stack=("nf_hook_slow", "ip_output"))
     (one, *_) = application(world.outcomes(lookup.query(start), ask))
     assert (cause(one).code, masks(one)[:2]) == ("PolicyDrop", ("Failed", 5))
-    assert "dropped the server's own query" in cause(one).message
+    assert "dropped the server's own query" in cause(one).text
 
 
 @pytest.mark.parametrize("how", ASKS)
@@ -619,7 +620,7 @@ def test_a_server_of_the_node_behind_a_service_forwards_beyond_the_node(world, a
         lookup.reply(START + 2 * MS if answered else START + 5 * SECOND, **said),
     )
     assert (masks(one), explain(one).findings) == (("Succeeded", 15, 63) if answered else ("Failed", 7, 55), [])
-    assert answered or "proxy" not in cause(one).message
+    assert answered or "proxy" not in cause(one).text
 
 
 def test_a_server_of_the_node_behind_a_service_keeps_its_plain_words(world):
@@ -627,7 +628,7 @@ def test_a_server_of_the_node_behind_a_service_keeps_its_plain_words(world):
     world.outcomes(first.both())
     start = world.now + SECOND
     (one,) = world.outcomes(behind().query(start))
-    assert (cause(one).code, "proxy" in cause(one).message) == ("ServerNoReply", False)
+    assert (cause(one).code, "proxy" in cause(one).text) == ("ServerNoReply", False)
 
 
 # TCP

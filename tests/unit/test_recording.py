@@ -1,4 +1,4 @@
-"""Recordings: every sighting is written as a packet and comes back as it was."""
+"""Recordings: every hop is written as a packet and comes back as it was."""
 
 from __future__ import annotations
 
@@ -7,28 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.inputs import Input
-from agent.capture.pcap import read_frames
-from agent.capture.recorded import Recorded
-from agent.capture.recorder import KnownOctets, Recorder, Setting
-from agent.capture.recording import Lost, Mark, Names, comment_of, restore
-from agent.capture.rotation import FileRing
-from agent.capture.synthetic import _complement, rebuild
+from agent.capturefile.hop_comment import Lost, Mark, Names, comment_of, restore
+from agent.capturefile.inputs import Input
+from agent.capturefile.pcap import read_frames
+from agent.capturefile.rebuild import _complement, rebuild
+from agent.capturefile.recorded_nodes import Recorded
+from agent.capturefile.rotation import FileRing
+from agent.capturefile.writer import KnownOctets, Recorder, Setting
 from agent.cli import main
-from agent.session.drops import Kernel
-from agent.session.sighting import (
-    DETAIL,
-    DROP,
-    ORIGIN,
-    PROCESS,
-    RX,
-    SOCKET_TX,
-    STACK_FRAMES,
-    TX,
-    V4_MAPPED,
-    Detail,
-    Sighting,
-)
+from agent.hop.drops import Kernel
+from agent.hop.endpoint import V4_MAPPED
+from agent.hop.record import DETAIL, DROP, ORIGIN, PROCESS, RX, SOCKET_TX, STACK_FRAMES, TX, Detail, Hop
 from agent.wire.packet import Flaws, parse_ip, parse_tcp, parse_udp
 
 QUERY = bytes.fromhex("8da301000001000000000000076578616d706c65036f72670000010001")
@@ -42,9 +31,7 @@ START = 5_000_000_000
 OFFSET = 1_700_000_000_000_000_000
 
 
-def sighting(
-    event: int = TX, payload: bytes = QUERY, *, v6: bool = False, tcp: bool = False, **detail: object
-) -> Sighting:
+def record(event: int = TX, payload: bytes = QUERY, *, v6: bool = False, tcp: bool = False, **detail: object) -> Hop:
     fixed = NOTHING._replace(
         **{
             "payload_bytes": len(QUERY),
@@ -62,7 +49,7 @@ def sighting(
         frames = [0xFFFF0020, 0xFFFF0030]
         stack = b"".join(one.to_bytes(8, "little") for one in frames) + bytes(8 * (STACK_FRAMES - 2))
     tail = stack + payload
-    return Sighting(
+    return Hop(
         START,
         0xDEADBEEFDEADBEEF,
         0xFFFF888012345678,
@@ -103,23 +90,21 @@ class Tape:
 @pytest.mark.parametrize("v6", [False, True])
 @pytest.mark.parametrize("tcp", [False, True])
 @pytest.mark.parametrize("event", [TX, RX, SOCKET_TX])
-def test_a_sighting_comes_back_as_it_was(event, tcp, v6, tmp_path):
+def test_a_hop_comes_back_as_it_was(event, tcp, v6, tmp_path):
     tape = Tape(tmp_path)
-    seen = sighting(
-        event, v6=v6, tcp=tcp, comm=b'\xff"{]\0dig', tgid=7, ct_info=3, ct_original_saddr=A, ct_reply_dport=9
-    )
+    seen = record(event, v6=v6, tcp=tcp, comm=b'\xff"{]\0dig', tgid=7, ct_info=3, ct_original_saddr=A, ct_reply_dport=9)
     seen = seen._replace(flags=ORIGIN | PROCESS)
     tape.recorder.take(seen)
     _, (begin, found, end) = tape.restored()
     assert (begin.mark, end.mark) == (Mark("begin", "node-a", (53,), first=True), Mark("end"))
-    assert found.sighting == seen._replace(ts_ns=START + OFFSET, skb=1)
+    assert found.hop == seen._replace(ts_ns=START + OFFSET, skb=1)
 
 
 def test_a_drop_keeps_its_names_and_no_kernel_address(tmp_path):
     tape = Tape(tmp_path)
-    tape.recorder.take(sighting(DROP, reason=7, location=0xFFFF0010, stack_frames=2))
+    tape.recorder.take(record(DROP, reason=7, location=0xFFFF0010, stack_frames=2))
     recorded, (_, found, _) = tape.restored()
-    drop = recorded.names.kernel.describe(found.sighting)
+    drop = recorded.names.kernel.describe(found.hop)
     assert drop == ("NETFILTER_DROP", "nft_do_chain", "FORWARD")
     text = next(tmp_path.glob("*")).read_bytes()
     assert b"drop NETFILTER_DROP in nft_do_chain (FORWARD) at eth0 in netns 4026532177" in text
@@ -129,9 +114,9 @@ def test_a_drop_keeps_its_names_and_no_kernel_address(tmp_path):
 
 @pytest.mark.parametrize("tcp", [False, True])
 @pytest.mark.parametrize("v6", [False, True])
-def test_the_packet_says_what_the_sighting_says_with_valid_checksums(v6, tcp):
+def test_the_packet_says_what_the_hop_says_with_valid_checksums(v6, tcp):
     for payload in (QUERY, QUERY + b"\0", b"", b"\xff\xff"):
-        seen = sighting(v6=v6, tcp=tcp, payload_bytes=len(payload))
+        seen = record(v6=v6, tcp=tcp, payload_bytes=len(payload))
         packet = rebuild(seen, seen.detail, payload)
         flaws = Flaws()
         found = parse_ip(packet.data, flaws)
@@ -148,35 +133,35 @@ def test_the_packet_says_what_the_sighting_says_with_valid_checksums(v6, tcp):
 
 def test_later_hops_carry_the_message_in_the_file_and_come_back_without(tmp_path):
     tape = Tape(tmp_path)
-    tape.recorder.take(sighting(TX))
-    tape.recorder.take(sighting(RX, b""))
+    tape.recorder.take(record(TX))
+    tape.recorder.take(record(RX, b""))
     path, *_ = tape.end()
     with path.open("rb") as file:
         assert [frame.data.endswith(QUERY) for frame in read_frames(file)] == [False, True, True, False]
     recorded = Recorded()
     with path.open("rb") as file:
         found = [recorded.read(Input("x"), frame) for frame in read_frames(file)]
-    assert [one.sighting.detail.captured_bytes for one in found[1:3]] == [len(QUERY), 0]
+    assert [one.hop.detail.captured_bytes for one in found[1:3]] == [len(QUERY), 0]
 
 
 def test_a_hop_whose_first_hop_is_gone_brings_the_message(tmp_path):
     tape = Tape(tmp_path)
-    tape.recorder.take(sighting(TX))
-    tape.recorder.take(sighting(RX, b""))
+    tape.recorder.take(record(TX))
+    tape.recorder.take(record(RX, b""))
     path, *_ = tape.end()
     with path.open("rb") as file:
         later = list(read_frames(file))[2]
     found = Recorded().read(Input("x"), later)
     assert found is not None
-    assert found.sighting.payload(found.sighting.detail) == QUERY
+    assert found.hop.payload(found.hop.detail) == QUERY
 
 
 def test_octets_are_kept_for_a_while_only():
     known = KnownOctets(max_bytes=100)
     for number in range(1, 50):
-        one = sighting()._replace(message=number)
+        one = record()._replace(message_id=number)
         known.of(one, one.detail)
-    last, first = sighting(RX, b"")._replace(message=49), sighting(RX, b"")._replace(message=1)
+    last, first = record(RX, b"")._replace(message_id=49), record(RX, b"")._replace(message_id=1)
     assert known.of(last, last.detail) == QUERY
     assert known.of(first, first.detail) == b""
 
@@ -185,7 +170,7 @@ def test_losses_are_said_with_the_next_packet(tmp_path):
     tape = Tape(tmp_path)
     tape.recorder.lose(3, START, START + 10)
     tape.recorder.lose(4, START + 10, START + 20)
-    tape.recorder.take(sighting())
+    tape.recorder.take(record())
     tape.recorder.lose(1, START + 30, START + 40)
     _, (_, found, end) = tape.restored()
     assert found.lost == Lost(7, OFFSET + START, OFFSET + START + 20)
@@ -195,7 +180,7 @@ def test_losses_are_said_with_the_next_packet(tmp_path):
 
 def test_whose_address_it_was_is_remembered(tmp_path):
     tape = Tape(tmp_path)
-    tape.recorder.take(sighting(RX))
+    tape.recorder.take(record(RX))
     recorded, _ = tape.restored()
     assert recorded.is_local(4026532177, B) is True
     assert recorded.is_local(4026532177, A) is None
@@ -207,7 +192,7 @@ def test_the_ring_keeps_the_newest_files_across_restarts(tmp_path):
     for _ in range(2):
         tape = Tape(tmp_path, max_bytes=2000, max_files=3)
         for _ in range(40):
-            tape.recorder.take(sighting())
+            tape.recorder.take(record())
         tape.end()
     kept = [path.name for path in sorted(tmp_path.glob("dns-0*"))]
     assert len(kept) == 3
@@ -222,7 +207,7 @@ def test_two_nodes_are_told_apart(tmp_path, capsys):
     for node in ("node-a", "node-b"):
         (tmp_path / node).mkdir()
         tape = Tape(tmp_path / node, node=node)
-        tape.recorder.take(sighting()._replace(flags=ORIGIN))
+        tape.recorder.take(record()._replace(flags=ORIGIN))
         names += map(str, tape.end())
     assert main(["replay", *names]) == 0
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
@@ -250,7 +235,7 @@ def test_two_nodes_are_told_apart(tmp_path, capsys):
 )
 def test_a_comment_that_somebody_changed_is_only_a_comment(old, new, tmp_path):
     tape = Tape(tmp_path)
-    tape.recorder.take(sighting())
+    tape.recorder.take(record())
     (path,) = tape.end()
     with path.open("rb") as file:
         frame = list(read_frames(file))[1]
@@ -261,6 +246,6 @@ def test_a_comment_that_somebody_changed_is_only_a_comment(old, new, tmp_path):
 
 
 def test_a_process_cannot_forge_a_record_by_its_name():
-    seen = sighting(comm=b'{"dnstrail":1}', tgid=5)
+    seen = record(comm=b'{"dnstrail":1}', tgid=5)
     comment = comment_of(seen, seen.detail, KERNEL)
     assert comment.rfind('{"dnstrail":') == comment.index('{"dnstrail":1,')

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.capture.pcap import PcapngWriter
+from agent.capturefile.pcap import PcapngWriter
 from agent.cli import main
 from agent.export.progress import Progress
 from agent.wire.packet import LinkType

@@ -17,8 +17,9 @@ from agent.export import line
 from agent.export.metrics.losses import lost_messages
 from agent.export.redaction import Redaction
 from agent.export.table import fit, row
+from agent.hop.endpoint import address_to_text
+from agent.hop.record import DETAIL
 from agent.session.addressed import addressed, server_of
-from agent.session.sighting import DETAIL, address_to_text
 from agent.wire.stream import SYN
 from tests.unit.conftest import BACKEND, POD, VIP, packed
 
@@ -157,8 +158,8 @@ def test_the_server_is_the_one_that_was_asked_first_while_none_replies(world):
 def test_a_reply_tells_the_server_by_its_conntrack_entry_before_it_is_translated_back(world):
     lookup = world.Lookup()
     before = replace(lookup.reply()[1], conntrack=lookup.tracked(response=True))
-    sighting = world.recorder.pack(before)
-    assert address_to_text(addressed(sighting, response=True).address) == VIP[0]
+    record = world.recorder.pack(before)
+    assert address_to_text(addressed(record, response=True).address) == VIP[0]
 
 
 def test_an_entry_that_the_servers_packet_opened_does_not_make_the_client_its_own_server(world):
@@ -248,7 +249,7 @@ def test_a_capture_with_dnsmasqs_own_refusal_says_how_fast_it_came_and_that_nobo
 def test_an_error_of_a_server_here_that_asked_nobody_is_its_own_although_it_offers_recursion(world, rcode, name, v6):
     cause = explain(world.outcome(world.Lookup(v6=v6).both(rcode=rcode, aa=False, ra=True))).cause
     assert (cause.code, cause.confidence) == ("ServerError", "medium")
-    assert name in cause.message
+    assert name in cause.text
 
 
 @pytest.mark.parametrize("v6", [False, True])
@@ -259,7 +260,7 @@ def test_a_slow_error_of_a_server_that_was_not_seen_to_ask_is_told_with_doubt(wo
     )
     cause = explain(outcome).cause
     assert (cause.code, cause.confidence) == ("ServerError", "low")
-    assert "itself" not in cause.message
+    assert "itself" not in cause.text
 
 
 @pytest.mark.parametrize("shape", ["client", "pod"])
@@ -272,7 +273,7 @@ def test_a_delivered_error_is_never_told_as_nothing_came_back(world, shape, atte
     )
     assert (outcome.status, outcome.attempts) == ("Failed", attempts)
     assert explain(outcome).cause.code in {"ServerError", "UpstreamError"}
-    assert "no reply came back" not in explain(outcome).cause.message
+    assert "no reply came back" not in explain(outcome).cause.text
 
 
 def exchange(ask, start, took=None, **reply):
@@ -297,7 +298,7 @@ def test_an_error_after_another_error_of_the_upstream_is_the_upstreams_with_both
     )
     cause = explain(outcomes[0]).cause
     assert (cause.code, cause.confidence) == ("UpstreamError", "medium")
-    assert "answered SERVFAIL after its upstream 100.100.2.136:53 had answered REFUSED" in cause.message
+    assert "answered SERVFAIL after its upstream 100.100.2.136:53 had answered REFUSED" in cause.text
 
 
 def test_of_upstreams_the_one_that_was_waited_for_last_decides(world):
@@ -313,7 +314,7 @@ def test_of_upstreams_the_one_that_was_waited_for_last_decides(world):
     )
     cause = explain(outcomes[0]).cause
     assert (cause.code, cause.confidence) == ("UpstreamTimeout", "high")
-    assert "100.100.2.138:53 and got no answer" in cause.message
+    assert "100.100.2.138:53 and got no answer" in cause.text
     assert "100.100.2.136:53 answered SERVFAIL" in cause.evidence
 
 
@@ -346,7 +347,7 @@ def test_an_upstream_that_was_not_waited_for_is_not_blamed(world):
     )
     cause = explain(outcomes[0]).cause
     assert (cause.code, cause.confidence) == ("UpstreamError", "high")
-    assert "relayed REFUSED from its upstream 100.100.2.136:53" in cause.message
+    assert "relayed REFUSED from its upstream 100.100.2.136:53" in cause.text
 
 
 def test_an_upstream_that_answers_too_much_for_udp_and_refuses_tcp_is_told_so(world):
@@ -397,7 +398,7 @@ def explained(world, lookup, code, text=b"", *, rcode=SERVFAIL):
 )
 def test_an_extended_error_is_quoted_and_chooses_the_remedy(world, shape, code, name, remedy):
     cause = explained(world, world.Lookup(shape=shape), code, b"said so")
-    assert f"({name})" in cause.message
+    assert f"({name})" in cause.text
     assert f'extended error {code} {name}: "said so"' in cause.evidence
     assert remedy in cause.remedy
 
@@ -426,7 +427,7 @@ def test_codes_between_neighbours_are_never_told_as_relayed(world, upper, header
     assert outcome.status == "Failed"
     cause = explain(outcome).cause
     assert (cause.code, cause.confidence) == ("ServerError", "high")
-    assert f"itself answered {name}" in cause.message
+    assert f"itself answered {name}" in cause.text
 
 
 def test_an_error_before_a_success_counts_as_a_lost_query(world):
@@ -536,10 +537,10 @@ def test_a_reply_that_the_capture_cut_is_not_called_malformed(world):
     lookup = world.Lookup()
     cut = [world.recorder.pack(hop) for hop in lookup.reply()]
     world.feed(lookup.query())
-    for sighting in cut:
-        detail = sighting.detail
-        short = DETAIL.pack(*detail._replace(captured_bytes=14)) + sighting.payload(detail)[:14]
-        world.table.observe(sighting._replace(rest=short, tail_bytes=14))
+    for record in cut:
+        detail = record.detail
+        short = DETAIL.pack(*detail._replace(captured_bytes=14)) + record.payload(detail)[:14]
+        world.table.observe(record._replace(rest=short, tail_bytes=14))
     (outcome,) = world.later(60 * world.SECOND)
     assert explain(outcome).cause.code != "MalformedReply"
 
@@ -603,7 +604,7 @@ def test_a_reply_from_another_address_over_ipv6(world):
     lookup = world.Lookup(v6=True)
     outcome = world.outcome(lookup.query(), from_other(lookup.reply(), OTHER6))
     assert explain(outcome).cause.code == "UnexpectedSource"
-    assert "[fd00:244::54]:53" in explain(outcome).cause.message
+    assert "[fd00:244::54]:53" in explain(outcome).cause.text
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -702,7 +703,7 @@ def test_servers_of_two_pods_on_loopback_do_not_contradict_each_other(world):
 
 
 def test_the_answers_that_are_forgotten_first_are_the_oldest(world, monkeypatch):
-    monkeypatch.setattr("agent.session.answers.MAX_ANSWERS", 2)
+    monkeypatch.setattr("agent.session.last_answers.MAX_ANSWERS", 2)
     said = (("a.", 1, 0), ("b.", 1, 0), ("a.", 1, 0), ("c.", 1, 0), ("a.", 28, NXDOMAIN))
     hops = [
         world.Lookup(name=name, rdtype=rdtype, identifier=count, port=2000 + count).both(

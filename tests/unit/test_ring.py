@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from agent.capture.ring import BUSY, DISCARD, Ring
-from agent.session.sighting import DETAIL, HEAD, Head
+from agent.hop.record import DETAIL, HEAD, Head
 
 PAGE = mmap.PAGESIZE
 SIZE = 4096

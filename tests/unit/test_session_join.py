@@ -1,4 +1,4 @@
-"""agent.session.table: which sightings belong to one lookup, whatever translates, repeats, reorders or hides them."""
+"""agent.session.table: which hops belong to one lookup, whatever translates, repeats, reorders or hides them."""
 
 import pytest
 from hypothesis import given
@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from agent.explain.rules import explain
 from agent.export.line import Context, build
+from agent.hop.endpoint import address_to_text
 from agent.session.outcome import Bit, Status
-from agent.session.sighting import address_to_text
 
 CONTEXT = Context("node-a", 0)
 SHAPES = ["pod", "host", "loopback", "local", "client", "server"]
@@ -220,7 +220,7 @@ def test_a_lookup_on_loopback_has_both_ends_in_one_namespace(world, v6):
 def test_a_loopback_client_that_is_masqueraded_on_its_way_out_is_one_session(world):
     lookup = world.Lookup(shape="host", client=("127.0.0.1", 40000), snat=True)
     hops = lookup.query()
-    hops[0] = world.Hop(**(vars(hops[0]) | {"source": lookup.outside}))
+    hops[0] = world.PlainHop(**(vars(hops[0]) | {"source": lookup.outside}))
     one = world.outcome(hops, lookup.reply())
     assert (one.status, one.client_netns, address_to_text(one.session.key.client.address)) == (
         Status.SUCCEEDED,
@@ -294,7 +294,7 @@ def test_one_session_too_many_closes_the_oldest_as_sample_loss_and_counts_it(wor
 def test_hops_without_end_are_counted_and_kept_out(world):
     lookup = world.Lookup()
     hops = lookup.query()
-    loop = [world.Hop(**(vars(hops[1]) | {"ifindex": 100 + index})).later(index) for index in range(100)]
+    loop = [world.PlainHop(**(vars(hops[1]) | {"ifindex": 100 + index})).later(index) for index in range(100)]
     one = world.outcome(hops, loop)
     assert len(one.session.queries.transmissions[0].hops) == 32
     assert world.table.counts.overflowed == 72
@@ -331,15 +331,15 @@ def test_different_messages_of_one_identity_do_not_take_memory_without_bound(wor
 def test_what_is_no_dns_message_is_counted_and_no_session(world):
     hop = world.Lookup().query()[0]
     for octets in (b"\0", b"\xff" * 20, bytes(12)):
-        world.feed([world.Hop(**(vars(hop) | {"octets": octets}))])
+        world.feed([world.PlainHop(**(vars(hop) | {"octets": octets}))])
     assert world.outcomes() == []
     assert (world.table.counts.malformed, world.table.counts.without_question) == (2, 1)
 
 
 def test_hops_of_a_message_whose_octets_were_lost_are_counted_and_no_session(world):
-    sightings = [world.recorder.pack(hop) for hop in world.Lookup().query()]
-    for sighting in sightings[1:]:
-        world.table.observe(sighting)
+    records = [world.recorder.pack(hop) for hop in world.Lookup().query()]
+    for record in records[1:]:
+        world.table.observe(record)
     assert world.table.counts.unmatched == 3
     assert world.outcomes() == []
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from agent.explain.rules import explain
 from agent.export import table as rows
 from agent.export.line import Context, build
+from agent.hop.record import Event
 from agent.session.outcome import Status
-from agent.session.sighting import Event
 
 CONTEXT = Context("node-a", 0)
 SHAPES = ("pod", "host", "client", "server")
@@ -119,9 +119,9 @@ def test_loss_of_records_never_becomes_an_accusation(worlds, plan, data):
     world.table.record_loss(world.START - world.SECOND, world.START + 100 * world.SECOND)
     proof = set()
     for index, hop in enumerate(order):
-        sighting = world.recorder.pack(hop)
+        record = world.recorder.pack(hop)
         if index not in gone:
-            world.table.observe(sighting)
+            world.table.observe(record)
             world.now = hop.ts_ns
             if hop.event == Event.DROP or hop.octets[3] & 0xF:
                 proof.add(ports[id(hop)])
@@ -138,15 +138,15 @@ def test_loss_of_records_never_becomes_an_accusation(worlds, plan, data):
 @given(plan=lookups, data=st.data())
 def test_whatever_is_repeated_lost_or_reordered_every_session_comes_out_once(worlds, plan, data):
     world = worlds(max_sessions=data.draw(st.integers(1, 8)), tombstones=data.draw(st.integers(1, 4)))
-    sightings = [world.recorder.pack(hop) for hop in by_time(many(world, plan))]
-    picks = data.draw(st.lists(st.integers(0, len(sightings) - 1), max_size=80))
+    records = [world.recorder.pack(hop) for hop in by_time(many(world, plan))]
+    picks = data.draw(st.lists(st.integers(0, len(records) - 1), max_size=80))
     outcomes = []
     for pick in picks:
-        world.table.observe(sightings[pick])
+        world.table.observe(records[pick])
         if data.draw(st.integers(0, 9)) == 0:
-            world.now = max(world.now, sightings[pick].ts_ns)
+            world.now = max(world.now, records[pick].ts_ns)
             outcomes += world.later(data.draw(st.integers(0, 12)) * world.SECOND)
-    world.now = max([world.now, *(one.ts_ns for one in sightings)])
+    world.now = max([world.now, *(one.ts_ns for one in records)])
     finish(world, outcomes)
 
 
@@ -180,7 +180,7 @@ reasons = ["", "NO_SOCKET", "NETFILTER_DROP", "SOCKET_RCVBUFF", "QUEUE_PURGE", "
 def garbage(draw, world):
     source, destination = draw(endpoints), draw(endpoints)
     tracked = tuple(draw(endpoints) for _ in range(4))
-    hop = world.Hop(
+    hop = world.PlainHop(
         ts_ns=draw(st.integers(world.START - world.SECOND, world.START + 30 * world.SECOND)),
         netns=draw(st.sampled_from([0, world.CLIENT, world.NODE, world.SERVER, 2**32 - 1])),
         ifindex=draw(st.integers(0, 3)),
@@ -197,9 +197,9 @@ def garbage(draw, world):
         stack=tuple(draw(st.lists(st.sampled_from(world.SYMBOLS), max_size=16))),
         comm=draw(st.binary(max_size=16)),
     )
-    sighting = world.recorder.pack(hop)
-    return sighting._replace(
-        message=draw(st.sampled_from([sighting.message, 0, 1, 2])),
+    record = world.recorder.pack(hop)
+    return record._replace(
+        message_id=draw(st.sampled_from([record.message_id, 0, 1, 2])),
         protocol=draw(st.sampled_from([17, 6])),
         sequence=draw(st.integers(0, 60)),
         fragment=draw(st.sampled_from([0, 0, 185, 0x2000])),

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from agent.explain.rules import explain
+from agent.hop.record import Event
 from agent.session.outcome import Bit, Status
-from agent.session.sighting import Event
 
 SERVFAIL = {"rcode": 2, "aa": False}
 INNOCENT = [
@@ -48,7 +48,7 @@ def test_a_query_dropped_at_its_first_hop_never_got_to_the_server_whoever_asked(
 
 
 def test_a_query_dropped_before_any_device_is_a_failure_of_its_client(world):
-    # What an OUTPUT rule refuses has no departure: its death is the first that is seen of it.
+    # What an OUTPUT rule refuses has no departure: its drop is the first that is seen of it.
     drop = world.dropped(world.Lookup().query(), 1, stack=("nf_hook_slow", "__ip_local_out"))[1]
     one = world.outcome([drop])
     assert (masks(one), one.client_netns) == (("Failed", 0, 80), world.CLIENT)

@@ -46,7 +46,7 @@ A, B, C, D = (message(ident) for ident in (0xA, 0xB, 0xC, 0xD))
 SIZE = len(framed(A))
 
 
-class Wire:
+class Message:
     """A stream that is fed by offsets: 0 is the first octet after the SYN."""
 
     def __init__(self, isn: int = 1000, *, syn: bool = True) -> None:
@@ -70,12 +70,12 @@ def payloads(messages: Iterable[StreamMessage]) -> list[bytes]:
 
 
 def test_one_segment_with_one_message_is_that_message():
-    assert Wire().feed(0, framed(A)) == [StreamMessage(A, len(A), 2, 2, 1, certain=True)]
+    assert Message().feed(0, framed(A)) == [StreamMessage(A, len(A), 2, 2, 1, certain=True)]
 
 
 @pytest.mark.parametrize("cut", range(1, SIZE))
 def test_a_message_split_anywhere_even_inside_the_prefix_is_one_message(cut):
-    wire, data = Wire(), framed(A)
+    wire, data = Message(), framed(A)
     assert wire.feed(0, data[:cut]) == []
     assert wire.stream.unfinished_bytes == cut
     assert wire.feed(cut, data[cut:]) == [StreamMessage(A, len(A), 2, 3, 2, certain=True)]
@@ -83,17 +83,17 @@ def test_a_message_split_anywhere_even_inside_the_prefix_is_one_message(cut):
 
 
 def test_a_message_sent_octet_by_octet_is_one_message():
-    wire = Wire()
+    wire = Message()
     found = [wire.feed(offset, bytes([octet])) for offset, octet in enumerate(framed(A))]
     assert sum(found, []) == [StreamMessage(A, len(A), 2, 1 + SIZE, SIZE, certain=True)]  # noqa: RUF017  short lists
 
 
 def test_several_messages_in_one_segment_are_all_found():
-    assert payloads(Wire().feed(0, framed(A, B, C))) == [A, B, C]
+    assert payloads(Message().feed(0, framed(A, B, C))) == [A, B, C]
 
 
 def test_a_segment_may_end_one_message_and_begin_the_next():
-    wire, data = Wire(), framed(A, B)
+    wire, data = Message(), framed(A, B)
     assert payloads(wire.feed(0, data[:-5])) == [A]
     (last,) = wire.feed(len(data) - 5, data[-5:])
     assert (last.payload, last.first_ts_ns, last.last_ts_ns, last.segments) == (B, 2, 3, 2)
@@ -101,13 +101,13 @@ def test_a_segment_may_end_one_message_and_begin_the_next():
 
 def test_replies_out_of_order_are_messages_in_the_order_of_the_stream():
     replies = [message(ident, flags=0x8180) for ident in (3, 1, 2)]
-    wire = Wire()
+    wire = Message()
     assert payloads(wire.feed(0, framed(*replies[:2])) + wire.feed(2 * SIZE, framed(replies[2]))) == replies
 
 
 @pytest.mark.parametrize("size", [12, 13, 17, 64, 512, 1460, 16384, MAX_MESSAGE])
 def test_messages_of_every_length_are_found(size):
-    wire = Wire()
+    wire = Message()
     # Twelve octets are a header alone: FORMERR as some servers send it.
     wanted = (message(7, b"\0", bytes(size - 28)) if size > 28 else b"\0\7\x81\1" + bytes(size))[:size]
     data = framed(wanted, A)
@@ -117,27 +117,27 @@ def test_messages_of_every_length_are_found(size):
 
 
 def test_zero_length_messages_are_counted_and_the_stream_goes_on():
-    wire = Wire()
+    wire = Message()
     assert payloads(wire.feed(0, framed(A, b"", b"", b"", B))) == [A, B]
     assert payloads(wire.feed(2 * SIZE + 6, framed(C))) == [C]
     assert wire.stream.counters.short_messages == 3
 
 
 def test_a_message_shorter_than_a_header_is_told_as_it_came():
-    wire = Wire()
+    wire = Message()
     assert payloads(wire.feed(0, framed(A, b"elevenbytes", B))) == [A, b"elevenbytes", B]
     assert wire.stream.counters.short_messages == 1
 
 
 def test_segments_without_octets_change_nothing():
-    wire = Wire()
+    wire = Message()
     for offset in (0, 0, -1, 50_000):  # acknowledgements, a keep-alive, nonsense
         assert wire.feed(offset) == []
     assert payloads(wire.feed(0, framed(A))) == [A]
 
 
 def test_octets_sent_with_the_syn_belong_to_the_stream():
-    wire = Wire(syn=False)
+    wire = Message(syn=False)
     assert payloads(wire.stream.feed(1000, SYN, framed(A), SIZE, 1)) == [A]  # RFC 7413
     assert payloads(wire.feed(SIZE, framed(B))) == [B]
 
@@ -146,7 +146,7 @@ def test_octets_sent_with_the_syn_belong_to_the_stream():
 
 
 def test_reordered_segments_are_put_in_order():
-    wire, data = Wire(), framed(A, B, C)
+    wire, data = Message(), framed(A, B, C)
     assert wire.feed(80, data[80:]) == []
     assert wire.feed(40, data[40:80]) == []
     found = wire.feed(0, data[:40])
@@ -156,13 +156,13 @@ def test_reordered_segments_are_put_in_order():
 
 
 def test_a_message_of_reordered_segments_lasts_from_the_earliest_to_the_latest():
-    wire, data = Wire(), framed(A)
+    wire, data = Message(), framed(A)
     wire.feed(20, data[20:])
     assert wire.feed(0, data[:20]) == [StreamMessage(A, len(A), 2, 3, 2, certain=True)]
 
 
 def test_a_retransmission_is_not_a_second_message():
-    wire = Wire()
+    wire = Message()
     assert payloads(wire.feed(0, framed(A))) == [A]
     assert wire.feed(0, framed(A)) == []
     assert payloads(wire.feed(SIZE, framed(B))) == [B]
@@ -170,7 +170,7 @@ def test_a_retransmission_is_not_a_second_message():
 
 
 def test_a_retransmission_may_be_split_differently():
-    wire, data = Wire(), framed(A, B)
+    wire, data = Message(), framed(A, B)
     wire.feed(0, data[:10])
     wire.feed(10, data[10:30])
     assert payloads(wire.feed(0, data[:50])) == [A]
@@ -179,7 +179,7 @@ def test_a_retransmission_may_be_split_differently():
 
 
 def test_of_overlapping_octets_the_first_copy_wins():
-    wire, data, other = Wire(), framed(A), b"\xee" * SIZE
+    wire, data, other = Message(), framed(A), b"\xee" * SIZE
     wire.feed(4, data[4:10])
     wire.feed(12, data[12:20])
     wire.feed(10, data[10:12] + other[12:20])
@@ -188,7 +188,7 @@ def test_of_overlapping_octets_the_first_copy_wins():
 
 
 def test_one_segment_may_fill_several_holes():
-    wire, data = Wire(), framed(A, B)
+    wire, data = Message(), framed(A, B)
     for start in (5, 15, 25, 40):
         assert wire.feed(start, data[start : start + 5]) == []
     assert payloads(wire.feed(0, data)) == [A, B]
@@ -197,7 +197,7 @@ def test_one_segment_may_fill_several_holes():
 
 @pytest.mark.parametrize("isn", [2**32 - 1, 2**32 - 2, 2**32 - 20, 2**32 - SIZE - 1, 2**31 - 10])
 def test_sequence_numbers_wrap_around(isn):
-    wire, data = Wire(isn), framed(A, B, C)
+    wire, data = Message(isn), framed(A, B, C)
     wire.feed(60, data[60:])
     assert payloads(wire.feed(0, data[:60])) == [A, B, C]
     assert payloads(wire.feed(3 * SIZE, framed(D))) == [D]
@@ -205,7 +205,7 @@ def test_sequence_numbers_wrap_around(isn):
 
 
 def test_a_stream_may_be_longer_than_the_sequence_numbers():
-    wire, big = Wire(2**32 - 100_000), framed(message(1, data=bytes(30_000)))
+    wire, big = Message(2**32 - 100_000), framed(message(1, data=bytes(30_000)))
     for count in range(8):
         assert len(wire.feed(count * len(big), big)) == 1
 
@@ -214,7 +214,7 @@ def test_a_stream_may_be_longer_than_the_sequence_numbers():
 
 
 def test_after_a_lost_message_the_next_is_found_but_not_certain_until_a_second_agrees():
-    wire, data = Wire(), framed(A, B, C, D)
+    wire, data = Message(), framed(A, B, C, D)
     assert payloads(wire.feed(0, data[:SIZE])) == [A]
     assert wire.feed(2 * SIZE, framed(C)) == []
     found = wire.stream.expire(wire.now_ns + GAP_WAIT_NS + 1) + wire.feed(3 * SIZE, framed(D))
@@ -224,14 +224,14 @@ def test_after_a_lost_message_the_next_is_found_but_not_certain_until_a_second_a
 
 
 def test_a_gap_is_given_up_when_later_segments_show_that_it_is_overdue():
-    wire = Wire()
+    wire = Message()
     wire.feed(SIZE, framed(B))
     wire.now_ns += GAP_WAIT_NS + 1
     assert payloads(wire.feed(2 * SIZE, framed(C))) == [B, C]
 
 
 def test_a_gap_waits_for_a_retransmission():
-    wire = Wire()
+    wire = Message()
     wire.feed(SIZE, framed(B))
     wire.now_ns += SECOND
     assert wire.feed(2 * SIZE, framed(C)) == []
@@ -239,7 +239,7 @@ def test_a_gap_waits_for_a_retransmission():
 
 
 def test_a_gap_inside_a_message_costs_that_messages_tail_alone():
-    wire, data = Wire(), framed(A, B, C)
+    wire, data = Message(), framed(A, B, C)
     wire.feed(0, data[:20])
     wire.feed(SIZE - 3, data[SIZE - 3 :])
     found = wire.stream.flush()
@@ -252,7 +252,7 @@ def test_a_gap_inside_a_message_costs_that_messages_tail_alone():
 
 
 def test_what_the_receiver_acknowledged_is_not_waited_for():
-    wire = Wire()
+    wire = Message()
     wire.feed(SIZE, framed(B))
     assert wire.stream.acknowledge(wire.isn + 1 + SIZE - 1) == []
     assert payloads(wire.stream.acknowledge(wire.isn + 1 + 3 * SIZE)) == [B]
@@ -261,7 +261,7 @@ def test_what_the_receiver_acknowledged_is_not_waited_for():
 
 
 def test_an_acknowledgement_of_what_was_seen_loses_nothing():
-    wire = Wire()
+    wire = Message()
     assert wire.stream.acknowledge(wire.isn + 1) == []
     wire.feed(0, framed(A))
     assert wire.stream.acknowledge(wire.isn + 1 + SIZE) == []
@@ -271,7 +271,7 @@ def test_an_acknowledgement_of_what_was_seen_loses_nothing():
 
 
 def test_too_many_octets_beyond_a_gap_give_it_up():
-    wire, big = Wire(), framed(message(1, data=bytes(1400)))
+    wire, big = Message(), framed(message(1, data=bytes(1400)))
     found = []
     for count in range(1, 60):
         found += wire.feed(count * len(big), big)
@@ -281,7 +281,7 @@ def test_too_many_octets_beyond_a_gap_give_it_up():
 
 
 def test_a_message_cut_by_the_capture_says_so_and_the_stream_goes_on():
-    wire, big = Wire(), message(1, data=bytes(1200))
+    wire, big = Message(), message(1, data=bytes(1200))
     data = framed(big)
     assert wire.feed(0, data[:96], length=len(data)) == [StreamMessage(big[:94], len(big), 2, 2, 1, certain=True)]
     assert payloads(wire.feed(len(data), framed(B))) == [B]
@@ -289,7 +289,7 @@ def test_a_message_cut_by_the_capture_says_so_and_the_stream_goes_on():
 
 
 def test_a_message_whose_first_segment_was_cut_has_no_octets_of_the_second():
-    wire, big = Wire(), message(1, data=bytes(range(256)) * 8)
+    wire, big = Message(), message(1, data=bytes(range(256)) * 8)
     data = framed(big)
     assert wire.feed(0, data[:96], length=1460) == []
     (found,) = wire.feed(1460, data[1460:])
@@ -297,23 +297,23 @@ def test_a_message_whose_first_segment_was_cut_has_no_octets_of_the_second():
 
 
 def test_a_prefix_cut_by_the_capture_costs_the_boundary_until_the_next_segment():
-    wire = Wire()
+    wire = Message()
     found = wire.feed(0, framed(A), length=2 * SIZE) + wire.feed(2 * SIZE, framed(C, D))
     assert [(each.payload, each.certain) for each in found] == [(A, True), (C, False), (D, True)]
 
 
 def test_a_cut_message_can_be_found_again_too():
     data = framed(message(1, data=bytes(1200)))
-    (found,) = Wire(syn=False).feed(0, data[:20], length=len(data))
+    (found,) = Message(syn=False).feed(0, data[:20], length=len(data))
     assert (found.payload, found.length_bytes, found.certain) == (data[2:20], len(data) - 2, False)
-    assert Wire(syn=False).feed(0, data[:13], length=len(data)) == []  # not even a header to judge by
+    assert Message(syn=False).feed(0, data[:13], length=len(data)) == []  # not even a header to judge by
 
 
 # Older than the observer, reused, or far away.
 
 
 def test_a_connection_older_than_the_observer_is_read_from_the_next_message():
-    wire, data = Wire(syn=False), framed(A, B, C)
+    wire, data = Message(syn=False), framed(A, B, C)
     found = wire.feed(20, data[20:SIZE]) + wire.feed(SIZE, framed(B)) + wire.feed(2 * SIZE, framed(C))
     assert [(each.payload, each.certain) for each in found] == [(B, False), (C, True)]
     assert not wire.stream.opened
@@ -322,7 +322,7 @@ def test_a_connection_older_than_the_observer_is_read_from_the_next_message():
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 13, 14, 20, SIZE - 1])
 def test_a_boundary_is_found_even_where_the_message_is_split(cut):
-    wire, data = Wire(syn=False), framed(A)
+    wire, data = Message(syn=False), framed(A)
     wire.feed(-100, b"\xff" * 100)
     assert wire.feed(0, data[:cut]) == []
     (found,) = wire.feed(cut, data[cut:])
@@ -330,7 +330,7 @@ def test_a_boundary_is_found_even_where_the_message_is_split(cut):
 
 
 def test_a_body_without_its_prefix_is_not_taken_for_a_message():
-    wire = Wire(syn=False)
+    wire = Message(syn=False)
     assert wire.feed(2, A) == []
     assert wire.feed(SIZE, framed(B)[:2]) == []
     assert payloads(wire.feed(SIZE + 2, B)) == [B]
@@ -348,13 +348,13 @@ def test_a_body_without_its_prefix_is_not_taken_for_a_message():
     ],
 )
 def test_what_only_resembles_a_message_is_no_boundary(lookalike):
-    wire = Wire(syn=False)
+    wire = Message(syn=False)
     assert wire.feed(0, framed(lookalike)) == []
     assert payloads(wire.feed(len(lookalike) + 2, framed(B))) == [B]
 
 
 def test_a_boundary_that_the_next_message_contradicts_is_given_up():
-    wire = Wire(syn=False)
+    wire = Message(syn=False)
     assert payloads(wire.feed(0, framed(A) + b"\xff" * 50)) == [A]
     (found,) = wire.feed(SIZE + 50, framed(B))
     assert (found.payload, found.certain) == (B, False)
@@ -362,7 +362,7 @@ def test_a_boundary_that_the_next_message_contradicts_is_given_up():
 
 
 def test_a_connection_opened_again_with_the_same_ports_starts_over():
-    wire = Wire()
+    wire = Message()
     wire.feed(0, framed(A)[:20])
     wire.feed(20, flags=FIN)
     wire.isn = 3_000_000_000
@@ -372,14 +372,14 @@ def test_a_connection_opened_again_with_the_same_ports_starts_over():
 
 
 def test_one_segment_far_away_is_ignored():
-    wire = Wire()
+    wire = Message()
     assert wire.feed(2 * MAX_JUMP_BYTES, framed(D)) == []
     assert payloads(wire.feed(0, framed(A))) == [A]
     assert wire.stream.counters.stray_segments == 1
 
 
 def test_two_segments_in_a_row_far_away_are_where_the_stream_is():
-    wire, far = Wire(), 2**31
+    wire, far = Message(), 2**31
     wire.feed(0, framed(A))
     assert wire.feed(far, framed(B)) == []
     found = wire.feed(far + SIZE, framed(C)) + wire.feed(far + 2 * SIZE, framed(D))
@@ -395,7 +395,7 @@ def test_random_octets_are_not_taken_for_messages(syn):
     octets = shake_128(b"neither DNS nor anything else").digest(segments * 400)
     found = []
     for connection in range(50):
-        wire = Wire(syn=syn)
+        wire = Message(syn=syn)
         for at in range(0, len(octets) // 50, 400):
             start = connection * len(octets) // 50 + at
             found += wire.feed(at, octets[start : start + 400])
@@ -405,7 +405,7 @@ def test_random_octets_are_not_taken_for_messages(syn):
 
 
 def test_something_else_on_the_dns_port_is_no_certain_message():
-    wire, hello = Wire(), b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(506)
+    wire, hello = Message(), b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(506)
     found = [each for count in range(40) for each in wire.feed(count * len(hello), hello)]
     assert len(found) <= 1
     assert not any(each.certain for each in found)
@@ -415,7 +415,7 @@ def test_something_else_on_the_dns_port_is_no_certain_message():
 
 
 def test_a_stream_says_that_it_was_opened_and_closed():
-    wire = Wire()
+    wire = Message()
     assert (wire.stream.opened, wire.stream.closed) == (True, None)
     assert payloads(wire.feed(0, framed(A), FIN | ACK)) == [A]
     assert wire.stream.closed == "fin"
@@ -424,7 +424,7 @@ def test_a_stream_says_that_it_was_opened_and_closed():
 
 
 def test_a_reset_ends_the_wait_for_missing_octets():
-    wire = Wire()
+    wire = Message()
     assert wire.feed(SIZE, framed(B)) == []
     assert payloads(wire.feed(2 * SIZE, b"go away", RST)) == [B]
     assert wire.stream.closed == "reset"
@@ -513,7 +513,7 @@ def split_streams(draw: st.DrawFn) -> tuple[list[bytes], int, list[tuple[int, in
 @given(split_streams())
 def test_any_segmentation_repetition_and_reordering_gives_exactly_the_messages(case):
     sent, isn, segments, data = case
-    wire = Wire(isn)
+    wire = Message(isn)
     found = [each for start, end in segments for each in wire.feed(start, data[start:end])]
     assert payloads(found) == sent
     assert all(each.certain and each.length_bytes == len(each.payload) for each in found)
@@ -525,7 +525,7 @@ def test_any_segmentation_repetition_and_reordering_gives_exactly_the_messages(c
 @given(split_streams(), st.data(), st.booleans())
 def test_with_losses_and_cuts_every_certain_message_was_sent_in_that_order(case, data_of_test, syn):
     sent, isn, segments, data = case
-    wire, found = Wire(isn, syn=syn), []
+    wire, found = Message(isn, syn=syn), []
     for start, end in segments:
         fate = data_of_test.draw(st.sampled_from(["seen", "seen", "lost", "cut", "acknowledged"]))
         kept = data_of_test.draw(st.integers(0, end - start)) if fate == "cut" else end - start
@@ -582,7 +582,7 @@ def test_hostile_segments_never_raise_and_never_fill_the_memory(segments):
 )
 @pytest.mark.parametrize("syn", [True, False])
 def test_hostile_streams_cost_microseconds_per_octet(segments, syn):
-    wire = Wire(syn=syn)
+    wire = Message(syn=syn)
     start = time.process_time()
     for offset, octets in segments:
         wire.feed(offset, octets)

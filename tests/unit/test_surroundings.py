@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from agent.context.counters import ConntrackCounters, Surroundings
+from agent.enrich import counters as live
 from agent.enrich import local as local_addresses
-from agent.enrich import surroundings as live
+from agent.enrich.counters import LOOK_NS, LOOKS_KEPT, MAX_WATCHED, LiveSurroundings
 from agent.enrich.local import LocalAddresses
 from agent.enrich.processes import NetnsProcesses
-from agent.enrich.surroundings import LOOK_NS, LOOKS_KEPT, MAX_WATCHED, LiveSurroundings
-from agent.session.model import Endpoint
-from agent.session.sighting import TCP, UDP, V4_MAPPED
-from agent.session.surroundings import ConntrackCounters, Surroundings
+from agent.hop.endpoint import V4_MAPPED, Endpoint
+from agent.hop.record import TCP, UDP
 
 SECOND = 1_000_000_000
 
@@ -134,7 +134,7 @@ def proc(tmp_path: Path) -> Proc:
     return made
 
 
-def home(proc: Proc) -> int:
+def node_netns(proc: Proc) -> int:
     return (proc.root / "self/ns/net").stat().st_ino
 
 
@@ -144,7 +144,7 @@ def no_ports(count: int) -> str:
 
 def test_a_look_has_all_counters(proc: Proc):
     watching: Surroundings = proc.watch()
-    before, now = watching.counters(home(proc), 0)
+    before, now = watching.counters(node_netns(proc), 0)
     assert before is None
     assert now is not None
     assert now.ts_ns == proc.now_ns
@@ -154,7 +154,7 @@ def test_a_look_has_all_counters(proc: Proc):
 
 
 def test_udp_counters_are_the_sum_of_both_families_without_udplite(proc: Proc):
-    _, now = proc.watch().counters(home(proc), 0)
+    _, now = proc.watch().counters(node_netns(proc), 0)
     assert now is not None
     assert now.udp["InDatagrams"] == 78 + 8
     assert now.udp["NoPorts"] == 2 + 3
@@ -164,7 +164,7 @@ def test_udp_counters_are_the_sum_of_both_families_without_udplite(proc: Proc):
 
 def test_columns_are_found_by_their_names(proc: Proc):
     proc.write("self", "stat/nf_conntrack", "drop entries insert_failed invalid early_drop\n01 02 03 04 05 \n")
-    _, now = proc.watch().counters(home(proc), 0)
+    _, now = proc.watch().counters(node_netns(proc), 0)
     assert now is not None
     assert now.conntrack_entries == 2
     assert now.conntrack == (ConntrackCounters(invalid=4, insert_failed=3, drop=1, early_drop=5),)
@@ -175,7 +175,7 @@ def test_what_is_not_there_is_not_known(proc: Proc):
         for pid in ("self", "1"):
             (proc.root / pid / "net" / name).unlink()
     (proc.root / "sys/net/netfilter/nf_conntrack_max").unlink()
-    _, now = proc.watch().counters(home(proc), 0)
+    _, now = proc.watch().counters(node_netns(proc), 0)
     assert now is not None
     assert now[1:4] == (None, None, ())
     assert (now.neighbour_table_fulls, now.softnet_dropped) == (None, None)
@@ -184,7 +184,7 @@ def test_what_is_not_there_is_not_known(proc: Proc):
 
 def test_a_conntrack_file_without_a_needed_column_is_not_known(proc: Proc):
     proc.write("self", "stat/nf_conntrack", "entries drop\n01 02\n")
-    _, now = proc.watch().counters(home(proc), 0)
+    _, now = proc.watch().counters(node_netns(proc), 0)
     assert now is not None
     assert (now.conntrack_entries, now.conntrack) == (None, ())
 
@@ -219,7 +219,7 @@ def test_this_process_own_namespace_is_always_watched(proc: Proc):
     watching.poll(proc.now_ns)
     for netns in range(1, 3 * MAX_WATCHED):
         watching.interest(netns)
-    assert watching.counters(home(proc), proc.now_ns)[0] is not None
+    assert watching.counters(node_netns(proc), proc.now_ns)[0] is not None
 
 
 def test_asking_for_a_namespace_makes_it_one_of_interest(proc: Proc):
@@ -235,7 +235,11 @@ def test_a_namespace_is_looked_at_once_a_second(proc: Proc):
     for turn in range(30):
         proc.now_ns = 100 * SECOND + turn * SECOND // 10
         watching.poll(proc.now_ns)
-    assert [look.ts_ns for look in watching._watched[home(proc)].looks] == [100 * SECOND, 101 * SECOND, 102 * SECOND]
+    assert [look.ts_ns for look in watching._watched[node_netns(proc)].looks] == [
+        100 * SECOND,
+        101 * SECOND,
+        102 * SECOND,
+    ]
 
 
 def test_many_namespaces_are_looked_at_over_several_turns(proc: Proc):
@@ -258,7 +262,7 @@ def test_the_least_recently_interesting_namespace_makes_room(proc: Proc):
     watching.interest(1000)
     assert len(watching._watched) == MAX_WATCHED
     assert 2 not in watching._watched
-    assert {1, 3, 1000, home(proc)} <= watching._watched.keys()
+    assert {1, 3, 1000, node_netns(proc)} <= watching._watched.keys()
 
 
 def test_history_is_bounded(proc: Proc):
@@ -266,27 +270,27 @@ def test_history_is_bounded(proc: Proc):
     for second in range(3 * LOOKS_KEPT):
         proc.now_ns = second * SECOND
         watching.poll(proc.now_ns)
-    assert watching.counters(home(proc), (2 * LOOKS_KEPT - 1) * SECOND)[0] is None
-    assert watching.counters(home(proc), 2 * LOOKS_KEPT * SECOND)[0] is not None
+    assert watching.counters(node_netns(proc), (2 * LOOKS_KEPT - 1) * SECOND)[0] is None
+    assert watching.counters(node_netns(proc), 2 * LOOKS_KEPT * SECOND)[0] is not None
 
 
 def test_a_look_from_before_the_lookup_is_not_one_from_now(proc: Proc):
     watching = proc.watch()
     watching.poll(proc.now_ns)
-    before, now = watching.counters(home(proc), proc.now_ns)
+    before, now = watching.counters(node_netns(proc), proc.now_ns)
     assert before is not None
     assert before is not now
 
 
 def test_a_crowd_of_losses_shares_one_look(proc: Proc):
     watching = proc.watch()
-    first = watching.counters(home(proc), 0)[1]
+    first = watching.counters(node_netns(proc), 0)[1]
     assert first is not None
     proc.write("self", "snmp", no_ports(50))
     proc.now_ns += live.FRESH_NS - 1
-    assert watching.counters(home(proc), 0)[1] is first
+    assert watching.counters(node_netns(proc), 0)[1] is first
     proc.now_ns += 1
-    later = watching.counters(home(proc), 0)[1]
+    later = watching.counters(node_netns(proc), 0)[1]
     assert later is not None
     assert later.ts_ns == proc.now_ns
 
@@ -301,7 +305,7 @@ def test_the_history_of_another_namespace_with_the_same_number_is_forgotten(proc
     since = proc.now_ns
     proc.now_ns += SECOND
     proc.write("self", name, text)
-    assert watching.counters(home(proc), since)[0] is None
+    assert watching.counters(node_netns(proc), since)[0] is None
 
 
 def test_a_namespace_that_stays_gone_is_no_longer_looked_for(proc: Proc):
@@ -319,7 +323,7 @@ def test_a_namespace_that_stays_gone_is_no_longer_looked_for(proc: Proc):
 
 
 def test_without_ip_vs_there_is_nothing_of_it(proc: Proc):
-    assert proc.watch().ipvs(home(proc)) is None
+    assert proc.watch().ipvs(node_netns(proc)) is None
 
 
 @pytest.fixture
@@ -330,7 +334,7 @@ def ip_vs(proc: Proc) -> Proc:
 
 
 def test_ip_vs_services_have_the_servers_with_a_weight(ip_vs: Proc):
-    found = ip_vs.watch().ipvs(home(ip_vs))
+    found = ip_vs.watch().ipvs(node_netns(ip_vs))
     assert found is not None
     assert found.services == {
         (TCP, endpoint("10.96.0.10")): {endpoint("10.244.2.53")},
@@ -341,7 +345,7 @@ def test_ip_vs_services_have_the_servers_with_a_weight(ip_vs: Proc):
 
 
 def test_ip_vs_connections_tell_the_server_they_are_bound_to(ip_vs: Proc):
-    found = ip_vs.watch().ipvs(home(ip_vs))
+    found = ip_vs.watch().ipvs(node_netns(ip_vs))
     assert found is not None
     vip, vip6 = endpoint("10.96.0.10"), endpoint("fd00:10:96::a")
     assert dict(found.connections) == {
@@ -356,7 +360,7 @@ def test_ip_vs_connections_tell_the_server_they_are_bound_to(ip_vs: Proc):
 
 
 def test_ip_vs_of_other_ports_is_read_where_they_are_watched(ip_vs: Proc):
-    found = LiveSurroundings(NetnsProcesses(ip_vs.root), ports=(54, 443)).ipvs(home(ip_vs))
+    found = LiveSurroundings(NetnsProcesses(ip_vs.root), ports=(54, 443)).ipvs(node_netns(ip_vs))
     assert found is not None
     assert found.services == {(UDP, endpoint("10.96.0.10", 54)): {endpoint("10.244.3.53", 54)}}
     assert list(found.connections) == [(TCP, endpoint("10.244.1.5", 0xADEE), endpoint("10.96.0.10", 443))]
@@ -365,16 +369,16 @@ def test_ip_vs_of_other_ports_is_read_where_they_are_watched(ip_vs: Proc):
 def test_ip_vs_with_nothing_in_it_is_known_to_be_empty(proc: Proc):
     proc.write("self", "ip_vs", "".join(IP_VS.splitlines(keepends=True)[:3]))
     proc.write("self", "ip_vs_conn", IP_VS_CONN.splitlines(keepends=True)[0])
-    assert proc.watch().ipvs(home(proc)) == ({}, {})
+    assert proc.watch().ipvs(node_netns(proc)) == ({}, {})
 
 
 def test_ip_vs_is_read_once_a_second(ip_vs: Proc):
     watching = ip_vs.watch()
-    first = watching.ipvs(home(ip_vs))
+    first = watching.ipvs(node_netns(ip_vs))
     ip_vs.write("self", "ip_vs_conn", "")
-    assert watching.ipvs(home(ip_vs)) is first
+    assert watching.ipvs(node_netns(ip_vs)) is first
     ip_vs.now_ns += SECOND + 1
-    later = watching.ipvs(home(ip_vs))
+    later = watching.ipvs(node_netns(ip_vs))
     assert later is not None
     assert len(later.connections) == 0
 
@@ -383,7 +387,7 @@ def test_a_long_connection_table_is_cut_and_that_is_told(ip_vs: Proc, monkeypatc
     monkeypatch.setattr(live, "MAX_IPVS_LINES", 1)
     monkeypatch.setattr(live, "CHUNK_BYTES", 200)
     watching = ip_vs.watch()
-    found = watching.ipvs(home(ip_vs))
+    found = watching.ipvs(node_netns(ip_vs))
     assert found is not None
     assert list(found.connections) == [(UDP, endpoint("10.244.1.5", 0x9EED), endpoint("10.96.0.10"))]
     assert watching.reads_cut == 2
@@ -393,7 +397,7 @@ def test_a_service_whose_servers_may_be_cut_off_is_left_out(ip_vs: Proc, monkeyp
     monkeypatch.setattr(live, "MAX_IPVS_LINES", 1)
     upto = IP_VS.index("  -> 0AF40235:14E9")
     monkeypatch.setattr(live, "CHUNK_BYTES", upto)
-    found = ip_vs.watch().ipvs(home(ip_vs))
+    found = ip_vs.watch().ipvs(node_netns(ip_vs))
     assert found is not None
     assert list(found.services) == [(TCP, endpoint("10.96.0.10"))]
 
@@ -406,7 +410,7 @@ def test_a_slow_table_is_cut(ip_vs: Proc):
         return ip_vs.now_ns
 
     watching._clock = crawling
-    watching.ipvs(home(ip_vs))
+    watching.ipvs(node_netns(ip_vs))
     assert watching.reads_cut == 2
 
 

@@ -1,4 +1,4 @@
-"""agent.capture.symbols: which function a kernel address lies in."""
+"""agent.kernel.symbols: which function a kernel address lies in."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.symbols import KALLSYMS, KernelSymbols
+from agent.kernel.symbols import KALLSYMS, KernelSymbols
 
 SAMPLE = """\
 0000000000000000 A fixed_percpu_data

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from agent.explain.rules import explain
 from agent.export.line import Context, build
+from agent.hop.record import Event
 from agent.session.outcome import Status
-from agent.session.sighting import Event
 from agent.session.tcp import MAX_CONNECTIONS, MAX_ENDS
 from agent.wire.stream import ACK, FIN, RST, SYN
 
@@ -635,7 +635,7 @@ def test_octets_that_are_no_dns_never_raise_and_never_stay(worlds, plan, data):
         octets = data.draw(st.none() | st.binary(max_size=40)) if hop.event in AT_SOCKET else None
         flags = data.draw(st.none() | st.integers(0, 63))
         changed = vars(hop) | ({"octets": octets} if octets is not None else {})
-        world.feed([world.Hop(**changed | ({"tcp_flags": flags} if flags is not None else {}))])
+        world.feed([world.PlainHop(**changed | ({"tcp_flags": flags} if flags is not None else {}))])
     finish(world)
 
 

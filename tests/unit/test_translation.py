@@ -5,11 +5,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from agent.session.cluster import Backends, NobodyKnown, NodeLocal, Pod, Service
-from agent.session.model import Endpoint
-from agent.session.sighting import TCP, UDP, Event
-from agent.session.surroundings import Ipvs, NothingKnown
-from agent.session.translation import Direction, Entry, Mechanism, Translation, translate, translated_by
+from agent.context.cluster import Backends, NobodyKnown, NodeLocal, Pod, Service
+from agent.context.counters import Ipvs, NothingKnown
+from agent.context.translation import Direction, Entry, Mechanism, Translation, translate, translated_by
+from agent.hop.endpoint import Endpoint
+from agent.hop.record import TCP, UDP, Event
 
 CLIENT, VIP, BACKEND = "172.20.2.25", "10.96.0.10", "10.244.1.53"
 NODE = 4026531840

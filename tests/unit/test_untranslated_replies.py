@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from agent.context.cluster import Backends, NobodyKnown
+from agent.context.counters import NothingKnown
 from agent.explain.rules import explain
-from agent.session.cluster import Backends, NobodyKnown
-from agent.session.model import Endpoint
-from agent.session.surroundings import NothingKnown
+from agent.hop.endpoint import Endpoint
 from tests.unit.conftest import BACKEND, BACKEND6, NODE, POD, POD6, SECOND, START, VIP, VIP6, packed
 
 FORWARD = ("nf_hook_slow", "ip_forward")
@@ -63,15 +63,15 @@ def test_a_client_that_asked_again_had_probably_given_up(world):
 def test_in_time_the_forgotten_translation_is_likely(world, shape):
     cause = cause_of(lost(world, 0.5, shape=shape))
     assert (cause.code, cause.confidence) == ("KernelDrop", "medium")
-    assert "forgotten the translation" in cause.message
-    assert "bridge" not in cause.message
+    assert "forgotten the translation" in cause.text
+    assert "bridge" not in cause.text
 
 
 def test_no_setting_is_asserted_that_nobody_read(world):
     cause = cause_of(lost(world, 0.5, forgotten=False))
     assert (cause.code, cause.confidence) == ("KernelDrop", "high")
-    assert "bypassed" in cause.message
-    assert "would do that" in cause.message
+    assert "bypassed" in cause.text
+    assert "would do that" in cause.text
 
 
 def test_late_past_the_table_is_late_with_reserve(world):

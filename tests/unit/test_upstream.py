@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from agent.explain.rules import explain
 from agent.export.line import Context, build
+from agent.hop.endpoint import address_to_text
 from agent.session.outcome import Status
-from agent.session.sighting import address_to_text
 
 CONTEXT = Context("node-a", 0)
 SECOND_UPSTREAM = ("100.100.2.138", 53)
@@ -220,7 +220,7 @@ def test_a_silent_upstream_is_seven_on_the_wire_and_five_in_dnstap(world):
     assert "UpstreamRetried" in findings(one)
     assert [transaction for _, transaction, _ in told(one)] == [7001, 7002, 7003]
     assert kinds(one).count("FORWARDER_QUERY") == 3
-    assert "100.100.2.136:53" in explain(one).cause.message
+    assert "100.100.2.136:53" in explain(one).cause.text
     assert len({one["query_port"] for one in line_of(one).messages if one["type"] == "FORWARDER_QUERY"}) == 3
 
 
@@ -319,8 +319,8 @@ def test_a_relayed_error_names_the_upstream_that_gave_it(world, rcode, name):
     one = world.outcome(forwarded(world, world.START, rcode=rcode))
     found = explain(one).cause
     assert (masks(one), found.code, found.confidence) == (("Failed", 15, 15), "UpstreamError", "high")
-    assert "100.100.2.136:53" in found.message
-    assert name in found.message
+    assert "100.100.2.136:53" in found.text
+    assert name in found.text
 
 
 def test_the_upstream_that_gave_the_error_is_named_not_the_one_before(world):
@@ -333,7 +333,7 @@ def test_the_upstream_that_gave_the_error_is_named_not_the_one_before(world):
         lookup.reply(world.START + 4 * world.MS, **FORWARDED | {"rcode": 2}),
     )
     assert [rcode for *_, rcode in told(one)] == ["REFUSED", "SERVFAIL"]
-    assert "100.100.2.138:53" in explain(one).cause.message
+    assert "100.100.2.138:53" in explain(one).cause.text
 
 
 def test_an_error_that_no_upstream_gave_is_the_servers_own(world):
@@ -984,10 +984,10 @@ def test_a_loss_of_any_records_is_never_an_accusation(worlds, plan, data):
     hops = all_scripts(world, plan)
     gone = data.draw(st.sets(st.integers(0, len(hops) - 1), min_size=1))
     world.table.record_loss(world.START - world.SECOND, world.START + 100 * world.SECOND)
-    sightings = [world.recorder.pack(hop) for hop in hops]
-    for index, (hop, sighting) in enumerate(zip(hops, sightings, strict=True)):
+    records = [world.recorder.pack(hop) for hop in hops]
+    for index, (hop, record) in enumerate(zip(hops, records, strict=True)):
         if index not in gone:
-            world.table.observe(sighting)
+            world.table.observe(record)
             world.now = hop.ts_ns
     for one in world.later(100 * world.SECOND):
         build(one, explain(one), CONTEXT)
@@ -1001,12 +1001,12 @@ def test_a_loss_of_any_records_is_never_an_accusation(worlds, plan, data):
 @given(plan=scripts, data=st.data())
 def test_any_order_and_repetition_of_the_records_ends_with_empty_books(worlds, plan, data):
     world = worlds(max_sessions=data.draw(st.integers(1, 8)), tombstones=data.draw(st.integers(0, 4)))
-    sightings = [world.recorder.pack(hop) for hop in all_scripts(world, plan)]
-    for pick in data.draw(st.lists(st.integers(0, len(sightings) - 1), max_size=100)):
-        world.table.observe(sightings[pick])
-        for one in world.table.expire(sightings[pick].ts_ns):
+    records = [world.recorder.pack(hop) for hop in all_scripts(world, plan)]
+    for pick in data.draw(st.lists(st.integers(0, len(records) - 1), max_size=100)):
+        world.table.observe(records[pick])
+        for one in world.table.expire(records[pick].ts_ns):
             build(one, explain(one), CONTEXT)
-    world.now = max(one.ts_ns for one in sightings)
+    world.now = max(one.ts_ns for one in records)
     for one in world.later(100 * world.SECOND):
         build(one, explain(one), CONTEXT)
     assert leftovers(world) == {}

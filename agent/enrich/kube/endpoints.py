@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.cluster import Member, Outage
-from agent.session.model import Endpoint
+from agent.context.cluster import Member, Outage
+from agent.hop.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

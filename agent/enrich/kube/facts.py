@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from agent.context.cluster import Pod, Service, StatefulSet
 from agent.enrich.kube import objects
-from agent.session.cluster import Pod, Service, StatefulSet
+from agent.hop.endpoint import V4_MAPPED
+from agent.hop.record import TCP, UDP
 from agent.session.model import SECOND_NS
-from agent.session.sighting import TCP, UDP, V4_MAPPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

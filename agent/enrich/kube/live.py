@@ -1,10 +1,11 @@
-"""`agent.session.cluster.Cluster` of a live node."""
+"""`agent.context.cluster.Cluster` of a live node."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
+from agent.context.cluster import Backends, Pod
 from agent.enrich.kube import resources
 from agent.enrich.kube.endpoints import Endpoints, Slices
 from agent.enrich.kube.jobs import CronJobs
@@ -13,19 +14,18 @@ from agent.enrich.kube.pods import Pods
 from agent.enrich.kube.services import Services
 from agent.enrich.kube.transport import Transport
 from agent.enrich.kube.watch import Timing, Watch
-from agent.session.cluster import Backends, Pod
 from agent.session.model import SECOND_NS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from agent.context.cluster import Member, NodeLocal, Service, StatefulSet
     from agent.enrich.kube.access import Access
     from agent.enrich.kube.endpoints import Holder
     from agent.enrich.kube.facts import PodFacts
     from agent.enrich.kube.health import WatchHealth
     from agent.enrich.kube.resources import Resource
-    from agent.session.cluster import Member, NodeLocal, Service, StatefulSet
-    from agent.session.model import Endpoint
+    from agent.hop.endpoint import Endpoint
 
 OBJECTS_A_TURN = 500
 """What one turn takes in at most: some milliseconds, while the ring fills."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.context.cluster import NodeLocal
 from agent.enrich.kube.addresses import AddressBook
-from agent.session.cluster import NodeLocal
 
 if TYPE_CHECKING:
+    from agent.context.cluster import Pod
     from agent.enrich.kube.facts import PodFacts
-    from agent.session.cluster import Pod
 
 MAX_DEPARTED = 4096
 """Deleted pods that are remembered; the oldest make room."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from agent.enrich.kube.endpoints import Port
     from agent.enrich.kube.facts import ServiceFacts
-    from agent.session.model import Endpoint
+    from agent.hop.endpoint import Endpoint
 
 
 class Found(NamedTuple):

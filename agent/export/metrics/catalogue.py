@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from agent.capture.cgroup import ATTACH_TYPES
 from agent.capture.loader import PROBE
-from agent.capture.offsets import TRACEPOINTS
 from agent.explain.causes import CAUSES
 from agent.explain.findings import NAMES
-from agent.session.sighting import Event
+from agent.hop.record import Event
+from agent.kernel.offsets import TRACEPOINTS
 
 SECOND_NS = 1_000_000_000
 FIRST_BUCKET_NS = 250_000

@@ -15,10 +15,10 @@ from agent.wire.render import rcode_to_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from agent.context.cluster import Pod
+    from agent.context.who import Who
     from agent.explain.verdict import Cause
-    from agent.session.cluster import Pod
     from agent.session.outcome import Outcome
-    from agent.session.who import Who
 
 Client = tuple[str, str]
 """Kubernetes namespace and workload (`Deployment/cart`) of whoever asked."""

@@ -15,17 +15,17 @@ from agent.export.metrics.catalogue import NETNS
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from agent.session.surroundings import NetnsCounters
+    from agent.context.counters import NetnsCounters
 
 LOOK_SECONDS = 1.0
 HOST, DNS_SERVER = NETNS.values
 
 
 class Looks(Protocol):
-    """What `agent.enrich.surroundings.LiveSurroundings` knows."""
+    """What `agent.enrich.counters.LiveSurroundings` knows."""
 
     @property
-    def home(self) -> int:
+    def node_netns(self) -> int:
         """The namespace that this process lives in."""
 
     def latest(self, netns: int) -> NetnsCounters | None:
@@ -115,13 +115,13 @@ class KernelCounts:
         if now < self._due:
             return
         self._due = now + LOOK_SECONDS
-        home = looks.home
-        wanted = {home, *servers}
+        node_netns = looks.node_netns
+        wanted = {node_netns, *servers}
         seen = {netns: look for netns in wanted if (look := looks.latest(netns)) is not None}
         self._before = {netns: before for netns, before in self._before.items() if netns in wanted}
         grown, entries, limit = dict(self.state.grown), dict[str, int](), None
         for netns, look in seen.items():
-            kind = HOST if netns == home else DNS_SERVER
+            kind = HOST if netns == node_netns else DNS_SERVER
             counters = Grown.of(look)
             grown[kind] = grown[kind].plus_growth(self._before.get(netns, counters), counters)
             self._before[netns] = counters

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.sighting import ORIGIN, RX, SOCKET_RX
+from agent.hop.record import ORIGIN, RX, SOCKET_RX
 
 if TYPE_CHECKING:
+    from agent.hop.record import Hop
     from agent.session.model import Transmission
     from agent.session.outcome import Outcome
-    from agent.session.sighting import Sighting
 
 
 class Spans(NamedTuple):
@@ -32,7 +32,7 @@ def spans(outcome: Outcome) -> Spans:
     return Spans(_between(sent, arrived), _between(arrived, replied), _upstream(outcome), _between(replied, returned))
 
 
-def arrival(hops: list[Sighting], netns: int | None) -> int | None:
+def arrival(hops: list[Hop], netns: int | None) -> int | None:
     """When a packet came to that namespace: to its end there if it ended there, else the first time."""
     last = hops[-1]
     if last.netns == netns and last.event == RX:
@@ -40,7 +40,7 @@ def arrival(hops: list[Sighting], netns: int | None) -> int | None:
     return next((hop.ts_ns for hop in hops if hop.netns == netns and hop.event in (RX, SOCKET_RX)), None)
 
 
-def departure(hops: list[Sighting]) -> int | None:
+def departure(hops: list[Hop]) -> int | None:
     """When a packet left its sender's socket."""
     first = hops[0]
     if first.flags & ORIGIN:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.explain.evidence import death_words, deaths
+from agent.explain.evidence import drop_words, drops
 from agent.export.metrics.catalogue import ANSWERS, EVERYWHERE, LEGS, NO_LOSS
-from agent.session.relatives import AAAA, A
+from agent.session.related import AAAA, A
 
 if TYPE_CHECKING:
     from agent.explain.verdict import Cause
@@ -18,7 +18,7 @@ LEG_OF_MESSAGE = {
     "server's own query": "upstream",
     "reply of the upstream": "upstream",
 }
-"""By `Death.message`."""
+"""By `PacketDrop.leg`."""
 HALVES = {A: "A", AAAA: "AAAA"}
 
 
@@ -46,16 +46,16 @@ def lost_half(outcome: Outcome, lost: Lost) -> str | None:
 
 
 def _leg(outcome: Outcome, cause: Cause) -> str:
-    """What was lost there: for most causes it can only be one thing, else the verdict names the death it rests on."""
+    """What was lost there: for most causes it can only be one thing, else the verdict names the drop it rests on."""
     legs = LEGS.get(cause.code, EVERYWHERE)
     if len(legs) == 1:
         return legs[0]
-    named = next((death for death in deaths(outcome) if death_words(death) in cause.evidence), None)
+    named = next((drop for drop in drops(outcome) if drop_words(drop) in cause.evidence), None)
     if named is not None:
-        return LEG_OF_MESSAGE[named.message]
+        return LEG_OF_MESSAGE[named.leg]
     if cause.code == "Unknown":
         return "reply" if outcome.session.replies.transmissions else "query"
-    # No death here: an ICMP error, about the lookup or about what its server asked.
+    # No drop here: an ICMP error, about the lookup or about what its server asked.
     upstream = not outcome.session.errors and any(exchange.errors for exchange in outcome.exchanges)
     return "upstream" if upstream else "query"
 
@@ -64,7 +64,7 @@ def _unanswered_queries(outcome: Outcome) -> int:
     return 1 if outcome.session.connecting else outcome.attempts - len(outcome.session.replies.transmissions)
 
 
-def _dead_replies(outcome: Outcome) -> int:
+def _dropped_replies(outcome: Outcome) -> int:
     replies = outcome.session.replies.transmissions
     return sum(outcome.knowledge.died(one, outcome.client_netns) is not None for one in replies)
 
@@ -73,4 +73,4 @@ def _unanswered_exchanges(outcome: Outcome) -> int:
     return sum(not exchange.replies.transmissions for exchange in outcome.exchanges)
 
 
-COUNTS = {"query": _unanswered_queries, "reply": _dead_replies, "upstream": _unanswered_exchanges}
+COUNTS = {"query": _unanswered_queries, "reply": _dropped_replies, "upstream": _unanswered_exchanges}

@@ -8,29 +8,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.context.who import NOBODY
 from agent.explain.findings import OPCODE
 from agent.export.metrics import catalogue
 from agent.export.metrics.catalogue import LATENCY_BUCKETS, NOTHING_ASKED, OTHER, QTYPES, RCODES
 from agent.export.metrics.histogram import Histogram
 from agent.export.metrics.latency import spans
 from agent.export.metrics.losses import lost_half, lost_messages
+from agent.hop.record import ORIGIN, TCP, UDP
+from agent.session.accepted import rcode_of
 from agent.session.addressed import servers_asked, times_asked
 from agent.session.outcome import BITMAP, COMPLETE
-from agent.session.sighting import ORIGIN, TCP, UDP
-from agent.session.taken import rcode_of
-from agent.session.who import NOBODY
 from agent.wire.render import rcode_to_text, rdtype_from_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.context.who import Who
     from agent.explain.verdict import Cause, Verdict
     from agent.export.metrics.catalogue import Metric
     from agent.export.metrics.clients import Clients
     from agent.export.metrics.histogram import Distribution
     from agent.session.model import Session
     from agent.session.outcome import Outcome
-    from agent.session.who import Who
 
 Values = dict[tuple[str, ...], float]
 """By label values, in the order of the catalogue."""
@@ -118,20 +118,20 @@ class Tally:
         session = outcome.session
         key = session.key
         queries, replies = session.queries.transmissions, session.replies.transmissions
-        if key.protocol != UDP or len(queries) > 1 or len(replies) > 1 or replies[0].wire.summary.flags & OPCODE:
+        if key.protocol != UDP or len(queries) > 1 or len(replies) > 1 or replies[0].message.summary.flags & OPCODE:
             return False
         sent, returned = session.first_ns, session.last_ns
-        there = outcome.server_netns
-        if there is not None:
+        server_netns = outcome.server_netns
+        if server_netns is not None:
             arrived, replied = queries[0].hops[-1], replies[0].hops[0]
-            if arrived.netns != there or not replied.flags & ORIGIN:
+            if arrived.netns != server_netns or not replied.flags & ORIGIN:
                 return False
             self._way_there.add(arrived.ts_ns - sent)
             self._server.add(replied.ts_ns - arrived.ts_ns)
             self._way_back.add(returned - replied.ts_ns)
         self._lookup.add(returned - sent)
         kind = (
-            there is None,
+            server_netns is None,
             _QTYPE.get(key.rdtype, OTHER),
             outcome.rcode,
             TRUNCATED in findings,
@@ -212,7 +212,7 @@ def _add(counts: dict[Metric, Values], metric: Metric, labels: tuple[str, ...], 
 def _label_of(session: Session) -> str:
     """The type that a query asked for; an update's or a notification's question is none (RFC 2136, RFC 1996)."""
     asked = next(iter((*session.queries.transmissions, *session.replies.transmissions)))
-    return OTHER if asked.wire.summary.opcode else qtype_label(session.key.rdtype)
+    return OTHER if asked.message.summary.opcode else qtype_label(session.key.rdtype)
 
 
 def qtype_label(rdtype: int) -> str:

@@ -18,7 +18,7 @@ BRIDGE = LabKind(clients=3, note="bridge")
 NFTABLES_BRIDGE = LabKind("nftables", clients=3, note="bridge")
 FAMILIES = {"IPv4": VIP, "IPv6": VIP6}
 SECONDS = 0.2
-NOBODY_SAYS = "a bridge's port may lead to who has the address without a sighting"
+NOBODY_SAYS = "a bridge's port may lead to who has the address without a hop"
 
 Asker = Callable[[Lab], Pod]
 

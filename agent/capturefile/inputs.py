@@ -16,13 +16,13 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
-from agent.capture.pcap import PcapError, read_frames
-from agent.capture.vantage import Vantage
+from agent.capturefile.pcap import PcapError, read_frames
+from agent.capturefile.vantage import Vantage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.capture.frames import Frame
+    from agent.capturefile.frames import Frame
 
 STDIN = "-"
 _DIGITS = re.compile(r"\d+")

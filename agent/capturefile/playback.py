@@ -1,4 +1,4 @@
-"""From the frames of capture files to sightings, as if the kernel program had seen the packets.
+"""From the frames of capture files to hops, as if the kernel program had seen the packets.
 
 A file stands for one place, so it gets a network namespace of its own, with a small number that no real one has.
 
@@ -17,9 +17,9 @@ import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agent.capture.vantage import HOST_BITS, LOOPBACK, LOOPBACK_NAMES, Place, Vantage, remember
-from agent.session.model import Endpoint
-from agent.session.sighting import (
+from agent.capturefile.vantage import HOST_BITS, LOOPBACK, LOOPBACK_NAMES, Place, Vantage, remember
+from agent.hop.endpoint import Endpoint
+from agent.hop.record import (
     CONNTRACK,
     DETAIL,
     DROP,
@@ -35,7 +35,7 @@ from agent.session.sighting import (
     TX,
     UDP,
     Detail,
-    Sighting,
+    Hop,
     place_of,
 )
 from agent.wire import icmp, tunnels
@@ -46,8 +46,8 @@ from agent.wire.stream import ACK, FIN, SYN
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.capture.frames import Frame
-    from agent.capture.vantage import Translation
+    from agent.capturefile.frames import Frame
+    from agent.capturefile.vantage import Translation
     from agent.wire.fragments import Incomplete
     from agent.wire.packet import Ip, Tcp, Udp
 
@@ -78,7 +78,7 @@ NOTHING: dict[str, Any] = {}
 
 
 class Playback:
-    """Makes sightings of frames.
+    """Makes hops of frames.
 
     Args:
         ports: UDP and TCP ports that count as DNS.
@@ -115,7 +115,7 @@ class Playback:
         """Whether the namespace stands for a host that was only seen from a tap."""
         return netns >> HOST_BITS in self._taps
 
-    def sightings(self, frame: Frame, vantage: Vantage) -> Iterator[Sighting]:
+    def hops(self, frame: Frame, vantage: Vantage) -> Iterator[Hop]:
         """What was seen of DNS messages when this frame was captured."""
         ifindex, outbound, loopback = frame.interface_id + 1, frame.outbound, frame.interface_name in LOOPBACK_NAMES
         cooked = cooked_header(frame.linktype, frame.data)
@@ -144,7 +144,7 @@ class Playback:
             return None
         return Endpoint(ip.daddr, upper.dport), ip.protocol
 
-    def given_up(self, now_ns: int) -> Iterator[Sighting]:
+    def given_up(self, now_ns: int) -> Iterator[Hop]:
         """What is to say of datagrams that did not become whole in time. To be asked before each frame."""
         if not self._fragments:
             return
@@ -157,7 +157,7 @@ class Playback:
         """The capture is over: datagrams that might have become whole after it are only counted."""
         self.incomplete += len(self._fragments)
 
-    def _in_frame(self, linktype: int, data: bytes, place: Place, depth: int, missing: int) -> Iterator[Sighting]:
+    def _in_frame(self, linktype: int, data: bytes, place: Place, depth: int, missing: int) -> Iterator[Hop]:
         packet = network_layer(linktype, data, self.flaws)
         ip = parse_ip(packet, self.flaws, missing) if packet is not None else None
         if ip is not None and ip.fragment is not None:
@@ -178,7 +178,7 @@ class Playback:
         else:
             self.other += 1
 
-    def _in_datagram(self, ip: Ip, place: Place, depth: int) -> Iterator[Sighting]:
+    def _in_datagram(self, ip: Ip, place: Place, depth: int) -> Iterator[Hop]:
         udp = parse_udp(ip, self.flaws)
         if udp is None:
             return
@@ -189,7 +189,7 @@ class Playback:
         elif self._is_dns(udp) and not self._is_copy(ip, place) and self._is_there(udp):
             yield from self._message(ip, udp, place)
 
-    def _in_tunnel(self, inner: tunnels.Inner | None, place: Place, depth: int) -> Iterator[Sighting]:
+    def _in_tunnel(self, inner: tunnels.Inner | None, place: Place, depth: int) -> Iterator[Hop]:
         if inner is None or depth == MAX_TUNNELS:
             self.tunnels += 1
         else:
@@ -218,7 +218,7 @@ class Playback:
         """By the ports, as far as they tell."""
         return upper.sport in self._ports and upper.dport not in self._ports
 
-    def _in_error(self, ip: Ip, place: Place) -> Iterator[Sighting]:
+    def _in_error(self, ip: Ip, place: Place) -> Iterator[Hop]:
         """An ICMP error about a DNS packet: addresses, ports and number are those of the packet that it quotes."""
         error = icmp.parse_error(ip)
         if error is None or (error.sport not in self._ports and error.dport not in self._ports):
@@ -233,11 +233,11 @@ class Playback:
         event = TX if place.outbound else RX
         netns = place.vantage.host(ip.daddr) if place.outbound is None else place.vantage.netns
         protocol, sequence = error.quoted.protocol, error.sequence
-        yield Sighting(
+        yield Hop(
             place.ts_ns, number, 0, netns, place.ifindex, 0, event, ICMP, ip.family, protocol, sequence, rest=rest
         )
 
-    def _message(self, ip: Ip, udp: Udp, place: Place) -> Iterator[Sighting]:
+    def _message(self, ip: Ip, udp: Udp, place: Place) -> Iterator[Hop]:
         """A DNS message over UDP."""
         payload, vantage = udp.payload, place.vantage
         response = len(payload) > 2 and payload[2] & 0x80 != 0  # noqa: PLR2004  QR is in the third octet
@@ -258,7 +258,7 @@ class Playback:
         if not place.outbound:
             yield came
 
-    def _segment(self, ip: Ip, tcp: Tcp, place: Place) -> Iterator[Sighting]:
+    def _segment(self, ip: Ip, tcp: Tcp, place: Place) -> Iterator[Hop]:
         """A TCP segment: at its socket where it is seen first, elsewhere at a device."""
         response, vantage = self._is_response(tcp), place.vantage
         known = vantage.translate(ip, tcp, place, response=response)
@@ -285,7 +285,7 @@ class Playback:
         else:
             yield came
 
-    def _incomplete(self, one: Incomplete, place: Place) -> Iterator[Sighting]:
+    def _incomplete(self, one: Incomplete, place: Place) -> Iterator[Hop]:
         """A datagram whose first fragment is there: it left, and whoever takes it in cannot make it whole."""
         # Its fragments are counted as such: what they lack is no flaw of a frame.
         udp = parse_udp(one.ip, Flaws())
@@ -314,7 +314,7 @@ class Quoted(NamedTuple):
     payload_bytes: int
 
 
-def _past_a_tap(ip: Ip, udp: Udp, place: Place, left: Sighting, came: Sighting) -> Iterator[Sighting]:
+def _past_a_tap(ip: Ip, udp: Udp, place: Place, left: Hop, came: Hop) -> Iterator[Hop]:
     """A message that was sent; that a query came to its server is held back until the server replies."""
     vantage, identifier = place.vantage, udp.payload[:2]
     if left.flags & RESPONSE:
@@ -331,7 +331,7 @@ def _past_a_tap(ip: Ip, udp: Udp, place: Place, left: Sighting, came: Sighting) 
         remember(vantage.asked, (ip.saddr, udp.sport, ip.daddr, udp.dport, identifier), came)
 
 
-def _past_a_tap_in_order(ip: Ip, tcp: Tcp, place: Place, came: Sighting, *, response: bool) -> Iterator[Sighting]:
+def _past_a_tap_in_order(ip: Ip, tcp: Tcp, place: Place, came: Hop, *, response: bool) -> Iterator[Hop]:
     """The arrival of a segment; at a server it is held back until the server acknowledges it."""
     vantage = place.vantage
     if response:
@@ -375,8 +375,8 @@ def _entry(known: Translation | None, *, response: bool) -> dict[str, Any]:
 
 def _seen(  # noqa: PLR0917  positional for speed
     ip: Ip, rest: bytes, place: Place, event: int, number: int = 0, flags: int = 0
-) -> Sighting:
-    """One sighting; at a tap the arrival is a nanosecond after the departure, at another host."""
+) -> Hop:
+    """One hop; at a tap the arrival is a nanosecond after the departure, at another host."""
     ts_ns, vantage, ifindex, _, outbound, _ = place
     netns, tail, copy = vantage.netns, len(rest) - DETAIL.size, 0
     if outbound is None:
@@ -384,7 +384,7 @@ def _seen(  # noqa: PLR0917  positional for speed
         netns = vantage.host(ip.daddr if arrival else ip.saddr)
         copy = ts_ns  # both are of one packet, also if more like it are sent
         ts_ns += arrival
-    return Sighting(ts_ns, number, copy, netns, ifindex, tail, event, flags, ip.family, ip.protocol, rest=rest)
+    return Hop(ts_ns, number, copy, netns, ifindex, tail, event, flags, ip.family, ip.protocol, rest=rest)
 
 
 def _rest(  # noqa: PLR0917  as above

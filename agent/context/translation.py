@@ -11,18 +11,18 @@ from ipaddress import ip_address
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.model import Endpoint
+from agent.hop.endpoint import V4_MAPPED, Endpoint
+from agent.hop.record import CONNTRACK, COUNTERS, RX, SOCKET_RX, TX
 from agent.session.outcome import CQ, translation
 from agent.session.proxies import DESTINATION_NAT, Means
-from agent.session.sighting import CONNTRACK, COUNTERS, RX, SOCKET_RX, TX, V4_MAPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agent.session.cluster import Cluster, Pod
+    from agent.context.cluster import Cluster, Pod
+    from agent.context.counters import Surroundings
+    from agent.hop.record import Hop
     from agent.session.outcome import Outcome
-    from agent.session.sighting import Sighting
-    from agent.session.surroundings import Surroundings
 
 LINK_LOCAL = V4_MAPPED + bytes((169, 254))
 """169.254.0.0/16: where NodeLocal DNSCache listens beside the Service's address."""
@@ -189,14 +189,14 @@ def by_other_address(case: _Case) -> Translation | None:
     return Translation(virtual, _destination(after), Mechanism.IPVS if case.balances(after.netns, virtual) else by)
 
 
-def _rewritten(outcome: Outcome) -> Iterator[tuple[Sighting, Sighting]]:
+def _rewritten(outcome: Outcome) -> Iterator[tuple[Hop, Hop]]:
     for one in outcome.queries:
         for before, after in pairwise(one.hops):
             if _destination(before) != _destination(after):
                 yield before, after
 
 
-def _is_not_tables(hop: Sighting) -> bool:
+def _is_not_tables(hop: Hop) -> bool:
     """Whether the connection table had no part in it, by a hop that leaves the namespace: elsewhere entries are gone.
 
     Either the packet came to the table with its new address, or it has no entry: counters are read only then.
@@ -235,7 +235,7 @@ TAKEN_BY = {
 }
 
 
-def _was_redirected(before: Sighting, after: Sighting, outcome: Outcome) -> bool:
+def _was_redirected(before: Hop, after: Hop, outcome: Outcome) -> bool:
     """Whether it went from one namespace's device into another namespace without having left by a device.
 
     That is `bpf_redirect_peer()`: what the tables translate goes through the IP layer, and leaves.
@@ -306,11 +306,11 @@ RULES: tuple[Callable[[_Case], Translation | None], ...] = (
 """The first that speaks is heard: what the packets show comes before what they do not."""
 
 
-def _origin(outcome: Outcome) -> Sighting | None:
+def _origin(outcome: Outcome) -> Hop | None:
     return next((one.origin for one in outcome.session.queries.transmissions if one.origin is not None), None)
 
 
-def _destination(hop: Sighting) -> Endpoint:
+def _destination(hop: Hop) -> Endpoint:
     detail = hop.detail
     return Endpoint(detail.daddr, detail.dport)
 

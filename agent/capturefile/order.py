@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agent.capture.frames import Frame
-    from agent.capture.inputs import Input
+    from agent.capturefile.frames import Frame
+    from agent.capturefile.inputs import Input
 
 SETTLE_NS = 50_000_000
 """Frames of one capture may be out of order by so much."""

@@ -1,14 +1,14 @@
-"""IP packets as they must have been, rebuilt from what a sighting says: for capture files that other tools read."""
+"""IP packets as they must have been, rebuilt from what a hop says: for capture files that other tools read."""
 
 from __future__ import annotations
 
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.session.sighting import FRAGMENT, UDP
+from agent.hop.record import FRAGMENT, UDP
 
 if TYPE_CHECKING:
-    from agent.session.sighting import Detail, Sighting
+    from agent.hop.record import Detail, Hop
 
 V4 = 4
 IPV4_BYTES, IPV6_BYTES, UDP_BYTES, TCP_BYTES, FRAGMENT_BYTES = 20, 40, 8, 20, 8
@@ -43,48 +43,48 @@ def header_bytes(family: int, protocol: int) -> int:
     return (IPV4_BYTES if family == V4 else IPV6_BYTES) + (UDP_BYTES if protocol == UDP else TCP_BYTES)
 
 
-def rebuild(sighting: Sighting, detail: Detail, payload: bytes) -> Packet:
-    """The packet of a sighting, with valid checksums if all of the payload is there.
+def rebuild(hop: Hop, detail: Detail, payload: bytes) -> Packet:
+    """The packet of a hop, with valid checksums if all of the payload is there.
 
     A first fragment is written as the whole datagram that it announces, cut where it ends. A later one has its header
     alone: its octets were not captured.
     """
-    if sighting.flags & FRAGMENT:
-        return _later_fragment(sighting, detail)
-    upper, length = _transport(sighting, detail, payload)
-    ip = _ip_header(sighting, detail, length)
+    if hop.flags & FRAGMENT:
+        return _later_fragment(hop, detail)
+    upper, length = _transport(hop, detail, payload)
+    ip = _ip_header(hop, detail, length)
     return Packet(ip + upper, len(ip) + length)
 
 
-def _later_fragment(sighting: Sighting, detail: Detail) -> Packet:
-    offset_and_more = sighting.fragment & (OFFSET | MORE_FRAGMENTS)
-    if sighting.family == V4:
-        ip = _ipv4(detail, sighting.protocol, detail.payload_bytes, sighting.sequence & 0xFFFF, offset_and_more)
+def _later_fragment(hop: Hop, detail: Detail) -> Packet:
+    offset_and_more = hop.fragment & (OFFSET | MORE_FRAGMENTS)
+    if hop.family == V4:
+        ip = _ipv4(detail, hop.protocol, detail.payload_bytes, hop.sequence & 0xFFFF, offset_and_more)
     else:
         ip = _ipv6(detail, NEXTHDR_FRAGMENT, FRAGMENT_BYTES + detail.payload_bytes)
         more = 1 if offset_and_more & MORE_FRAGMENTS else 0
-        ip += struct.pack("!BxHI", sighting.protocol, (offset_and_more & OFFSET) << 3 | more, sighting.sequence)
+        ip += struct.pack("!BxHI", hop.protocol, (offset_and_more & OFFSET) << 3 | more, hop.sequence)
     return Packet(ip, len(ip) + detail.payload_bytes)
 
 
-def _transport(sighting: Sighting, detail: Detail, payload: bytes) -> tuple[bytes, int]:
+def _transport(hop: Hop, detail: Detail, payload: bytes) -> tuple[bytes, int]:
     """UDP or TCP header with the payload, and how long that was."""
     whole = len(payload) == detail.payload_bytes
-    if sighting.protocol == UDP:
+    if hop.protocol == UDP:
         length = UDP_BYTES + detail.payload_bytes
         ports = detail.sport, detail.dport, min(length, MAX_LENGTH)
-        checksum = _checksum(sighting, detail, _pack_udp(*ports, 0) + payload) if whole else 0
+        checksum = _checksum(hop, detail, _pack_udp(*ports, 0) + payload) if whole else 0
         # A sum of 0 is sent as its other spelling, because 0 says that there is none (RFC 768).
         return _pack_udp(*ports, (checksum or 0xFFFF) if whole else 0) + payload, length
-    head = detail.sport, detail.dport, sighting.sequence, 0, TCP_OFFSET, sighting.tcp_flags, WINDOW
-    checksum = _checksum(sighting, detail, _pack_tcp(*head, 0, 0) + payload) if whole else 0
+    head = detail.sport, detail.dport, hop.sequence, 0, TCP_OFFSET, hop.tcp_flags, WINDOW
+    checksum = _checksum(hop, detail, _pack_tcp(*head, 0, 0) + payload) if whole else 0
     return _pack_tcp(*head, checksum, 0) + payload, TCP_BYTES + detail.payload_bytes
 
 
-def _ip_header(sighting: Sighting, detail: Detail, length: int) -> bytes:
-    if sighting.family == V4:
-        return _ipv4(detail, sighting.protocol, length, 0, DONT_FRAGMENT)
-    return _ipv6(detail, sighting.protocol, length)
+def _ip_header(hop: Hop, detail: Detail, length: int) -> bytes:
+    if hop.family == V4:
+        return _ipv4(detail, hop.protocol, length, 0, DONT_FRAGMENT)
+    return _ipv6(detail, hop.protocol, length)
 
 
 def _ipv4(detail: Detail, protocol: int, length: int, identification: int, flags_and_offset: int) -> bytes:
@@ -98,10 +98,10 @@ def _ipv6(detail: Detail, protocol: int, length: int) -> bytes:
     return _pack_ipv6(6 << 28, min(length, MAX_LENGTH), protocol, TTL, detail.saddr, detail.daddr)
 
 
-def _checksum(sighting: Sighting, detail: Detail, upper: bytes) -> int:
+def _checksum(hop: Hop, detail: Detail, upper: bytes) -> int:
     """Of UDP or TCP, with the pseudo header (RFC 9293 3.1, RFC 8200 8.1)."""
-    start = 12 if sighting.family == V4 else 0
-    pseudo = detail.saddr[start:] + detail.daddr[start:] + struct.pack("!II", len(upper), sighting.protocol)
+    start = 12 if hop.family == V4 else 0
+    pseudo = detail.saddr[start:] + detail.daddr[start:] + struct.pack("!II", len(upper), hop.protocol)
     return _complement(pseudo + upper)
 
 

@@ -13,9 +13,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.context.counters import ConntrackCounters, Ipvs, NetnsCounters
 from agent.enrich.ipvs import IpvsTables
 from agent.enrich.processes import NetnsProcesses
-from agent.session.surroundings import ConntrackCounters, Ipvs, NetnsCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -83,7 +83,7 @@ class _Watched:
 
 
 class LiveSurroundings:
-    """`agent.session.surroundings.Surroundings` of this node.
+    """`agent.context.counters.Surroundings` of this node.
 
     Counters tell something by their growth, so namespaces are looked at before anything happens: the one that this
     process lives in, and those that `interest` was told of. `poll` does it, for the loop to call at every turn.
@@ -104,16 +104,16 @@ class LiveSurroundings:
         self._tables = IpvsTables(ports)
         self._clock = clock
         self.was_read = was_read
-        self._home = self._processes.netns_of("self")
+        self._node_netns = self._processes.netns_of("self")
         self._watched: dict[int, _Watched] = {}
         self._ipvs: dict[int, tuple[int, Ipvs | None]] = {}
         self._node_counters: tuple[int, _NodeCounters] | None = None
-        self.interest(self._home)
+        self.interest(self._node_netns)
 
     @property
-    def home(self) -> int:
+    def node_netns(self) -> int:
         """The namespace that this process lives in."""
-        return self._home
+        return self._node_netns
 
     def latest(self, netns: int) -> NetnsCounters | None:
         """The newest look at a namespace; None when there was none."""
@@ -137,7 +137,7 @@ class LiveSurroundings:
             if look is not None:
                 watched.remember(look)
                 watched.looks.append(look)
-            elif netns != self._home and watched.is_gone(now_ns):
+            elif netns != self._node_netns and watched.is_gone(now_ns):
                 del self._watched[netns]
 
     def counters(self, netns: int, since_ns: int) -> tuple[NetnsCounters | None, NetnsCounters | None]:
@@ -166,11 +166,11 @@ class LiveSurroundings:
         watched = self._watched.pop(netns) if netns in self._watched else _Watched()
         self._watched[netns] = watched
         if len(self._watched) > MAX_WATCHED:
-            del self._watched[next(other for other in self._watched if other != self._home)]
+            del self._watched[next(other for other in self._watched if other != self._node_netns)]
         return watched
 
     def _net_of(self, netns: int) -> str | None:
-        return f"{self._processes.proc}/self/net" if netns == self._home else self._processes.net_of(netns)
+        return f"{self._processes.proc}/self/net" if netns == self._node_netns else self._processes.net_of(netns)
 
     def _look(self, netns: int, node: _NodeCounters) -> NetnsCounters | None:
         net = self._net_of(netns)

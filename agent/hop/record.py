@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum, IntFlag
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, NamedTuple, get_type_hints
 
 U8 = Annotated[int, "B", "__u8"]
@@ -72,7 +70,7 @@ class Head(NamedTuple):
 
     ts_ns: U64
     """CLOCK_MONOTONIC, nanoseconds (wall clock, in replay)."""
-    message: U64
+    message_id: U64
     """Equal for all hops of one message; 0 where the kernel could not tell. Survives DNAT, not SNAT."""
     skb: U64
     """Address of the sk_buff. Reused within 0.1 ms, so only ever a tie-breaker."""
@@ -175,11 +173,11 @@ SADDR, SPORT = place_of("saddr"), place_of("sport")
 DADDR, DPORT = place_of("daddr"), place_of("dport")
 
 
-class Sighting(NamedTuple):
+class Hop(NamedTuple):
     """One hop as the core keeps it: the head's fields and the undecoded rest of the record."""
 
     ts_ns: int
-    message: int
+    message_id: int
     skb: int
     netns: int
     ifindex: int
@@ -210,34 +208,6 @@ class Sighting(NamedTuple):
         """The captured octets of the DNS message: empty when an earlier hop brought them."""
         start = DETAIL.size + (8 * STACK_FRAMES if self.event == Event.DROP else 0)
         return self.rest[start : start + detail.captured_bytes]
-
-
-V4_MAPPED = bytes(10) + b"\xff\xff"
-
-
-@lru_cache(maxsize=65536)
-def address_to_text(address: bytes) -> str:
-    """The usual spelling of a 16-octet address: dotted for IPv4, RFC 5952 for IPv6."""
-    if address.startswith(V4_MAPPED):
-        return str(IPv4Address(address[12:]))
-    return str(IPv6Address(address))
-
-
-GROUP_V6, CLASS_D, BROADCAST = 0xFF, 0xE, b"\xff" * 4
-"""First octet of an IPv6 group, first four bits of an IPv4 group, and the address of everybody."""
-
-
-def is_group(address: bytes) -> bool:
-    """Whether it is a multicast or broadcast address (RFC 5771, RFC 919, RFC 4291 2.7): no host's own."""
-    if address.startswith(V4_MAPPED):
-        return address[12] >> 4 == CLASS_D or address[12:] == BROADCAST
-    return address[0] == GROUP_V6
-
-
-def endpoint_to_text(address: bytes, port: int) -> str:
-    """`192.0.2.1:53` or `[2001:db8::1]:53`."""
-    text = address_to_text(address)
-    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
 
 
 def name_text(name: bytes) -> str:

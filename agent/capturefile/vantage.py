@@ -9,11 +9,11 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from agent.session.model import Endpoint
-from agent.session.sighting import TCP, V4_MAPPED
+from agent.hop.endpoint import V4_MAPPED, Endpoint
+from agent.hop.record import TCP
 
 if TYPE_CHECKING:
-    from agent.session.sighting import Sighting
+    from agent.hop.record import Hop
     from agent.wire.packet import Ip, Tcp, Udp
 
 MAX_FIRST = 65536
@@ -77,9 +77,9 @@ class Vantage:
     port."""
     translations: OrderedDict[Endpoint, Translation] = field(default_factory=OrderedDict)
     """By the client's address behind the translation."""
-    asked: OrderedDict[Asked, Sighting] = field(default_factory=OrderedDict)
+    asked: OrderedDict[Asked, Hop] = field(default_factory=OrderedDict)
     """At a tap: arrivals of queries at servers that no reply has proved yet."""
-    unacknowledged: OrderedDict[Connection, list[tuple[int, Sighting]]] = field(default_factory=OrderedDict)
+    unacknowledged: OrderedDict[Connection, list[tuple[int, Hop]]] = field(default_factory=OrderedDict)
     """At a tap: arrivals of segments at servers that no acknowledgement has proved yet."""
     counted: int = 0
 
@@ -146,14 +146,14 @@ class Vantage:
             del self.translations[source]  # the node itself uses that port now
         return None
 
-    def hold(self, connection: Connection, end: int, arrival: Sighting) -> None:
+    def hold(self, connection: Connection, end: int, arrival: Hop) -> None:
         """At a tap: keep the arrival of a segment whose last octet is before `end` until that is acknowledged."""
         held = self.unacknowledged.setdefault(connection, [])
         if len(held) < MAX_HELD:
             held.append((end, arrival))
         bound(self.unacknowledged)
 
-    def acknowledged(self, connection: Connection, number: int) -> list[Sighting]:
+    def acknowledged(self, connection: Connection, number: int) -> list[Hop]:
         """At a tap: the arrivals that an acknowledgement up to this sequence number proves."""
         held = self.unacknowledged.pop(connection, None)
         if held is None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from agent.capture.frames import MAX_FRAME_BYTES, MAX_TS_NS, SECOND_NS, Frame, PcapError, Source
-from agent.capture.pcapng import SECTION_MAGIC, PcapngWriter, read_pcapng
+from agent.capturefile.frames import MAX_FRAME_BYTES, MAX_TS_NS, SECOND_NS, Frame, PcapError, Source
+from agent.capturefile.pcapng import SECTION_MAGIC, PcapngWriter, read_pcapng
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.capture.btf import BtfError, load_kernel
-from agent.capture.headers import headers_directory, load_headers
+from agent.kernel.btf import BtfError, load_kernel
+from agent.kernel.headers import headers_directory, load_headers
 
 if TYPE_CHECKING:
-    from agent.capture.btf import Btf
+    from agent.kernel.btf import Btf
 
 
 class KernelTypes(NamedTuple):
@@ -21,7 +21,7 @@ class KernelTypes(NamedTuple):
 
 
 def kernel_types() -> KernelTypes:
-    """The types of the running kernel. BTF takes 50 ms, the headers some seconds (see agent.capture.headers).
+    """The types of the running kernel. BTF takes 50 ms, the headers some seconds (see agent.kernel.headers).
 
     Raises:
         BtfError: there is neither BTF nor headers that compile; the message has both reasons.

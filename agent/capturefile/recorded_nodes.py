@@ -1,18 +1,18 @@
-"""What the recordings of a replay say beside the sightings: nodes, names, whose address was whose, known octets."""
+"""What the recordings of a replay say beside the hops: nodes, names, whose address was whose, known octets."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from typing import TYPE_CHECKING, TypeVar
 
-from agent.capture.recording import Names, restore
-from agent.session.sighting import DETAIL, UDP
+from agent.capturefile.hop_comment import Names, restore
+from agent.hop.record import DETAIL, UDP
 
 if TYPE_CHECKING:
-    from agent.capture.frames import Frame
-    from agent.capture.inputs import Input
-    from agent.capture.recording import Restored
-    from agent.session.sighting import Sighting
+    from agent.capturefile.frames import Frame
+    from agent.capturefile.hop_comment import Restored
+    from agent.capturefile.inputs import Input
+    from agent.hop.record import Hop
 
 MAX_REMEMBERED = 65536
 MAX_NODES = 4096
@@ -48,8 +48,8 @@ class Recorded:
         if found.mark is not None and found.mark.kind == "begin":
             self._node_of[source] = self._number_of(found.mark.node)
             self.node = self.node or found.mark.node
-        if found.sighting is not None:
-            return found._replace(sighting=self._told_apart(source, found, found.sighting))
+        if found.hop is not None:
+            return found._replace(hop=self._told_apart(source, found, found.hop))
         return found
 
     def _number_of(self, node: str) -> int:
@@ -57,8 +57,8 @@ class Recorded:
             return MAX_NODES
         return self._nodes.setdefault(node, len(self._nodes))
 
-    def _told_apart(self, source: Input, found: Restored, seen: Sighting) -> Sighting:
-        """The sighting as the core shall see it.
+    def _told_apart(self, source: Input, found: Restored, seen: Hop) -> Hop:
+        """The hop as the core shall see it.
 
         The host's namespace has the same number on every node, so those of a second node get a high bit.
         """
@@ -67,18 +67,18 @@ class Recorded:
             seen = seen._replace(netns=seen.netns | node << NETNS_BITS)
         if found.local is not None:
             _remember(self._local, (seen.netns, seen.detail.daddr), found.local)
-        return self._with_octets(seen, found.payload) if seen.protocol == UDP and seen.message else seen
+        return self._with_octets(seen, found.payload) if seen.protocol == UDP and seen.message_id else seen
 
-    def _with_octets(self, seen: Sighting, payload: bytes) -> Sighting:
+    def _with_octets(self, seen: Hop, payload: bytes) -> Hop:
         """Octets that came with an earlier hop are given with this one if that hop's file is gone."""
         detail = seen.detail
-        if not detail.captured_bytes and payload and seen.message not in self._brought:
+        if not detail.captured_bytes and payload and seen.message_id not in self._brought:
             fixed = detail._replace(captured_bytes=len(payload))
             rest = DETAIL.pack(*fixed) + seen.rest[DETAIL.size :] + payload
             seen = seen._replace(rest=rest, tail_bytes=len(rest) - DETAIL.size)
         elif not detail.captured_bytes:
             return seen
-        _remember(self._brought, seen.message, None)
+        _remember(self._brought, seen.message_id, None)
         return seen
 
 

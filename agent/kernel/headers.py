@@ -4,7 +4,7 @@ Distributions have the headers of each kernel as a package, found by /lib/module
 that does nothing but mention the types (bpf/headers.c), clang describes them as BTF, BCC hands that to the kernel, and
 from the kernel it is read back: the form is that of a kernel that has BTF, so nothing else need know.
 
-It is the work of a child, `python -m agent.capture.headers`, which writes the BTF to its output. Measured with Debian's
+It is the work of a child, `python -m agent.kernel.headers`, which writes the BTF to its output. Measured with Debian's
 headers of 6.1, 6.12 and 7.3 (BCC 0.26): 1.7 to 2.6 s and 219 to 251 MiB, which end with the child, before the real
 program is compiled; 70 to 80 KiB of BTF, 1 065 to 1 166 types.
 """
@@ -18,10 +18,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent.capture.btf import Btf, BtfError
-from agent.capture.compiler import KERNEL_SOURCE, bcc, source_directory
-from agent.capture.offsets import STRUCTS, TRACEPOINTS
-from agent.capture.syscall import btf_info
+from agent.kernel.btf import Btf, BtfError
+from agent.kernel.compiler import KERNEL_SOURCE, bcc, source_directory
+from agent.kernel.offsets import STRUCTS, TRACEPOINTS
+from agent.kernel.syscall import btf_info
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,7 @@ def load_headers() -> Btf:
         BtfError: there are no headers, they are of another kernel, or they do not compile; in the compiler's words.
     """
     directory = headers_directory()
-    command = [sys.executable, "-P", "-m", "agent.capture.headers"]
+    command = [sys.executable, "-P", "-m", "agent.kernel.headers"]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=TIMEOUT_SECONDS

@@ -1,24 +1,16 @@
-"""Whose packet it is: the client before any translation."""
+"""What the conntrack entry of a packet says of it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.session.model import Endpoint, Key
-from agent.session.sighting import TCP, V4_MAPPED
+from agent.hop.endpoint import Endpoint
 
 if TYPE_CHECKING:
-    from agent.session.sighting import Detail
+    from agent.hop.record import Detail
 
-LOOPBACK_V6 = bytes(15) + b"\x01"
-LOOPBACK_V4 = V4_MAPPED + b"\x7f"
 REPLY_CT_INFO = 3
 """enum ip_conntrack_info: from here on the packet goes in the reply direction."""
-
-
-def connecting_key(client: Endpoint, scope: int) -> Key:
-    """The key of a client's request for a TCP connection, which has no question yet."""
-    return Key(client, TCP, 0, b"", 0, 0, scope)
 
 
 def clients(detail: Detail, *, response: bool) -> tuple[Endpoint, Endpoint]:
@@ -29,8 +21,3 @@ def clients(detail: Detail, *, response: bool) -> tuple[Endpoint, Endpoint]:
     spelled = Endpoint(detail.daddr, detail.dport) if response else Endpoint(detail.saddr, detail.sport)
     tracked = bool(detail.ct_original_sport) and (detail.ct_info >= REPLY_CT_INFO) == response
     return (Endpoint(detail.ct_original_saddr, detail.ct_original_sport) if tracked else spelled), spelled
-
-
-def is_loopback(address: bytes) -> bool:
-    """Whether every namespace has its own host of this address."""
-    return address.startswith(LOOPBACK_V4) or address == LOOPBACK_V6

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from agent.session.model import Endpoint
+    from agent.hop.endpoint import Endpoint
 
 DELAY_NS = 2_000_000_000
 """kube-proxy acts on changes about once a second, and the list's own changes are learned of with some delay."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from agent.session.cluster import Pod, Service
-    from agent.session.translation import Translation
+    from agent.context.cluster import Pod, Service
+    from agent.context.translation import Translation
 
 
 class Who(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agent.capture.errors import CaptureError
+from agent.kernel.errors import CaptureError
 
 KERNEL_SOURCE = "BCC_KERNEL_SOURCE"
 """The environment variable by which BCC finds other headers than those of the running kernel."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.hop.record import DADDR
+from agent.session.accepted import NOERROR, NXDOMAIN
 from agent.session.model import SECOND_NS
-from agent.session.sighting import DADDR
-from agent.session.taken import NOERROR, NXDOMAIN
 
 if TYPE_CHECKING:
     from agent.session.outcome import Outcome

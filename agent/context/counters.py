@@ -1,6 +1,6 @@
 """What the kernel counts of a network namespace, beside the packets: evidence that user space can read.
 
-Only types: `agent.enrich.surroundings` reads them on a live node; a replay knows nothing of all this.
+Only types: `agent.enrich.counters` reads them on a live node; a replay knows nothing of all this.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from agent.session.model import Endpoint
+    from agent.hop.endpoint import Endpoint
 
 
 class ConntrackCounters(NamedTuple):

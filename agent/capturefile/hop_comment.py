@@ -1,7 +1,7 @@
-"""Sightings in capture files: what the comment of each packet says, for people and for `dnstrail replay`.
+"""Hops in capture files: what the comment of each packet says, for people and for `dnstrail replay`.
 
 A comment is a sentence, then one JSON object that begins with the key `dnstrail`, whose value is the version of this
-format. The object has the fields of the record (`agent.session.sighting`) that are not zero, except these:
+format. The object has the fields of the record (`agent.hop.record`) that are not zero, except these:
 
 - the time is the packet's, as wall clock; the octets are the packet's, too;
 - `drop`: reason, location and kernel stack by name, because numbers and addresses mean nothing on another machine;
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 import msgspec
 
-from agent.capture.synthetic import header_bytes
-from agent.session.drops import Kernel
-from agent.session.sighting import (
+from agent.capturefile.rebuild import header_bytes
+from agent.hop.drops import Kernel
+from agent.hop.endpoint import V4_MAPPED, address_to_text
+from agent.hop.record import (
     DETAIL,
     DROP,
     FRAGMENT,
@@ -29,18 +30,16 @@ from agent.session.sighting import (
     STACK_FRAMES,
     TCP,
     UDP,
-    V4_MAPPED,
     Detail,
     Event,
     Head,
-    Sighting,
-    address_to_text,
+    Hop,
     name_text,
 )
 from agent.wire.packet import LinkType
 
 if TYPE_CHECKING:
-    from agent.capture.frames import Frame
+    from agent.capturefile.frames import Frame
 
 VERSION = 1
 KEY = '{"dnstrail":'
@@ -56,9 +55,15 @@ EVENTS = {int(event): event.name.lower().replace("_", " ") for event in Event}
 _NOT_STORED = frozenset({"ts_ns", "tail_bytes", "location", "reason", "stack_frames"})
 
 
+_KEYS = {"message_id": "message"}
+"""Keys that differ from their field's name: files outlive names."""
+
+
 def _fields(part: type[NamedTuple]) -> list[tuple[str, str, str]]:
-    """Name, struct format and C type of each field."""
-    return [(name, *hint.__metadata__) for name, hint in get_type_hints(part, include_extras=True).items()]
+    """Key, struct format and C type of each field."""
+    return [
+        (_KEYS.get(name, name), *hint.__metadata__) for name, hint in get_type_hints(part, include_extras=True).items()
+    ]
 
 
 _HEAD = _fields(Head)
@@ -97,31 +102,29 @@ class Mark(NamedTuple):
 class Restored(NamedTuple):
     """What a packet of a recording says."""
 
-    sighting: Sighting | None = None
+    hop: Hop | None = None
     payload: bytes = b""
-    """All octets of its message that the file has; the sighting has those that the kernel program sent with it."""
+    """All octets of its message that the file has; the hop has those that the kernel program sent with it."""
     local: bool | None = None
     lost: Lost | None = None
     mark: Mark | None = None
 
 
-def comment_of(
-    sighting: Sighting, detail: Detail, kernel: Kernel, *, local: bool | None = None, lost: Lost | None = None
-) -> str:
-    """The comment of one sighting's packet."""
+def comment_of(hop: Hop, detail: Detail, kernel: Kernel, *, local: bool | None = None, lost: Lost | None = None) -> str:
+    """The comment of one hop's packet."""
     values: dict[str, object] = {"dnstrail": VERSION}
-    values.update((name, sighting[at]) for at, name in _HEAD_NUMBERS if sighting[at])
+    values.update((name, hop[at]) for at, name in _HEAD_NUMBERS if hop[at])
     values.update((name, detail[at]) for at, name in _DETAIL_NUMBERS if detail[at])
     texts: tuple[Any, ...] = detail
     values.update((name, address_to_text(texts[at])) for at, name in _ADDRESSES if texts[at] != _NO_ADDRESS)
     values.update((name, _name(texts[at])) for at, name in _NAMES if texts[at][0])
-    if sighting.event == DROP:
-        values["drop"] = _drop_of(sighting, detail, kernel)
+    if hop.event == DROP:
+        values["drop"] = _drop_of(hop, detail, kernel)
     if local is not None:
         values["local"] = local
     if lost is not None:
         values["lost"] = lost
-    return f"{_sentence(sighting, detail, kernel, lost)} {_encode(values).decode()}"
+    return f"{_sentence(hop, detail, kernel, lost)} {_encode(values).decode()}"
 
 
 def mark_comment(mark: Mark, *, lost: Lost | None = None) -> str:
@@ -141,22 +144,22 @@ def _name(value: bytes) -> str:
     return value.rstrip(b"\0").decode("latin-1")
 
 
-def _drop_of(sighting: Sighting, detail: Detail, kernel: Kernel) -> dict[str, object]:
+def _drop_of(hop: Hop, detail: Detail, kernel: Kernel) -> dict[str, object]:
     """Why and where the packet was freed, by name; what has no name is null."""
     # As the core looks them up: return addresses lie behind their call.
-    stack = [kernel.symbol(address - 1) for address in sighting.stack]
+    stack = [kernel.symbol(address - 1) for address in hop.stack]
     drop: dict[str, object] = {"reason": kernel.reasons.get(detail.reason), "location": kernel.symbol(detail.location)}
     return drop | ({"stack": stack} if stack else {})
 
 
-def _sentence(sighting: Sighting, detail: Detail, kernel: Kernel, lost: Lost | None) -> str:
-    words = EVENTS.get(sighting.event, "seen")
-    if sighting.event == DROP:
-        drop = kernel.describe(sighting)
+def _sentence(hop: Hop, detail: Detail, kernel: Kernel, lost: Lost | None) -> str:
+    words = EVENTS.get(hop.event, "seen")
+    if hop.event == DROP:
+        drop = kernel.describe(hop)
         words += f" {drop.reason or 'without a reason'} in {drop.location or 'an unnamed function'}"
         words += f" ({drop.hook})" if drop.hook else ""
     device = name_text(detail.ifname)
-    words += f"{' at' if sighting.event == DROP and device else ''} {device}".rstrip() + f" in netns {sighting.netns}"
+    words += f"{' at' if hop.event == DROP and device else ''} {device}".rstrip() + f" in netns {hop.netns}"
     if detail.tgid:
         words += f", {name_text(detail.comm)}[{detail.tgid}]"
     return _printable(words) + _loss_words(lost)
@@ -174,7 +177,7 @@ def _loss_words(lost: Lost | None) -> str:
 
 
 class Names:
-    """Names of a recording's drop reasons and kernel functions, and numbers that stand for them in sightings."""
+    """Names of a recording's drop reasons and kernel functions, and numbers that stand for them in hops."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -220,9 +223,9 @@ def _restored(values: dict[str, Any], frame: Frame, names: Names) -> Restored:
         return Restored(lost=lost, mark=_mark(values))
     if frame.linktype != LinkType.RAW:
         raise ValueError("converted by another tool")
-    sighting, payload = _sighting(values, frame, names)
+    hop, payload = _hop(values, frame, names)
     local = values.get("local")
-    return Restored(sighting, payload, local if isinstance(local, bool) else None, lost)
+    return Restored(hop, payload, local if isinstance(local, bool) else None, lost)
 
 
 def _mark(values: dict[str, Any]) -> Mark:
@@ -230,14 +233,14 @@ def _mark(values: dict[str, Any]) -> Mark:
     return Mark(str(values["mark"]), str(values.get("node", ""))[:MAX_NAME], ports, bool(values.get("first")))
 
 
-def _sighting(values: dict[str, Any], frame: Frame, names: Names) -> tuple[Sighting, bytes]:
-    """The sighting, and the octets that the file has of its message.
+def _hop(values: dict[str, Any], frame: Frame, names: Names) -> tuple[Hop, bytes]:
+    """The hop, and the octets that the file has of its message.
 
     Packing checks that every number fits its field.
     """
     head = Head._make(values.get(name, 0) for name, _, _ in _HEAD)
     if head.event not in EVENTS or head.family not in (V4, V6) or head.protocol not in (UDP, TCP):
-        raise ValueError("not a sighting")
+        raise ValueError("not a hop")
     payload = b"" if head.flags & FRAGMENT else frame.data[header_bytes(head.family, head.protocol) :]
     captured = payload[: values.get("captured_bytes", 0)]
     drop, tail = values.get("drop", {}), b""
@@ -254,7 +257,7 @@ def _sighting(values: dict[str, Any], frame: Frame, names: Names) -> tuple[Sight
     tail += captured
     head = head._replace(ts_ns=frame.ts_ns, tail_bytes=len(tail))
     HEAD.pack(*head)
-    return Sighting(*head, rest=fixed + tail), payload
+    return Hop(*head, rest=fixed + tail), payload
 
 
 def _value(values: dict[str, Any], name: str, form: str) -> int | bytes:

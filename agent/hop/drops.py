@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from agent.session.sighting import Sighting
+    from agent.hop.record import Hop
 
 # Who calls nf_hook_slow() is the hook (net/ipv4, net/ipv6, net/core/dev.c).
 HOOKS = {
@@ -79,8 +79,8 @@ CLOSED = frozenset({"TCP_ABORT_ON_DATA", "TCP_CLOSE"})
 AT_SOCKET = frozenset({"SOCKET_RCVBUFF", "SOCKET_FILTER", "PROTO_MEM"})
 
 
-class Drop(NamedTuple):
-    """One death of one packet, named."""
+class DropReason(NamedTuple):
+    """One drop of one packet, named."""
 
     reason: str | None
     """enum skb_drop_reason without its prefix; None on kernels without reasons (before 5.17)."""
@@ -117,16 +117,16 @@ class Kernel(NamedTuple):
     symbol: Callable[[int], str | None]
     """Name of the function at a text address."""
 
-    def describe(self, sighting: Sighting) -> Drop:
+    def describe(self, hop: Hop) -> DropReason:
         """Name reason, place and hook of a drop record."""
-        detail = sighting.detail
+        detail = hop.detail
         location = self.symbol(detail.location)
-        return Drop(self.reasons.get(detail.reason), location, self._hook(sighting))
+        return DropReason(self.reasons.get(detail.reason), location, self._hook(hop))
 
-    def _hook(self, sighting: Sighting) -> str | None:
+    def _hook(self, hop: Hop) -> str | None:
         # A return address just behind the last call of a function belongs to the next one, hence the -1.
         # The compiler's own pieces of a function (`.part.0`, `.isra.0`) count as it.
-        names = [(self.symbol(address - 1) or "").partition(".")[0] for address in sighting.stack]
+        names = [(self.symbol(address - 1) or "").partition(".")[0] for address in hop.stack]
         if "nf_hook_slow" not in names and not any(name.startswith("nft_do_chain") for name in names):
             return None
         return next((HOOKS[name] for name in names if name in HOOKS), None)

@@ -21,7 +21,7 @@ NOERROR, NXDOMAIN = 0, 3
 
 def rcode_of(reply: Transmission) -> int:
     """Its response code, extended where EDNS carries it."""
-    return extended_rcode(reply.wire.payload, reply.wire.summary)
+    return extended_rcode(reply.message.payload, reply.message.summary)
 
 
 def is_good(reply: Transmission) -> bool:

@@ -1,6 +1,6 @@
 """Which kernel offsets the BPF program needs, and their values on this kernel.
 
-Everything comes from the kernel's types at start-up (agent.capture.kernel_types), never from a table or a kernel
+Everything comes from the kernel's types at start-up (agent.kernel.types), never from a table or a kernel
 version: layouts differ between builds.
 """
 
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.capture.btf import BtfError, load_kernel
+from agent.kernel.btf import BtfError, load_kernel
 
 if TYPE_CHECKING:
-    from agent.capture.btf import Btf
+    from agent.kernel.btf import Btf
 
 TRACEPOINTS = ("net_dev_queue", "netif_receive_skb", "kfree_skb")
 

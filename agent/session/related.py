@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.session.sighting import UDP
-from agent.session.taken import NOERROR, NXDOMAIN
+from agent.hop.record import UDP
+from agent.session.accepted import NOERROR, NXDOMAIN
 
 if TYPE_CHECKING:
     from agent.session.model import Session
@@ -52,7 +52,7 @@ def goes_on_with(before: Session, session: Session) -> bool:
     before; elsewhere a name with dots is asked for as it is first. After that any suffix will do.
     """
     replies = before.replies.transmissions
-    if not replies or before.key.name == session.key.name or not _found_nothing(replies[-1].wire.summary):
+    if not replies or before.key.name == session.key.name or not _found_nothing(replies[-1].message.summary):
         return False
     if not before.stem:
         stem = _common_labels(before.key.name, session.key.name)

@@ -1,22 +1,22 @@
-"""Writes sightings to capture files that Wireshark reads, with everything that `dnstrail replay` needs."""
+"""Writes hops to capture files that Wireshark reads, with everything that `dnstrail replay` needs."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.capture.pcapng import MAX_INTERFACES, PcapngWriter
-from agent.capture.recording import Lost, Mark, comment_of, mark_comment
-from agent.capture.synthetic import NO_MESSAGE, rebuild
-from agent.session.sighting import DROP, FRAGMENT, RESPONSE, RX, SOCKET_RX, SOCKET_TX, TCP, TX, name_text
+from agent.capturefile.hop_comment import Lost, Mark, comment_of, mark_comment
+from agent.capturefile.pcapng import MAX_INTERFACES, PcapngWriter
+from agent.capturefile.rebuild import NO_MESSAGE, rebuild
+from agent.hop.record import DROP, FRAGMENT, RESPONSE, RX, SOCKET_RX, SOCKET_TX, TCP, TX, name_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from typing import BinaryIO
 
-    from agent.capture.rotation import FileRing
-    from agent.session.drops import Kernel
-    from agent.session.sighting import Detail, Sighting
+    from agent.capturefile.rotation import FileRing
+    from agent.hop.drops import Kernel
+    from agent.hop.record import Detail, Hop
 
 MAX_KNOWN_BYTES = 8 << 20
 """Octets of messages that are kept for their later hops."""
@@ -44,23 +44,23 @@ class KnownOctets:
         self._left = max_bytes
         self._known: OrderedDict[Hashable, bytes] = OrderedDict()
 
-    def of(self, sighting: Sighting, detail: Detail) -> bytes:
+    def of(self, hop: Hop, detail: Detail) -> bytes:
         """The octets of this hop's message, its own or those of an earlier hop; empty if they are not known."""
-        if sighting.flags & FRAGMENT:
+        if hop.flags & FRAGMENT:
             return b""
-        key = self._segment(sighting, detail) if sighting.protocol == TCP else sighting.message
-        own = sighting.payload(detail)
+        key = self._segment(hop, detail) if hop.protocol == TCP else hop.message_id
+        own = hop.payload(detail)
         if not own or not key:
             return own or (self._known.get(key, b"") if key else b"")[: detail.payload_bytes]
         self._keep(key, own)
         return own
 
     @staticmethod
-    def _segment(sighting: Sighting, detail: Detail) -> Hashable:
+    def _segment(hop: Hop, detail: Detail) -> Hashable:
         """Equal for all hops of one segment, whatever the server's address."""
-        response = bool(sighting.flags & RESPONSE)
+        response = bool(hop.flags & RESPONSE)
         client = (detail.daddr, detail.dport) if response else (detail.saddr, detail.sport)
-        return client, response, sighting.sequence, detail.payload_bytes
+        return client, response, hop.sequence, detail.payload_bytes
 
     def _keep(self, key: Hashable, octets: bytes) -> None:
         self._left += len(self._known.pop(key, b"")) - len(octets)
@@ -108,23 +108,23 @@ class Recorder:
         self._interfaces: dict[tuple[int, bytes], int]
         self._begin(started_ns + setting.wall_offset_ns)
 
-    def take(self, sighting: Sighting) -> None:
-        """Write one sighting."""
-        setting, detail = self._setting, sighting.detail
-        ts_ns = sighting.ts_ns + setting.wall_offset_ns
+    def take(self, hop: Hop) -> None:
+        """Write one hop."""
+        setting, detail = self._setting, hop.detail
+        ts_ns = hop.ts_ns + setting.wall_offset_ns
         if self._writer.size >= setting.max_bytes or len(self._interfaces) >= MAX_INTERFACES - 1:
             self._file.close()
             self._begin(ts_ns)
-        local = setting.is_local(sighting.netns, detail.daddr) if sighting.event in ARRIVALS else None
-        sighting = sighting._replace(skb=self._numbers.of(sighting.skb))
-        data, original = rebuild(sighting, detail, self._octets.of(sighting, detail))
+        local = setting.is_local(hop.netns, detail.daddr) if hop.event in ARRIVALS else None
+        hop = hop._replace(skb=self._numbers.of(hop.skb))
+        data, original = rebuild(hop, detail, self._octets.of(hop, detail))
         self._writer.write(
-            self._interface(sighting.netns, detail.ifname),
+            self._interface(hop.netns, detail.ifname),
             ts_ns,
             data,
             original_length=original,
-            comment=comment_of(sighting, detail, setting.kernel, local=local, lost=self._lost),
-            outbound=OUTBOUND.get(sighting.event),
+            comment=comment_of(hop, detail, setting.kernel, local=local, lost=self._lost),
+            outbound=OUTBOUND.get(hop.event),
         )
         self._lost = None
         self.packets += 1

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from agent import __version__
-from agent.capture.frames import MAX_FRAME_BYTES, MAX_TS_NS, SECOND_NS, Frame, PcapError, Source
+from agent.capturefile.frames import MAX_FRAME_BYTES, MAX_TS_NS, SECOND_NS, Frame, PcapError, Source
 from agent.wire.packet import LinkType
 
 if TYPE_CHECKING:
