@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.hop.endpoint import Endpoint
-from agent.hop.record import ORIGIN, PROCESS, RESPONSE, RX, TX, Hop
+from agent.hop.record import ORIGIN, PROCESS, RESPONSE, RX, TX, UDP, Hop
 from agent.session.proxies import Takers, taker_of
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ MAX_KNOWN = 65536
 """Namespaces, and devices. The kernel gives the number of a namespace again, that of a device never."""
 MAX_WAYS = 65536
 MAX_SERVERS = 64
+MAX_PROCESSES = 64
 MAX_SERVICES = 64
 MAX_BACKENDS = 1024
 KEPT_LOSSES = 1024
@@ -98,11 +99,22 @@ class Servers:
     """The DNS servers of one namespace, by the replies they sent."""
 
     programs: set[bytes] = field(default_factory=set)
+    processes: set[int] = field(default_factory=set)
+    """Those that replied over UDP. Over TCP some servers reply by a process of its own to each client."""
     addresses: set[bytes] = field(default_factory=set)
     given: set[bytes] = field(default_factory=set)
     """Those of them that the namespace does not have: a rule leads what is sent there to it."""
     unsure: set[bytes] = field(default_factory=set)
     """Those of them that the namespace may not have: when it answered, its addresses could not be read."""
+
+    def learn_program(self, detail: Detail, *, protocol: int) -> None:
+        """Take note of the program, and over UDP the process, that sent a reply."""
+        if len(self.programs) < MAX_SERVERS:
+            self.programs.add(detail.comm)
+        if protocol == UDP and detail.tgid not in self.processes:
+            if len(self.processes) >= MAX_PROCESSES:
+                self.processes.clear()
+            self.processes.add(detail.tgid)
 
 
 class Shape(NamedTuple):
@@ -171,8 +183,8 @@ class Knowledge:
             servers = self.serving[reply.netns] = Servers()
         if detail.saddr not in servers.addresses or detail.saddr in servers.given or detail.saddr in servers.unsure:
             self._learn_address(reply, detail, servers)
-        if reply.flags & PROCESS and len(servers.programs) < MAX_SERVERS:
-            servers.programs.add(detail.comm)
+        if reply.flags & PROCESS:
+            servers.learn_program(detail, protocol=reply.protocol)
 
     def _learn_address(self, reply: Hop, detail: Detail, servers: Servers) -> None:
         """An address that the namespace has, or one that a rule gives it; not one that a transparent proxy poses as."""
@@ -214,14 +226,17 @@ class Knowledge:
         return self.is_local(netns, address)
 
     def may_be_server(self, asking: Hop) -> bool:
-        """Whether what sends this query may be a DNS server of its namespace: not if other programs are known to be.
+        """Whether what sends this query may be a DNS server of its namespace: not if others are known to be.
 
-        Programs, not processes: some servers answer each TCP client by a process of its own.
+        A client may run the very program that serves there, such as an interpreter, so processes count; over TCP only
+        programs do.
         """
         servers = self.serving.get(asking.netns)
-        if servers is None or not servers.programs or not asking.flags & PROCESS:
+        if servers is None or not asking.flags & PROCESS:
             return True
-        return asking.detail.comm in servers.programs
+        if asking.protocol == UDP and servers.processes:
+            return asking.detail.tgid in servers.processes
+        return not servers.programs or asking.detail.comm in servers.programs
 
     def learn(self, session: Session) -> None:
         """Take what a session's hops show of the namespaces they were in."""

@@ -367,6 +367,21 @@ def test_another_program_of_the_node_that_asks_the_same_is_nobodys_proxy(world):
     assert len(application(outcomes)) == 2
 
 
+@pytest.mark.parametrize("same_question", [False, True])
+def test_a_client_that_runs_the_very_program_of_the_proxy_is_a_client(world, same_question):
+    warm(world, "pod", v6=True)
+    start = warm(world, "pod")
+    name = "one.local." if same_question else "other.local."
+    one = taken("pod", name="one.local.")
+    other = taken("pod", name=name, identifier=7, v6=True, comm=PROXY[0], tgid=99)
+    hops = sorted(
+        [*healthy(one, start=start), *healthy(other, start=start + 50 * US)],
+        key=lambda hop: hop.ts_ns,
+    )
+    lookups = application(world.outcomes(hops))
+    assert [(masks(each), len(each.session.upstream)) for each in lookups] == [(("Succeeded", 15, 63), 1)] * 2
+
+
 def test_where_the_node_passes_queries_on_unseen_nobody_is_taken_for_a_proxy(world):
     # bpf_redirect_peer(): the last that is seen of a query is its arrival at the node.
     def hidden(lookup, start) -> list[PlainHop]:

@@ -336,7 +336,9 @@ def run(lookups: int = LOOKUPS, speed: float = 1.0) -> Report:
         asked: Counter[str] = Counter()
         answered: Counter[str] = Counter()
         try:
-            for loads in turns(list(zip(nodes, built, strict=True)), folder, lookups):
+            for number, loads in enumerate(turns(list(zip(nodes, built, strict=True)), folder, lookups)):
+                if number * AT_WORK >= len(nodes) and sum(asked[kind.name] for kind in KINDS) >= lookups:
+                    break
                 with ThreadPoolExecutor(len(loads)) as pool:
                     list(pool.map(Load.run, loads))
                 for load in loads:
@@ -349,9 +351,9 @@ def run(lookups: int = LOOKUPS, speed: float = 1.0) -> Report:
 
 
 def turns(nodes: Sequence[tuple[Node, Built]], folder: Path, lookups: int) -> Iterator[list[Load]]:
-    """Two nodes at work at a time, one after the other, until there were so many lookups."""
+    """Two nodes at work at a time, one after the other, without end; so many lookups in one round of all, or less."""
     count = min(ROUND // AT_WORK, -(-lookups // len(nodes)))
-    order = itertools.islice(itertools.cycle(nodes), -(-lookups // count))
+    order = itertools.cycle(nodes)
     loads = (Load(node, lab, within, folder, count, turn) for turn, (node, (lab, within)) in enumerate(order))
     while turn := list(itertools.islice(loads, AT_WORK)):
         yield turn

@@ -1,0 +1,1 @@
+"""Capture files: their frames in, hops out, and the other way round."""
