@@ -304,7 +304,7 @@ def loader_of(pid: int) -> int | None:
 
 def test_a_restart_under_load_misses_only_the_time_between_and_accuses_nobody(lab: Lab, watch: Start):
     first = watch("--log-rate", "1000000")
-    load = Load(lab, rate=500, seconds=8)
+    load = Load(lab, rate=500, seconds=16)
     has_lines(first, 503)
     stopped = time.monotonic()
     stop(first.process)
