@@ -121,7 +121,7 @@ demo: setup-lab ## a small node with real servers and real faults, and the verdi
 test: setup-dev oracles $(PROGRAMS)/prometheus ## all tests, on this machine's real kernel
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow: setup-dev oracles ## variants of what `make test` shows too: other data planes, protocols, families
+test-slow: setup-dev oracles $(PROGRAMS)/prometheus ## variants of what `make test` shows too: other data planes, protocols, families
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 vm: $(VM)/.installed $(VM_KERNEL)/.kernel ## Debian's kernel and an emulator to boot it, in .cache

@@ -1475,20 +1475,20 @@ static __always_inline void handle(void *ctx, u64 skb, u8 event, u64 location,
 	s->busy = 0;
 }
 
-RAW_TRACEPOINT_PROBE(net_dev_queue)
+int net_dev_queue(struct bpf_raw_tracepoint_args *ctx)
 {
 	handle(ctx, ctx->args[0], EVENT_TX, 0, 0, 0);
 	return 0;
 }
 
-RAW_TRACEPOINT_PROBE(netif_receive_skb)
+int netif_receive_skb(struct bpf_raw_tracepoint_args *ctx)
 {
 	handle(ctx, ctx->args[0], EVENT_RX, 0, 0, 0);
 	return 0;
 }
 
 /* (skb, location), reason since 5.17, the receiving socket since 6.11 */
-RAW_TRACEPOINT_PROBE(kfree_skb)
+int kfree_skb(struct bpf_raw_tracepoint_args *ctx)
 {
 	u32 reason = 0;
 	u64 rx_sk = 0;

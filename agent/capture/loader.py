@@ -5,9 +5,11 @@ The compiler's memory (agent.kernel.compiler) goes with the child, which is `pyt
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -19,14 +21,19 @@ from agent.capture import cgroup, privileges
 from agent.capture.counters import COUNTERS_ASSERTION
 from agent.capture.endpoints import ENDPOINTS_ASSERTION
 from agent.capture.layout import c_assertions
+from agent.kernel import kept
 from agent.kernel.btf import BtfError
-from agent.kernel.compiler import KERNEL_SOURCE, bcc, source_directory
+from agent.kernel.compiler import KERNEL_SOURCE, bcc, bcc_version, source_directory
 from agent.kernel.errors import CaptureError
 from agent.kernel.offsets import TRACEPOINTS, drop_reasons, kernel_flags
-from agent.kernel.syscall import create_anchor
+from agent.kernel.program import CGROUP_SKB, KPROBE, RAW_TRACEPOINT, Image, MapSpec, image_of, open_raw_tracepoint
+from agent.kernel.program import create as create_map
+from agent.kernel.program import load as load_program
 from agent.kernel.types import kernel_types
 
-MAPS = ("ring", "counters", "endpoints", "sieves")
+HANDED_OVER = ("ring", "counters", "endpoints", "sieves")
+MAPS = (*HANDED_OVER, "scratch", "seen", "fragments", "reads", "passings")
+"""All of bpf/dnstrail.bpf.c, and those that the agent uses."""
 CHILD_TIMEOUT_SECONDS = 120
 HAS_COUNTERS = "HAS_CONNTRACK_STAT"
 COUNTERS_LOSS = (
@@ -35,6 +42,14 @@ COUNTERS_LOSS = (
 )
 PROBE, PROBED = "datagram_read", "skb_consume_udp"
 PROBE_LOSS = "no kprobes: whether a silent server has read a query is not known"
+FUNCTIONS = [*TRACEPOINTS, *cgroup.ATTACH_TYPES, PROBE]
+"""Of bpf/dnstrail.bpf.c."""
+PERCPU_ARRAY = 6
+"""enum bpf_map_type."""
+ANCHOR_FD = 0x7FFFFFFF
+"""Stands in the compiled program for the descriptor of the map below: no descriptor is as large."""
+ANCHOR = MapSpec("anchor", PERCPU_ARRAY, 4, 8, 1, 0)
+"""A per-CPU array of one value: the program learns from it where each CPU's part of per-CPU memory begins."""
 CGROUP_LOSS = "DNS over TCP and datagrams in paged buffers are not seen"
 DIAGNOSTICS_CHARACTERS = 2000
 
@@ -121,14 +136,11 @@ def compiler_flags(ports: list[int], ring_bytes: int, cpus: int, offsets: dict[s
 def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
     """In the child: do it all; returns descriptors by name and what to tell the parent."""
     kernel = kernel_types().btf
-    os.environ[KERNEL_SOURCE] = str(source_directory() / "include")
     cpus = possible_cpus()
-    program, limits = _compile(bcc().BPF, order, cpus, kernel_flags(kernel))
-    fds: dict[str, int] = {name: program[name].map_fd for name in MAPS}
-    # BPF() has attached them by their names, raw_tracepoint__*
-    for name in TRACEPOINTS:
-        fds[f"prog:{name}"] = program.funcs[f"raw_tracepoint__{name}".encode()].fd
-        fds[f"link:{name}"] = program.raw_tracepoint_fds[name.encode()]
+    with contextlib.suppress(ValueError, OSError):
+        # Before 5.11 maps and programs counted as locked memory.
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    program, limits = _load(order, cpus, kernel_flags(kernel))
     links, more_limits = _attach_cgroup(program)
     probes, probe_limits = _attach_probe(program)
     learned = {
@@ -137,27 +149,63 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
         "drop_reasons": drop_reasons(kernel),
         "limits": limits + more_limits + probe_limits,
     }
+    fds = {name: program.maps[name] for name in HANDED_OVER} | program.tracepoints()
     return fds | links | probes, learned
 
 
-def _compile(bpf: Any, order: dict[str, Any], cpus: int, offsets: dict[str, int]) -> tuple[Any, list[str]]:  # noqa: ANN401
-    """Compile and load; without the conntrack counters where the kernel has none or does not let them be read."""
-    assertions = c_assertions() + COUNTERS_ASSERTION + ENDPOINTS_ASSERTION
-    source = (source_directory() / "dnstrail.bpf.c").read_text() + assertions
+class _Program(NamedTuple):
+    """The image with its maps; the programs are loaded as they are attached."""
+
+    image: Image
+    maps: dict[str, int]
+
+    def load(self, name: str, kind: int) -> int:
+        return load_program(name, self.image.programs[name], kind, self.maps)
+
+    def tracepoints(self) -> dict[str, int]:
+        fds = {f"prog:{name}": self.load(name, RAW_TRACEPOINT) for name in TRACEPOINTS}
+        return fds | {f"link:{name}": open_raw_tracepoint(name, fds[f"prog:{name}"]) for name in TRACEPOINTS}
+
+
+def _load(order: dict[str, Any], cpus: int, offsets: dict[str, int]) -> tuple[_Program, list[str]]:
+    """Create the maps; without the conntrack counters where the kernel has none or does not let them be read."""
     ports, ring_bytes = order["ports"], order["ring_bytes"]
     if HAS_COUNTERS in offsets:
         try:
-            flags = compiler_flags(ports, ring_bytes, cpus, offsets | {"ANCHOR_FD": create_anchor()})
-            return bpf(text=source, cflags=flags), []
+            flags = compiler_flags(ports, ring_bytes, cpus, offsets | {"ANCHOR_FD": ANCHOR_FD})
+            program = _created(_image(flags))
+            os.close(program.load(next(iter(TRACEPOINTS)), RAW_TRACEPOINT))
         except Exception as error:  # noqa: BLE001  BCC raises bare Exception
             limit = f"{COUNTERS_LOSS} ({str(error).splitlines()[0]})"
+        else:
+            return program, []
     else:
         limit = COUNTERS_LOSS
     plain = {name: value for name, value in offsets.items() if name != HAS_COUNTERS}
-    return bpf(text=source, cflags=compiler_flags(ports, ring_bytes, cpus, plain)), [limit]
+    return _created(_image(compiler_flags(ports, ring_bytes, cpus, plain))), [limit]
 
 
-def _attach_cgroup(program: Any) -> tuple[dict[str, int], list[str]]:  # noqa: ANN401  BCC has no types
+def _created(image: Image) -> _Program:
+    return _Program(image, {spec.name: create_map(spec) for spec in image.maps})
+
+
+def _image(flags: list[str]) -> Image:
+    """The compiled program: kept from an earlier start, else compiled now."""
+    assertions = c_assertions() + COUNTERS_ASSERTION + ENDPOINTS_ASSERTION
+    files = [path.read_text() for path in sorted(source_directory().glob("*.[ch]"))]
+    key = kept.key_of(assertions, *files, *flags, *os.uname(), bcc_version())
+    image = kept.read(key)
+    if image is None:
+        os.environ[KERNEL_SOURCE] = str(source_directory() / "include")
+        source = (source_directory() / "dnstrail.bpf.c").read_text() + assertions
+        compiled = bcc().BPF(text=source, cflags=flags)
+        maps = {name: compiled[name].map_fd for name in MAPS}
+        image = image_of(compiled, maps, FUNCTIONS, {ANCHOR_FD: ANCHOR})
+        kept.write(key, image)
+    return image
+
+
+def _attach_cgroup(program: _Program) -> tuple[dict[str, int], list[str]]:
     """Attach the socket programs; without them only TCP and paged datagrams are missed."""
     root = cgroup.cgroup2_root()
     if root is None:
@@ -165,21 +213,21 @@ def _attach_cgroup(program: Any) -> tuple[dict[str, int], list[str]]:  # noqa: A
     fds: dict[str, int] = {}
     try:
         for name, attach_type in cgroup.ATTACH_TYPES.items():
-            fds[f"prog:{name}"] = program.load_func(name, program.CGROUP_SKB).fd
+            fds[f"prog:{name}"] = program.load(name, CGROUP_SKB)
             fds[f"link:{name}"] = cgroup.link(fds[f"prog:{name}"], root, attach_type)
-    except Exception as error:  # noqa: BLE001  BCC raises bare Exception
+    except OSError as error:
         return {}, [f"cannot attach to {root} ({str(error).splitlines()[0]}; needs CAP_NET_ADMIN): {CGROUP_LOSS}"]
     return fds, []
 
 
-def _attach_probe(program: Any) -> tuple[dict[str, int], list[str]]:  # noqa: ANN401  BCC has no types
+def _attach_probe(program: _Program) -> tuple[dict[str, int], list[str]]:
     """Attach the kprobe; many kernels are built without, or refuse it, and everything else works all the same."""
     try:
-        prog = program.load_func(PROBE, program.KPROBE).fd
+        prog = program.load(PROBE, KPROBE)
         link = bcc_attach_kprobe(prog)
     except Exception as error:  # noqa: BLE001  BCC raises bare Exception
         return {}, [f"{PROBE_LOSS} ({str(error).strip().splitlines()[0]})"]
-    return {f"prog:{PROBE}": prog, f"link:{PROBE}": link, "reads": program["reads"].map_fd}, []
+    return {f"prog:{PROBE}": prog, f"link:{PROBE}": link, "reads": program.maps["reads"]}, []
 
 
 def bcc_attach_kprobe(prog_fd: int) -> int:

@@ -6,6 +6,7 @@ and only child processes ask for it, which take that with them when they exit.
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,11 @@ def source_directory() -> Path:
     """Where the C source is: `bpf/` of the checkout, or `_bpf/` inside an installed package."""
     package = Path(__file__).resolve().parents[1]
     return next(path for path in (package.parent / "bpf", package / "_bpf") if (path / "dnstrail.bpf.c").exists())
+
+
+def bcc_version() -> str:
+    """The version of BCC, without importing it; empty if that is not known."""
+    try:
+        return metadata.version("bcc")
+    except metadata.PackageNotFoundError:
+        return ""

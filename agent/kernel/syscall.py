@@ -7,12 +7,9 @@ import os
 import platform
 
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
-BPF_MAP_CREATE = 0
 BPF_MAP_LOOKUP_ELEM = 1
 BPF_MAP_UPDATE_ELEM = 2
 BPF_OBJ_GET_INFO_BY_FD = 15
-PERCPU_ARRAY = 6
-"""enum bpf_map_type: BPF_MAP_TYPE_PERCPU_ARRAY."""
 ATTR_WORDS = 32
 
 
@@ -38,7 +35,7 @@ def look_up(map_fd: int, key: int) -> int | None:
     """The 64-bit value of a 64-bit key; None if the map has none."""
     place, value = ctypes.c_uint64(key), ctypes.c_uint64()
     try:
-        bpf(BPF_MAP_LOOKUP_ELEM, map_fd, 0, *_halves(ctypes.addressof(place)), *_halves(ctypes.addressof(value)))
+        bpf(BPF_MAP_LOOKUP_ELEM, map_fd, 0, *halves(ctypes.addressof(place)), *halves(ctypes.addressof(value)))
     except FileNotFoundError:
         return None
     return value.value
@@ -51,7 +48,7 @@ def update(map_fd: int, key: bytes, value: bytes) -> None:
         OSError: what the kernel says.
     """
     place, content = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
-    bpf(BPF_MAP_UPDATE_ELEM, map_fd, 0, *_halves(ctypes.addressof(place)), *_halves(ctypes.addressof(content)), 0, 0)
+    bpf(BPF_MAP_UPDATE_ELEM, map_fd, 0, *halves(ctypes.addressof(place)), *halves(ctypes.addressof(content)), 0, 0)
 
 
 def btf_info(btf_fd: int, address: int, size: int) -> int:
@@ -61,19 +58,11 @@ def btf_info(btf_fd: int, address: int, size: int) -> int:
         OSError: what the kernel says.
     """
     # struct bpf_btf_info: where to, how much, and the id that the BTF got
-    info = (ctypes.c_uint32 * 4)(*_halves(address), size, 0)
-    bpf(BPF_OBJ_GET_INFO_BY_FD, btf_fd, ctypes.sizeof(info), *_halves(ctypes.addressof(info)))
+    info = (ctypes.c_uint32 * 4)(*halves(address), size, 0)
+    bpf(BPF_OBJ_GET_INFO_BY_FD, btf_fd, ctypes.sizeof(info), *halves(ctypes.addressof(info)))
     return info[2]
 
 
-def _halves(address: int) -> tuple[int, int]:
+def halves(address: int) -> tuple[int, int]:
+    """A 64-bit number as the two words of it, the lower one first."""
     return address & 0xFFFFFFFF, address >> 32
-
-
-def create_anchor() -> int:
-    """A per-CPU array of one value: the program learns from it where each CPU's part of per-CPU memory begins.
-
-    Raises:
-        OSError: what the kernel says.
-    """
-    return bpf(BPF_MAP_CREATE, PERCPU_ARRAY, 4, 8, 1)

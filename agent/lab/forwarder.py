@@ -92,15 +92,20 @@ class Forwarder:
         threading.Thread(target=self._serve_connections, args=(connections,), daemon=True).start()
 
     def _listening(self, end: End, kind: socket.SocketKind) -> socket.socket:
-        sock = self._socket(family_of(end), kind)
+        sock = self._socket(family_of(end), kind, shared=True)
         if self.behaviour.transparent and kind is socket.SOCK_DGRAM:
             sock.setsockopt(*told_by(sock.family), 1)
         sock.bind(end)
         return sock
 
-    def _socket(self, family: int, kind: socket.SocketKind) -> socket.socket:
+    def _socket(self, family: int, kind: socket.SocketKind, *, shared: bool) -> socket.socket:
+        """A socket, not bound yet; `shared` if its port may be others' too.
+
+        With SO_REUSEADDR the kernel gives a port to two sockets at once, and a reply gets to one of them.
+        """
         sock = socket.socket(family, kind)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if self.behaviour.mark:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.behaviour.mark)
         if family == socket.AF_INET6:
@@ -126,7 +131,7 @@ class Forwarder:
             if not self.behaviour.transparent:
                 sock.sendto(reply, client.end)
                 return
-            with self._socket(sock.family, socket.SOCK_DGRAM) as own:
+            with self._socket(sock.family, socket.SOCK_DGRAM, shared=True) as own:
                 own.bind(client.server)
                 own.sendto(reply, client.end)
 
@@ -168,7 +173,7 @@ class Forwarder:
         return self._turns[hash(client.end) % WORKERS]
 
     def _exchange(self, query: bytes, client: Client, kind: socket.SocketKind) -> bytes:
-        with self._socket(family_of(client.end), kind) as sock:
+        with self._socket(family_of(client.end), kind, shared=self.behaviour.source == "port") as sock:
             sock.settimeout(self.behaviour.patience)
             if self.behaviour.source != "own":
                 sock.bind((client.end[0], client.end[1] if self.behaviour.source == "port" else 0))

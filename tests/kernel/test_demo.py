@@ -27,7 +27,7 @@ def labs() -> set[str]:
     return {path.name for path in Path("/run/netns").glob("dnstrail-*")}
 
 
-@pytest.mark.parametrize("translation", ["iptables", "nftables"])
+@pytest.mark.parametrize("translation", ["iptables", pytest.param("nftables", marks=pytest.mark.slow)])
 def test_every_fault_is_recognised(translation: str):
     began = time.monotonic()
     # Neither a filter nor a format that the user has set for `run` may change the demo.

@@ -24,7 +24,7 @@ Start = Callable[..., Watch]
 SUMMARY = re.compile(r"(\d+) sessions from (\d+) records; (\d+) records lost")
 
 
-@pytest.fixture(scope="module", params=["iptables", "nftables"])
+@pytest.fixture(scope="module", params=["iptables", pytest.param("nftables", marks=pytest.mark.slow)])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with Lab(request.param) as lab:
         yield lab

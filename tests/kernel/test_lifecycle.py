@@ -302,6 +302,27 @@ def loader_of(pid: int) -> int | None:
     return None
 
 
+def test_the_next_start_takes_the_compiled_program_and_sees_the_same(
+    lab: Lab, watch: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    kept = tmp_path / "programs"
+    monkeypatch.setenv("CACHE_DIRECTORY", str(kept))
+    seen = []
+    for spoilt in (False, False, True):
+        if spoilt:
+            (next(kept.glob("*.bpf"))).write_bytes(b"no program")
+        dnstrail = watch()
+        before = {path.name for path in kept.iterdir()}
+        lab.clients[0].dig(NAME, "A", VIP, "+tcp")
+        lab.clients[0].dig(NAME)
+        has_lines(dnstrail, 2)
+        stop(dnstrail.process)
+        assert len(before) == 1
+        seen.append(sorted((line["Protocol"], line["PathBitMap"], len(line["Path"])) for line in dnstrail.lines(lab)))
+    assert seen == [seen[0]] * 3
+    assert len(seen[0]) == 2
+
+
 def test_a_restart_under_load_misses_only_the_time_between_and_accuses_nobody(lab: Lab, watch: Start):
     first = watch("--log-rate", "1000000")
     load = Load(lab, rate=500, seconds=16)

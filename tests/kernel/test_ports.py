@@ -40,7 +40,7 @@ table inet caught {{
 """
 
 
-@pytest.fixture(scope="module", params=["iptables", "nftables"])
+@pytest.fixture(scope="module", params=["iptables", pytest.param("nftables", marks=pytest.mark.slow)])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with Lab(request.param, port=PORT) as built:
         yield built

@@ -7,9 +7,10 @@ import pytest
 from agent.lab.processes import PATIENCE
 from tests.verdicts.campaign import Result, run
 from tests.verdicts.case import Case
-from tests.verdicts.cases import CASES
+from tests.verdicts.cases import CASES, variants
 
 pytestmark = pytest.mark.kernel
+VARIANTS = variants()
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,8 @@ def campaign(request: pytest.FixtureRequest) -> dict[str, Result]:
 
 @pytest.mark.timeout(600 * PATIENCE)
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, id=case.fault, marks=pytest.mark.slow if case.slow else ()) for case in CASES]
+    "case",
+    [pytest.param(case, id=case.fault, marks=pytest.mark.slow if case.fault in VARIANTS else ()) for case in CASES],
 )
 def test_the_fault_gets_its_cause(campaign: dict[str, Result], case: Case):
     result = campaign[case.fault]

@@ -1,0 +1,155 @@
+"""A compiled BPF program as data: what BCC made of the C source, without BCC.
+
+BCC compiles for seconds and takes 200 MiB. What comes out depends on nothing but the source, its flags, the kernel and
+BCC itself, so it can be kept on disk (`agent.kernel.kept`), and loaded from there in a fraction of the time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agent.kernel.syscall import bpf, halves
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BPF_MAP_CREATE = 0
+BPF_PROG_LOAD = 5
+BPF_OBJ_GET_INFO_BY_FD = 15
+BPF_RAW_TRACEPOINT_OPEN = 17
+KPROBE, CGROUP_SKB, RAW_TRACEPOINT = 2, 8, 17
+"""enum bpf_prog_type."""
+MAP_INFO = struct.Struct("=6I16s")
+"""The beginning of struct bpf_map_info: type, id, key, value, entries, flags, name."""
+INSTRUCTION = struct.Struct("=BBhi")
+LOAD_64 = 0x18
+"""BPF_LD | BPF_IMM | BPF_DW: takes two instructions."""
+PSEUDO_MAP_FD = 1
+NAME_BYTES = 16
+LOG_BYTES = 1 << 20
+COMPLAINT_CHARACTERS = 1500
+
+
+class MapSpec(msgspec.Struct, frozen=True):
+    """A map to create."""
+
+    name: str
+    kind: int
+    """enum bpf_map_type."""
+    key_bytes: int
+    value_bytes: int
+    entries: int
+    flags: int
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """An instruction that names a map by its descriptor, which only the process that created it knows."""
+
+    instruction: int
+    map: str
+
+
+class ProgramSpec(msgspec.Struct, frozen=True):
+    """A program to load."""
+
+    code: bytes
+    references: list[Reference]
+
+
+class Image(msgspec.Struct, frozen=True):
+    """Everything that one C source was compiled to."""
+
+    maps: list[MapSpec]
+    programs: dict[str, ProgramSpec]
+    """By the name of the C function."""
+
+
+def image_of(compiled: Any, maps: Mapping[str, int], functions: list[str], others: Mapping[int, MapSpec]) -> Image:  # noqa: ANN401  BCC has no types
+    """What BCC has compiled.
+
+    Args:
+        compiled: A `bcc.BPF`; it may be thrown away then.
+        maps: Its maps: descriptors by name.
+        functions: Those that are wanted.
+        others: Maps that the source knows by these numbers, and BCC does not know.
+    """
+    known = {fd: _map_behind(fd, name) for name, fd in maps.items()} | dict(others)
+    programs = {name: _program(compiled.dump_func(name), known) for name in functions}
+    return Image(list(known.values()), programs)
+
+
+def _map_behind(fd: int, name: str) -> MapSpec:
+    info = ctypes.create_string_buffer(MAP_INFO.size)
+    bpf(BPF_OBJ_GET_INFO_BY_FD, fd, MAP_INFO.size, *halves(ctypes.addressof(info)))
+    kind, _, key_bytes, value_bytes, entries, flags, _ = MAP_INFO.unpack(info.raw)
+    return MapSpec(name, kind, key_bytes, value_bytes, entries, flags)
+
+
+def _program(code: bytes, maps: Mapping[int, MapSpec]) -> ProgramSpec:
+    references, skip = [], False
+    for number, (opcode, registers, _, immediate) in enumerate(INSTRUCTION.iter_unpack(code)):
+        if not skip and opcode == LOAD_64 and registers >> 4 == PSEUDO_MAP_FD:
+            references.append(Reference(number, maps[immediate].name))
+        skip = not skip and opcode == LOAD_64
+    return ProgramSpec(code, references)
+
+
+def create(spec: MapSpec) -> int:
+    """Create a map; its descriptor.
+
+    Raises:
+        OSError: what the kernel says.
+    """
+    words = spec.kind, spec.key_bytes, spec.value_bytes, spec.entries, spec.flags, 0, 0
+    return bpf(BPF_MAP_CREATE, *words, *_name(spec.name))
+
+
+def load(name: str, spec: ProgramSpec, kind: int, maps: Mapping[str, int]) -> int:
+    """Load a program; its descriptor.
+
+    Args:
+        name: Of the program, for people.
+        spec: The program.
+        kind: enum bpf_prog_type.
+        maps: Descriptors by name.
+
+    Raises:
+        OSError: what the kernel says; the text ends with the last words of the verifier.
+    """
+    code = bytearray(spec.code)
+    for one in spec.references:
+        struct.pack_into("=i", code, one.instruction * INSTRUCTION.size + 4, maps[one.map])
+    octets, licence = (ctypes.c_char * len(code)).from_buffer(code), ctypes.create_string_buffer(b"GPL")
+    head = kind, len(code) // INSTRUCTION.size, *_address(octets), *_address(licence)
+    try:
+        return bpf(BPF_PROG_LOAD, *head, 0, 0, 0, 0, 0, 0, *_name(name))
+    except OSError as error:
+        log = ctypes.create_string_buffer(LOG_BYTES)
+        try:
+            return bpf(BPF_PROG_LOAD, *head, 1, LOG_BYTES, *_address(log), 0, 0, *_name(name))
+        except OSError:
+            words = log.value.decode("utf-8", "replace").strip()[-COMPLAINT_CHARACTERS:]
+            raise OSError(error.errno, f"{os.strerror(error.errno or 0)} ({name}): {words}") from error
+
+
+def open_raw_tracepoint(tracepoint: str, program: int) -> int:
+    """Attach a program to a tracepoint; the descriptor that keeps it attached.
+
+    Raises:
+        OSError: what the kernel says.
+    """
+    name = ctypes.create_string_buffer(tracepoint.encode())
+    return bpf(BPF_RAW_TRACEPOINT_OPEN, *_address(name), program)
+
+
+def _address(buffer: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
+    return halves(ctypes.addressof(buffer))
+
+
+def _name(name: str) -> tuple[int, ...]:
+    return struct.unpack("=4I", name.encode()[: NAME_BYTES - 1].ljust(NAME_BYTES, b"\0"))
