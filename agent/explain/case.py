@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.session.outcome import Leg
+
 if TYPE_CHECKING:
     from agent.context.cluster import Cluster
     from agent.context.counters import Surroundings
     from agent.session.outcome import Outcome, PacketDrop
 
-QUERIES = frozenset({"query", "server's own query"})
-"""`Death.message` of what was on its way to a server."""
+QUERIES = frozenset({Leg.QUERY, Leg.UPSTREAM_QUERY})
+"""What was on its way to a server."""
 
 
 class Case(NamedTuple):

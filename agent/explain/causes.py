@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from agent.session.outcome import Leg
+
+LEG_WORDS = {
+    Leg.QUERY: "query",
+    Leg.REPLY: "reply",
+    Leg.UPSTREAM_QUERY: "server's own query",
+    Leg.UPSTREAM_REPLY: "reply of the upstream",
+}
+"""Messages, for sentences."""
+
 
 class CauseText(NamedTuple):
     """The words for one code. `sentence` takes the fields that its rule found out."""

@@ -15,9 +15,9 @@ from agent.explain import netfilter
 from agent.explain.case import QUERIES
 from agent.explain.evidence import drop_words, is_translated, place, where
 from agent.explain.signatures import PROGRAMS, confidence_in
-from agent.explain.verdict import say
+from agent.explain.verdict import HIGH, MEDIUM, Confidence, make_cause
 from agent.hop.endpoint import Endpoint, endpoint_to_text
-from agent.session.outcome import CQ, CR
+from agent.session.outcome import CQ, CR, Leg
 
 if TYPE_CHECKING:
     from agent.explain.case import Case
@@ -34,7 +34,7 @@ SAME = "a Service without ready endpoints is refused in the same way"
 class _Proof(NamedTuple):
     """Who says that the Service has no server."""
 
-    confidence: str
+    confidence: Confidence
     evidence: list[str]
     service: str = ""
     """Namespace and name, where they are known."""
@@ -51,7 +51,7 @@ def no_endpoints(case: Case) -> Cause | None:
             found = _by_list(case, drop.hop) or _by_refusal(case, drop)
         if found is not None:
             evidence = [drop_words(drop), *found.evidence]
-            return _say(found.confidence if refused else "medium", evidence, found.service, drop.hop, drop.leg)
+            return _say(found.confidence if refused else MEDIUM, evidence, found.service, drop.hop, drop=drop)
     return _nobody_refused(case)
 
 
@@ -98,13 +98,27 @@ def _nobody_refused(case: Case) -> Cause | None:
     if found is None:
         return None
     evidence = [f"last hop of the query: {where(last)}", *found.evidence]
-    return _say("medium", evidence, found.service, last, "query")
+    return _say(MEDIUM, evidence, found.service, last, leg=Leg.QUERY)
 
 
-def _say(confidence: str, evidence: list[str], service: str, hop: Hop, message: str) -> Cause:
+def _say(
+    confidence: Confidence,
+    evidence: list[str],
+    service: str,
+    hop: Hop,
+    *,
+    drop: PacketDrop | None = None,
+    leg: Leg | None = None,
+) -> Cause:
     asked = endpoint_to_text(hop.detail.daddr, hop.detail.dport)
-    return say(
-        "NoEndpoints", confidence, evidence, service=f"{service} at {asked}".lstrip(), message=message, place=place(hop)
+    return make_cause(
+        "NoEndpoints",
+        confidence,
+        evidence,
+        service=f"{service} at {asked}".lstrip(),
+        drop=drop,
+        leg=leg,
+        place=place(hop),
     )
 
 
@@ -115,7 +129,7 @@ def _could_be_translated(case: Case, drop: PacketDrop) -> bool:
         return False
     if drop.why.hook is not None and drop.why.hook not in BEHIND_TRANSLATION:
         return False
-    return hop.netns != case.outcome.client_netns or drop.leg != "query" or _is_nodes(case, hop)
+    return hop.netns != case.outcome.client_netns or drop.leg is not Leg.QUERY or _is_nodes(case, hop)
 
 
 def _is_as_asked(hops: list[Hop]) -> bool:
@@ -146,7 +160,7 @@ def _by_slices(case: Case, hop: Hop) -> _Proof | None:
     evidence = [f"by the EndpointSlices, none of its endpoints was ready; {len(listed.not_ready)} are not ready now"]
     if not listed.current:
         evidence.append("nothing has come from the API server for some time: the list may be old")
-    return _Proof("high" if listed.current else "medium", evidence, name)
+    return _Proof(HIGH if listed.current else MEDIUM, evidence, name)
 
 
 def _is_taken(case: Case, hop: Hop) -> bool:
@@ -163,7 +177,7 @@ def _by_ipvs(case: Case, hop: Hop) -> _Proof | None:
     servers = _real_servers(case, hop)
     if servers is None or servers:
         return None
-    return _Proof("high", [f"ip_vs of network namespace {hop.netns} has no real server for it"])
+    return _Proof(HIGH, [f"ip_vs of network namespace {hop.netns} has no real server for it"])
 
 
 def _by_refusal(case: Case, drop: PacketDrop) -> _Proof | None:
@@ -182,7 +196,7 @@ def _by_refusal(case: Case, drop: PacketDrop) -> _Proof | None:
     evidence = [f"it was not translated, but {known}", ELSE]
     if knowledge.is_refused(hop):
         evidence.insert(1, "the node reported that port as unreachable")
-    return _Proof("medium", evidence)
+    return _Proof(MEDIUM, evidence)
 
 
 def _found_no_way(drop: PacketDrop) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.hop.endpoint import address_to_text
 from agent.hop.record import CONNTRACK, COUNTERS, Event, Hop, name_text
 from agent.session.model import SECOND_NS
+from agent.session.outcome import Leg
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +76,7 @@ def drops(outcome: Outcome) -> list[PacketDrop]:
     own = [drop for drop in (outcome.query_drop, outcome.reply_drop) if drop is not None]
     if outcome.delivered and came_too_late(outcome):
         # The slower of several servers, or the second answer to a repeated query: the client had what it wanted.
-        own = [one for one in own if one.leg == "query"]
+        own = [one for one in own if one.leg is Leg.QUERY]
     return own + _upstream_drops(outcome)
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from agent.explain.endpoints import endpoint_words
 from agent.explain.evidence import place, where
-from agent.explain.verdict import say
+from agent.explain.verdict import HIGH, MEDIUM, make_cause
 from agent.hop.endpoint import address_to_text
 from agent.hop.record import RX
-from agent.session.outcome import translation
+from agent.session.outcome import Leg, translation
 
 if TYPE_CHECKING:
     from agent.explain.case import Case
@@ -27,7 +27,7 @@ def flooded(case: Case) -> Cause | None:
     outcome = case.outcome
     if outcome.delivered or case.drops or outcome.left_node:
         return None
-    message, one = _last(case)
+    leg, one = _last(case)
     others = outcome.knowledge.bystanders(one, outcome.session.strangers)
     if not others or _came_home(case, one):
         return None
@@ -39,17 +39,17 @@ def flooded(case: Case) -> Cause | None:
         f"a bridge sent it to all its ports: it reached {came_to}, all for another host, and none with that address",
     ]
     found = translation(outcome.session.queries.transmissions)
-    gone = [] if found is None or message == "reply" else endpoint_words(case, *found[:2])
+    gone = [] if found is None or leg is Leg.REPLY else endpoint_words(case, *found[:2])
     destination = address_to_text(others[-1].detail.daddr)
-    confidence = "high" if gone else "medium"
-    return say(
-        "NeighbourFailure", confidence, [*evidence, *gone], message=message, place=place(end), destination=destination
+    confidence = HIGH if gone else MEDIUM
+    return make_cause(
+        "NeighbourFailure", confidence, [*evidence, *gone], leg=leg, place=place(end), destination=destination
     )
 
 
-def _last(case: Case) -> tuple[str, Transmission]:
+def _last(case: Case) -> tuple[Leg, Transmission]:
     replies, queries = case.outcome.session.replies.transmissions, case.outcome.session.queries.transmissions
-    return ("reply", replies[-1]) if replies else ("query", queries[-1])
+    return (Leg.REPLY, replies[-1]) if replies else (Leg.QUERY, queries[-1])
 
 
 def _came_home(case: Case, one: Transmission) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain.evidence import is_confirmed, is_tracked, is_translated, rise_until, rise_words
+from agent.explain.verdict import HIGH, MEDIUM, Confidence
 from agent.hop.drops import UNSAID
 from agent.hop.record import COUNTERS
 
@@ -30,7 +31,7 @@ class Refusal(NamedTuple):
     """Who refused, how sure that is, and why."""
 
     code: str
-    confidence: str
+    confidence: Confidence
     evidence: list[str]
 
 
@@ -41,10 +42,10 @@ def refusal(drop: PacketDrop, around: Surroundings, since_ns: int) -> Refusal | 
     if why.reason != "NETFILTER_DROP" and (why.reason not in UNSAID or location != "nf_hook_slow"):
         return None
     if location.startswith("nft_do_chain"):
-        return Refusal(RULE, "high", [])
+        return Refusal(RULE, HIGH, [])
     if why.hook == "OUTPUT" and is_translated(drop.hop):
         # ip_route_me_harder() of the translation may have found no route (net/netfilter/nf_nat_core.c).
-        return Refusal(RULE, "medium", ["it is translated: no route to where it was to go would look the same"])
+        return Refusal(RULE, MEDIUM, ["it is translated: no route to where it was to go would look the same"])
     rise = rise_until(drop)
     return _by_polled_counters(drop, around, since_ns) if rise is None else _by_own_counters(drop, rise, around)
 
@@ -53,31 +54,31 @@ def _by_own_counters(drop: PacketDrop, rise: Rise, around: Surroundings) -> Refu
     """The packet did not leave its CPU between the two readings."""
     evidence = [rise_words(rise)]
     if rise.insert_failed and is_tracked(drop.hop) and not is_confirmed(drop.hop):
-        return Refusal(RACE, "high", [*evidence, "its conntrack entry is new and not in the table"])
+        return Refusal(RACE, HIGH, [*evidence, "its conntrack entry is new and not in the table"])
     if rise.drop and not is_tracked(drop.hop):
         now = around.counters(drop.hop.netns, drop.hop.ts_ns)[1]
-        return Refusal(TABLE_FULL, "high", [*evidence, *_fill_words(now)])
+        return Refusal(TABLE_FULL, HIGH, [*evidence, *_fill_words(now)])
     if rise.invalid:
         evidence.append("connection tracking calls the packet INVALID")
-    return Refusal(RULE, "medium" if rise.drop or rise.insert_failed else "high", evidence)
+    return Refusal(RULE, MEDIUM if rise.drop or rise.insert_failed else HIGH, evidence)
 
 
 def _by_polled_counters(drop: PacketDrop, around: Surroundings, since_ns: int) -> Refusal:
     """No hop before it on its CPU: what a program on this node sends dies before any device sees it."""
     proof = _proof_of_a_rule(drop)
     if proof:
-        return Refusal(RULE, "high", [proof])
+        return Refusal(RULE, HIGH, [proof])
     before, now = around.counters(drop.hop.netns, since_ns)
     rise = _rise_since(before, drop)
     if is_tracked(drop.hop):
         return _race_or_rule(rise)
     if rise is not None and rise[1] == 0:
-        return Refusal(RULE, "high", ["the conntrack counters of its CPU had not risen"])
+        return Refusal(RULE, HIGH, ["the conntrack counters of its CPU had not risen"])
     full = now is not None and _is_full(now)
     if full and (rise is None or rise[1]):
         evidence = [f"conntrack drop +{rise[1]} on this CPU since the last look"] if rise else []
-        return Refusal(TABLE_FULL, "high" if rise else "medium", [*evidence, *_fill_words(now)])
-    return Refusal(RULE, "medium", ["a full connection table would look the same", *_fill_words(now)])
+        return Refusal(TABLE_FULL, HIGH if rise else MEDIUM, [*evidence, *_fill_words(now)])
+    return Refusal(RULE, MEDIUM, ["a full connection table would look the same", *_fill_words(now)])
 
 
 def _proof_of_a_rule(drop: PacketDrop) -> str:
@@ -94,10 +95,10 @@ def _proof_of_a_rule(drop: PacketDrop) -> str:
 
 def _race_or_rule(rise: tuple[int, int] | None) -> Refusal:
     if rise is None:
-        return Refusal(RULE, "medium", ["a race for the connection table would look the same"])
+        return Refusal(RULE, MEDIUM, ["a race for the connection table would look the same"])
     if rise[0]:
-        return Refusal(RACE, "medium", [f"conntrack insert_failed +{rise[0]} on this CPU since the last look"])
-    return Refusal(RULE, "high", ["the conntrack counters of its CPU had not risen"])
+        return Refusal(RACE, MEDIUM, [f"conntrack insert_failed +{rise[0]} on this CPU since the last look"])
+    return Refusal(RULE, HIGH, ["the conntrack counters of its CPU had not risen"])
 
 
 def _rise_since(before: NetnsCounters | None, drop: PacketDrop) -> tuple[int, int] | None:

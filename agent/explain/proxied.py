@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from agent.explain.causes import CauseText
 from agent.explain.evidence import drop_words, errors, icmp_words
-from agent.explain.verdict import Cause
+from agent.explain.verdict import HIGH, MEDIUM, Cause, make_cause
 from agent.hop.endpoint import Endpoint, endpoint_to_text
 from agent.hop.record import TX, name_text
 from agent.session.addressed import addressed
 from agent.session.knowledge import PORT_UNREACHABLE
-from agent.session.outcome import FQ, FR
+from agent.session.outcome import FQ, FR, Leg
 from agent.session.proxies import Means, Proxy, proxy_of, redirection
 
 if TYPE_CHECKING:
@@ -58,20 +58,21 @@ GONE = CauseText(
 def in_its_words(outcome: Outcome, cause: Cause) -> Cause:
     """The cause as it is, or with the proxy named if one took the query."""
     text = TEXTS.get(cause.code)
-    spoken = text is None and cause.text.startswith(THE_SERVER)
+    spoken = text is None and cause.words.sentence.startswith(THE_SERVER)
     proxy = proxy_of(outcome) if spoken or text is not None else None
     if proxy is None:
         return cause
     evidence = [*cause.evidence, *_taken_words(proxy)]
     if text is None:
-        return cause._replace(text=cause.text.replace(THE_SERVER, _name(proxy), 1), evidence=evidence)
-    words = {
+        text = cause.words._replace(sentence=cause.words.sentence.replace(THE_SERVER, "{proxy}", 1))
+    facts = {
+        **cause.facts,
         "proxy": _name(proxy),
         "asked": endpoint_to_text(*proxy.asked),
         "upstream": ", ".join(dict.fromkeys(_asked(outcome))),
         "then": _then(outcome),
     }
-    return Cause(cause.code, cause.confidence, text.sentence.format(**words), evidence, text.remedy)
+    return cause._replace(evidence=evidence, words=text, facts=facts)
 
 
 def _name(proxy: Proxy) -> str:
@@ -106,7 +107,7 @@ def redirected_to_nobody(case: Case) -> Cause | None:
     """A translation within one namespace leads to a port of it without a socket: the proxy is gone, its rule is not."""
     outcome = case.outcome
     for drop in case.drops:
-        if drop.leg == "query" and drop.why.no_socket:
+        if drop.leg is Leg.QUERY and drop.why.no_socket:
             return _to_nobody(outcome, drop.hop.netns, [drop_words(drop)])
     if outcome.session.refused:
         last = outcome.session.queries.transmissions[-1].hops[-1]
@@ -119,7 +120,7 @@ def _to_nobody(outcome: Outcome, netns: int, evidence: list[str]) -> Cause | Non
     if found is None:
         return None
     asked, listens = (endpoint_to_text(*one) for one in found)
-    return _say(REDIRECTED, "NoListener", "high", evidence, asked=asked, listens=listens, netns=netns)
+    return make_cause("NoListener", HIGH, evidence, words=REDIRECTED, asked=asked, listens=listens, netns=netns)
 
 
 def refused_where_it_came(case: Case) -> Cause | None:
@@ -136,7 +137,9 @@ def refused_where_it_came(case: Case) -> Cause | None:
             detail = error.detail
             asked = endpoint_to_text(detail.daddr, detail.dport)
             evidence = [f"the {icmp_words(error)} left that namespace first"]
-            return _say(REDIRECTED, "NoListener", "medium", evidence, asked=asked, listens="a port", netns=error.netns)
+            return make_cause(
+                "NoListener", MEDIUM, evidence, words=REDIRECTED, asked=asked, listens="a port", netns=error.netns
+            )
     return None
 
 
@@ -150,7 +153,7 @@ def proxy_gone(case: Case) -> Cause | None:
     """A TPROXY rule drops what it finds no socket for (net/netfilter/xt_TPROXY.c), as any rule that refuses does."""
     for drop in case.drops:
         why = drop.why
-        if why.hook != "PREROUTING" or drop.leg != "query":
+        if why.hook != "PREROUTING" or drop.leg is not Leg.QUERY:
             continue
         taker = case.outcome.knowledge.takers.find(drop.hop)
         if taker is None or taker.means not in {Means.TRANSPARENT, Means.UNKNOWN}:
@@ -163,9 +166,5 @@ def proxy_gone(case: Case) -> Cause | None:
             "a rule that refuses such queries would look the same",
         ]
         asked = endpoint_to_text(detail.daddr, detail.dport)
-        return _say(GONE, "NoListener", "medium", evidence, proxy=_name(proxy), asked=asked, message=drop.leg)
+        return make_cause("NoListener", MEDIUM, evidence, words=GONE, proxy=_name(proxy), asked=asked, drop=drop)
     return None
-
-
-def _say(text: CauseText, code: str, confidence: str, evidence: list[str], **found: object) -> Cause:
-    return Cause(code, confidence, text.sentence.format(**found), evidence, text.remedy)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain.evidence import duration_words
 from agent.explain.remedies import BETWEEN_NEIGHBOURS, OF_CLIENTS, REJECTED, UNKNOWABLE, remedy
-from agent.explain.verdict import say
+from agent.explain.verdict import HIGH, LOW, MEDIUM, Confidence, make_cause
 from agent.hop.endpoint import endpoint_to_text
 from agent.session.accepted import is_good, rcode_of, refused_attempts
 from agent.session.addressed import is_from, servers_asked
@@ -165,8 +165,8 @@ def upstream_timeout(outcome: Outcome) -> Cause | None:
     evidence += dict.fromkeys(one.words for one in attempts if one.server in answered)
     evidence += [one.words for one in _errors(error)]
     evidence += doubt_words(outcome)
-    sure = "low" if _is_cut(outcome) else "medium" if outcome.session.ambiguous else "high"
-    return say("UpstreamTimeout", sure, evidence, address=address)
+    sure = LOW if _is_cut(outcome) else MEDIUM if outcome.session.ambiguous else HIGH
+    return make_cause("UpstreamTimeout", sure, evidence, address=address)
 
 
 def doubt_words(outcome: Outcome) -> list[str]:
@@ -192,19 +192,19 @@ def upstream_error(outcome: Outcome) -> Cause | None:
         return None
     deed = f"answered {_name(error)}; whether the error is its own or its upstream's cannot be seen from here"
     evidence = [*_facts(outcome, error), *(unseen or [_view_words(outcome)])]
-    return _say("UpstreamError", "low", evidence, deed, error, otherwise=UNKNOWABLE)
+    return _say("UpstreamError", LOW, evidence, deed, error, otherwise=UNKNOWABLE)
 
 
 def _told_upstream(attempt: Attempt, error: Transmission, outcome: Outcome, *, same: bool) -> Cause:
     rcode = _name(error)
-    sure = "high" if same else "medium"
+    sure = HIGH if same else MEDIUM
     if same:
         deed = f"relayed {rcode} from its upstream {attempt.address}"
     else:
         assert attempt.reply is not None  # noqa: S101  an attempt without a reply told nothing
         deed = f"answered {rcode} after its upstream {attempt.address} had answered {_name(attempt.reply)}"
     said = [one.words for one in _errors(error)]
-    confidence = "medium" if outcome.session.ambiguous else sure
+    confidence = MEDIUM if outcome.session.ambiguous else sure
     return _say("UpstreamError", confidence, [attempt.words, *said], deed, error, attempt.reply)
 
 
@@ -220,29 +220,29 @@ def server_error(outcome: Outcome) -> Cause | None:
         good = next((one for one in reversed(attempts) if one.reply is not None), attempts[-1])
         deed = f"itself answered {name} although its upstream {good.words}" if good.reply else f"itself answered {name}"
         unsure = outcome.session.ambiguous or _is_cut(outcome)
-        sure = "low" if unsure else "high" if any(_errors(error)) else "medium"
+        sure = LOW if unsure else HIGH if any(_errors(error)) else MEDIUM
         evidence = [*_facts(outcome, error), *others, *doubt_words(outcome)]
         return _say("ServerError", sure, evidence, deed, error, otherwise=REJECTED)
     if rcode in BETWEEN_NEIGHBOURS:
         evidence = [*_facts(outcome, error), f"{name} exists only between a server and its direct client"]
-        return _say("ServerError", "high", evidence, f"itself answered {name}", error)
+        return _say("ServerError", HIGH, evidence, f"itself answered {name}", error)
     sure, deed = _own_error(outcome, error)
     evidence = [*_facts(outcome, error), _view_words(outcome)]
     return _say("ServerError", sure, evidence, deed, error, otherwise=OF_CLIENTS.get(rcode))
 
 
-def _own_error(outcome: Outcome, error: Transmission) -> tuple[str, str]:
+def _own_error(outcome: Outcome, error: Transmission) -> tuple[Confidence, str]:
     """Confidence and words for the error of a server that was not seen to ask anybody."""
     name, took_ns = _name(error), _took_ns(outcome, error)
     bare = _source(error) == "server-error"
     if _is_in_view(outcome) and took_ns is not None and took_ns <= QUICK_NS:
         return (
-            "medium",
+            MEDIUM,
             f"itself answered {name} after {duration_words(took_ns)}, and was not seen to ask another server",
         )
     if bare:
-        return "medium", f"itself answered {name}"
-    return "low", f"answered {name}, and no upstream was seen to give that error"
+        return MEDIUM, f"itself answered {name}"
+    return LOW, f"answered {name}, and no upstream was seen to give that error"
 
 
 def _facts(outcome: Outcome, error: Transmission) -> list[str]:
@@ -310,13 +310,13 @@ def _sent_ns(error: Transmission | None) -> int:
 
 def _say(  # noqa: PLR0917  the parts of a cause in their order
     code: str,
-    confidence: str,
+    confidence: Confidence,
     evidence: list[str],
     deed: str,
     error: Transmission,
     upstream: Transmission | None = None,
     otherwise: str | None = None,
 ) -> Cause:
-    cause = say(code, confidence, evidence, deed=deed)
+    cause = make_cause(code, confidence, evidence, deed=deed)
     better = remedy([*_errors(error), *_errors(upstream)], rcode_of(error), otherwise)
-    return cause if better is None else cause._replace(remedy=better)
+    return cause if better is None else cause._replace(words=cause.words._replace(remedy=better))

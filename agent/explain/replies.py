@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from agent.explain import netfilter
 from agent.explain.endpoints import endpoint_words
-from agent.explain.evidence import came_too_late, drop_words, is_tracked, place
-from agent.explain.verdict import say
+from agent.explain.evidence import came_too_late, drop_words, is_tracked
+from agent.explain.verdict import HIGH, MEDIUM, Confidence, make_cause
 from agent.hop.conntrack import REPLY_CT_INFO
 from agent.hop.endpoint import address_to_text
 from agent.hop.record import TX
@@ -60,7 +60,7 @@ def late_reply(case: Case) -> Cause | None:
         return _late_untranslated(case) if outcome.reply_drop.why.no_socket and is_late(outcome) else None
     if not came_too_late(outcome):
         return None
-    return say("LateReply", "high", [drop_words(outcome.reply_drop)], delay=_delay_words(outcome))
+    return make_cause("LateReply", HIGH, [drop_words(outcome.reply_drop)], delay=_delay_words(outcome))
 
 
 def not_translated_back(case: Case) -> Cause | None:
@@ -76,7 +76,7 @@ def not_translated_back(case: Case) -> Cause | None:
         f"{_addresses(outcome)}: the reply bypassed the node's translation (where pods share a bridge, "
         "net.bridge.bridge-nf-call-iptables=0 would do that)"
     )
-    return _kernel_drop(drop, "high", [fate.value], reason)
+    return _kernel_drop(drop, HIGH, [fate.value], reason)
 
 
 def is_untranslated(outcome: Outcome) -> bool:
@@ -123,7 +123,7 @@ def _late_untranslated(case: Case) -> Cause:
         evidence.append(f"the client had asked {outcome.attempts} times by then")
     sure = fate is Fate.FORGOTTEN and _delay_ns(outcome) >= PATIENCE_NS
     evidence += _deleted_words(case)
-    return say("LateReply", "high" if sure else "medium", evidence, delay=_delay_words(outcome))
+    return make_cause("LateReply", HIGH if sure else MEDIUM, evidence, delay=_delay_words(outcome))
 
 
 def _forgotten(case: Case) -> Cause:
@@ -137,12 +137,12 @@ def _forgotten(case: Case) -> Cause:
         else "the node had forgotten the translation of this lookup (conntrack entry deleted or timed out)"
     )
     evidence = [fate.value, f"it came {_delay_words(outcome)} after the query", *_deleted_words(case)]
-    return _kernel_drop(drop, "medium", evidence, f"{_addresses(outcome)}: {why}")
+    return _kernel_drop(drop, MEDIUM, evidence, f"{_addresses(outcome)}: {why}")
 
 
-def _kernel_drop(drop: PacketDrop, confidence: str, evidence: list[str], reason: str) -> Cause:
+def _kernel_drop(drop: PacketDrop, confidence: Confidence, evidence: list[str], reason: str) -> Cause:
     words = [drop_words(drop), *evidence]
-    return say("KernelDrop", confidence, words, message=drop.leg, place=place(drop.hop), reason=reason)
+    return make_cause("KernelDrop", confidence, words, drop=drop, reason=reason)
 
 
 def _addresses(outcome: Outcome) -> str:

@@ -5,7 +5,7 @@ No evidence, no accusation: when no rule speaks the cause is Unknown, with the l
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent.context.cluster import NobodyKnown
 from agent.context.counters import NothingKnown
@@ -41,12 +41,12 @@ from agent.explain.rcodes import (
 from agent.explain.replies import late_reply, not_translated_back, refused_untranslated
 from agent.explain.signatures import PROGRAMS, QUEUE_LOCATIONS, WORDS, XDP_LOCATIONS, confidence_in, link_is_down
 from agent.explain.unusable import unexpected_source, unfinished_reply, unusable_reply
-from agent.explain.verdict import Cause, Verdict, say
+from agent.explain.verdict import HIGH, LOW, MEDIUM, Cause, Confidence, Verdict, make_cause
 from agent.hop.endpoint import Endpoint, address_to_text, endpoint_to_text, is_group
 from agent.hop.record import FRAGMENT, RESPONSE, RX, TX
 from agent.session.addressed import asked_of
 from agent.session.model import SECOND_NS
-from agent.session.outcome import CQ, CR, Outcome, Status, translation
+from agent.session.outcome import CQ, CR, Leg, Outcome, Status, translation
 from agent.session.proxies import DESTINATION_NAT
 
 if TYPE_CHECKING:
@@ -130,8 +130,8 @@ def capture_loss(case: Case) -> Cause | None:
     seconds = (session.interrupted_ns - session.last_ns) / SECOND_NS
     gap = next(gap for holds, gap in GAPS if holds(outcome))
     evidence = [words for holds, words in GAP_EVIDENCE if holds(outcome)]
-    confidence = "high" if outcome.lossy else "medium"
-    return say("CaptureLoss", confidence, evidence, gap=gap.words.format(seconds=seconds), advice=gap.advice)
+    confidence = HIGH if outcome.lossy else MEDIUM
+    return make_cause("CaptureLoss", confidence, evidence, gap=gap.words.format(seconds=seconds), advice=gap.advice)
 
 
 GAPS: tuple[tuple[Callable[[Outcome], bool], Gap], ...] = (
@@ -176,7 +176,7 @@ def ipvs_stale_backend(case: Case) -> Cause | None:
                     "the virtual service does not list it, or lists it with weight 0",
                     *map(drop_words, case.drops[:1]),
                 ]
-                return say("IPVSStaleBackend", "high", evidence, backend=endpoint_to_text(*found[1]))
+                return make_cause("IPVSStaleBackend", HIGH, evidence, backend=endpoint_to_text(*found[1]))
     return None
 
 
@@ -219,7 +219,7 @@ def stale_conntrack_entry(case: Case) -> Cause | None:
     listed = case.cluster.backends(virtual, outcome.session.key.protocol)
     if listed is not None and listed.lacked(backend, outcome.session.first_ns + case.wall_offset_ns):
         evidence = [translated, "that is not an endpoint of the Service", *map(drop_words, case.drops[:1])]
-        return _stale("high", evidence, outcome, backend)
+        return _stale(HIGH, evidence, outcome, backend)
     begun_ns = outcome.session.first_ns
     servers = outcome.knowledge.backends.get((hop.netns, virtual), {})
     mine = servers.get(backend)
@@ -231,12 +231,12 @@ def stale_conntrack_entry(case: Case) -> Cause | None:
         f"{endpoint_to_text(*others[0])} behind the same address has answered since, and this one has not",
         *map(drop_words, case.drops[:1]),
     ]
-    return _stale("medium", evidence, outcome, backend)
+    return _stale(MEDIUM, evidence, outcome, backend)
 
 
-def _stale(confidence: str, evidence: list[str], outcome: Outcome, backend: Endpoint) -> Cause:
+def _stale(confidence: Confidence, evidence: list[str], outcome: Outcome, backend: Endpoint) -> Cause:
     port = outcome.session.key.client.port
-    return say("StaleConntrackEntry", confidence, evidence, backend=endpoint_to_text(*backend), port=port)
+    return make_cause("StaleConntrackEntry", confidence, evidence, backend=endpoint_to_text(*backend), port=port)
 
 
 def _is_alive(case: Case) -> bool:
@@ -261,15 +261,14 @@ def refused_by_netfilter(code: str) -> Callable[[Case], Cause | None]:
                 if code == netfilter.RULE and drop.why.hook == "PREROUTING" and drop.leg in QUERIES:
                     evidence.append(NO_PROXY)
                     if case.outcome.knowledge.takers.has_proxy(drop.hop.netns):
-                        confidence = "medium"
+                        confidence = MEDIUM
                 if code == netfilter.RULE and may_have_no_endpoints(case, drop):
-                    evidence, confidence = [*evidence, SAME], "medium"
-                return say(
+                    evidence, confidence = [*evidence, SAME], MEDIUM
+                return make_cause(
                     code,
                     confidence,
                     evidence,
-                    message=drop.leg,
-                    place=place(drop.hop),
+                    drop=drop,
                     mechanism=_rule(drop),
                 )
         return None
@@ -292,26 +291,26 @@ def program_said_no(case: Case) -> Cause | None:
             mechanism = "netfilter rule (NFQUEUE: its program refused it or was not there)"
         if mechanism:
             evidence = [drop_words(drop)]
-            return say("PolicyDrop", "high", evidence, mechanism=mechanism, place=place(drop.hop), message=drop.leg)
+            return make_cause("PolicyDrop", HIGH, evidence, mechanism=mechanism, drop=drop)
     return None
 
 
 def server_socket_overflow(case: Case) -> Cause | None:
     """What was sent to the server, and found its socket's receive buffer full."""
-    return _socket_overflow(case, "ServerSocketOverflow", ("query", "reply of the upstream"))
+    return _socket_overflow(case, "ServerSocketOverflow", (Leg.QUERY, Leg.UPSTREAM_REPLY))
 
 
 def client_socket_overflow(case: Case) -> Cause | None:
     """A reply that found the client's receive buffer full."""
-    return _socket_overflow(case, "ClientSocketOverflow", ("reply",))
+    return _socket_overflow(case, "ClientSocketOverflow", (Leg.REPLY,))
 
 
-def _socket_overflow(case: Case, code: str, messages: tuple[str, ...]) -> Cause | None:
+def _socket_overflow(case: Case, code: str, legs: tuple[Leg, ...]) -> Cause | None:
     for drop in case.drops:
         confidence = confidence_in("SocketOverflow", drop.why)
-        if confidence is not None and drop.leg in messages:
+        if confidence is not None and drop.leg in legs:
             evidence = [drop_words(drop), *_buffer_words(drop), *_udp_words(case, drop)]
-            return say(code, confidence, evidence, message=drop.leg, place=place(drop.hop))
+            return make_cause(code, confidence, evidence, drop=drop)
     return None
 
 
@@ -335,16 +334,18 @@ def no_listener(case: Case) -> Cause | None:
     outcome = case.outcome
     if outcome.session.refused:
         detail = outcome.session.queries.transmissions[-1].hops[-1].detail
-        return _nothing_at(detail, ["RST answered the request for a connection"])
+        return _nothing_at(detail, ["RST answered the request for a connection"], leg=Leg.QUERY)
     for drop in case.drops:
         if drop.leg in QUERIES and drop.why.no_socket:
-            return _nothing_at(drop.hop.detail, [drop_words(drop)], drop.leg)
+            return _nothing_at(drop.hop.detail, [drop_words(drop)], drop=drop)
     return None
 
 
-def _nothing_at(detail: Detail, evidence: list[str], message: str = "query") -> Cause:
+def _nothing_at(
+    detail: Detail, evidence: list[str], *, drop: PacketDrop | None = None, leg: Leg | None = None
+) -> Cause:
     address = address_to_text(detail.daddr)
-    return say("NoListener", "high", evidence, message=message, address=address, port=detail.dport)
+    return make_cause("NoListener", HIGH, evidence, drop=drop, leg=leg, address=address, port=detail.dport)
 
 
 def interface_down(case: Case) -> Cause | None:
@@ -354,13 +355,13 @@ def interface_down(case: Case) -> Cause | None:
         if (queue is not None and link_is_down(drop)) or down is not None:
             evidence = [drop_words(drop), "the device has no carrier or is not up"]
             hop = drop.hop
-            return say(
+            return make_cause(
                 "InterfaceDown",
-                queue or down or "medium",
+                queue or down or MEDIUM,
                 evidence,
                 interface=interface(hop),
                 place=f"network namespace {hop.netns}",
-                message=drop.leg,
+                drop=drop,
             )
     return None
 
@@ -373,14 +374,14 @@ def damaged(case: Case) -> Cause | None:
             invalid = rise is not None and rise.invalid and before.event == RX
             if rise is not None and invalid and _got_nowhere(case):
                 evidence = [rise_words(rise), f"not translated: {where(after)}"]
-                return say("ChecksumError", "medium", evidence, message="query", place=place(before))
+                return make_cause("ChecksumError", MEDIUM, evidence, leg=Leg.QUERY, place=place(before))
     return None
 
 
 def _got_nowhere(case: Case) -> bool:
     """Whether it did not come to the address it was sent to: what does so needed no translation."""
     knowledge = case.outcome.knowledge
-    ends = [drop.hop for drop in case.drops if drop.leg == "query"]
+    ends = [drop.hop for drop in case.drops if drop.leg is Leg.QUERY]
     return not case.outcome.delivered and not any(knowledge.owns(hop.netns, hop.detail.daddr) for hop in ends)
 
 
@@ -393,7 +394,7 @@ def fragments_missing(case: Case) -> Cause | None:
                 f"a fragment of the {drop.leg} from {address_to_text(detail.saddr)} was seen, and not all others",
                 f"the {drop.leg} had {detail.payload_bytes} octets",
             ]
-            return say("FragmentLost", "medium", evidence, message=drop.leg, place=address_to_text(detail.daddr))
+            return make_cause("FragmentLost", MEDIUM, evidence, drop=drop, place=address_to_text(detail.daddr))
     return None
 
 
@@ -404,20 +405,15 @@ def kernel_says(code: str) -> Callable[[Case], Cause | None]:
         for drop in case.drops:
             confidence = confidence_in(code, drop.why)
             if confidence is not None:
-                return say(code, confidence, [drop_words(drop)], **_gaps(drop))
+                return make_cause(code, confidence, [drop_words(drop)], drop=drop, **_ends(drop))
         return None
 
     return rule
 
 
-def _gaps(drop: PacketDrop) -> dict[str, object]:
+def _ends(drop: PacketDrop) -> dict[str, Any]:
     detail = drop.hop.detail
-    return {
-        "message": drop.leg,
-        "place": place(drop.hop),
-        "source": address_to_text(detail.saddr),
-        "destination": address_to_text(detail.daddr),
-    }
+    return {"source": address_to_text(detail.saddr), "destination": address_to_text(detail.daddr)}
 
 
 def kernel_drop(case: Case) -> Cause | None:
@@ -429,28 +425,28 @@ def kernel_drop(case: Case) -> Cause | None:
             reason += f", netfilter hook {why.hook}"
         known = WORDS.get(why.reason or "")
         reason = f"{known} ({reason})" if known else reason
-        confidence = "high" if known else "medium"
-        return say("KernelDrop", confidence, [drop_words(drop)], message=drop.leg, place=place(drop.hop), reason=reason)
+        confidence = HIGH if known else MEDIUM
+        return make_cause("KernelDrop", confidence, [drop_words(drop)], drop=drop, reason=reason)
     return None
 
 
-ICMP_VERDICTS: dict[tuple[int, int, int], tuple[str, str]] = {
-    (4, 3, 3): ("NoListener", "high"),
-    (6, 1, 4): ("NoListener", "high"),
-    (4, 3, 9): ("PolicyDrop", "high"),
-    (4, 3, 10): ("PolicyDrop", "high"),
-    (4, 3, 13): ("PolicyDrop", "high"),
-    (6, 1, 1): ("PolicyDrop", "high"),
-    (6, 1, 5): ("PolicyDrop", "high"),
-    (6, 1, 6): ("PolicyDrop", "high"),
-    (4, 3, 0): ("NoRoute", "high"),
-    (6, 1, 0): ("NoRoute", "high"),
-    (4, 3, 1): ("NeighbourFailure", "medium"),
-    (6, 1, 3): ("NeighbourFailure", "medium"),
-    (4, 3, 4): ("KernelDrop", "high"),
-    (6, 2, 0): ("KernelDrop", "high"),
-    (4, 11, 0): ("KernelDrop", "high"),
-    (6, 3, 0): ("KernelDrop", "high"),
+ICMP_VERDICTS: dict[tuple[int, int, int], tuple[str, Confidence]] = {
+    (4, 3, 3): ("NoListener", HIGH),
+    (6, 1, 4): ("NoListener", HIGH),
+    (4, 3, 9): ("PolicyDrop", HIGH),
+    (4, 3, 10): ("PolicyDrop", HIGH),
+    (4, 3, 13): ("PolicyDrop", HIGH),
+    (6, 1, 1): ("PolicyDrop", HIGH),
+    (6, 1, 5): ("PolicyDrop", HIGH),
+    (6, 1, 6): ("PolicyDrop", HIGH),
+    (4, 3, 0): ("NoRoute", HIGH),
+    (6, 1, 0): ("NoRoute", HIGH),
+    (4, 3, 1): ("NeighbourFailure", MEDIUM),
+    (6, 1, 3): ("NeighbourFailure", MEDIUM),
+    (4, 3, 4): ("KernelDrop", HIGH),
+    (6, 2, 0): ("KernelDrop", HIGH),
+    (4, 11, 0): ("KernelDrop", HIGH),
+    (6, 3, 0): ("KernelDrop", HIGH),
 }
 """What an ICMP error from elsewhere stands for, by IP version, type and code. A firewall may lie: hence `medium`."""
 
@@ -472,16 +468,16 @@ def told_by_icmp(case: Case) -> Cause | None:
         evidence = []
         if code == "NoListener" and detail.icmp_saddr != detail.daddr:
             # A host says so of its own address. Who says so of another's has a rule that refuses.
-            code, confidence, evidence = "PolicyDrop", "medium", [f"the error did not come from the server: {SAME}"]
+            code, confidence, evidence = "PolicyDrop", MEDIUM, [f"the error did not come from the server: {SAME}"]
         sender = address_to_text(detail.icmp_saddr)
-        return say(
+        return make_cause(
             code,
             confidence,
             evidence,
             address=address_to_text(detail.daddr),
             port=detail.dport,
             destination=address_to_text(detail.daddr),
-            message="query",
+            leg=Leg.QUERY if error in outcome.session.errors else Leg.UPSTREAM_QUERY,
             place=f"the router or host {sender}",
             mechanism="firewall rule",
             reason=icmp_words(error),
@@ -511,19 +507,19 @@ def server_no_reply(case: Case) -> Cause | None:
     evidence = [f"last hop of the query: {where(hop)}", "no reply left that namespace"]
     evidence += READ_WORDS[case.around.was_read(hop.message_id) if hop.message_id else None]
     # Where it is not known whose the address is, the packet may have been on its way to another host.
-    confidence = "medium" if owned is None else "high"
+    confidence = MEDIUM if owned is None else HIGH
     if outcome.session.connecting:
         evidence.append("it is the request for a TCP connection, which the kernel answers, not the server")
-        confidence = "low"
+        confidence = LOW
     evidence += _reset_words(outcome)
     if outcome.session.connection is not None and outcome.session.connection.stuck:
         evidence.append("the server had begun another reply on this connection, and the rest of that never came")
-        confidence = "low"
+        confidence = LOW
     if outcome.bits & CR:
         evidence[1] = _attempts_evidence(outcome)
-        confidence = "low"
+        confidence = LOW
     detail = hop.detail
-    return say("ServerNoReply", confidence, evidence, address=endpoint_to_text(detail.daddr, detail.dport))
+    return make_cause("ServerNoReply", confidence, evidence, address=endpoint_to_text(detail.daddr, detail.dport))
 
 
 def left_node(case: Case) -> Cause | None:
@@ -540,7 +536,7 @@ def left_node(case: Case) -> Cause | None:
     evidence = [f"last hop of the query: {where(hop)}", *_reset_words(outcome)]
     if outcome.bits & CR:
         evidence.append(_attempts_evidence(outcome))
-    return say("LeftNode", "medium", evidence, left=f"left this node by {interface(hop)}", here="the node")
+    return make_cause("LeftNode", MEDIUM, evidence, left=f"left this node by {interface(hop)}", here="the node")
 
 
 def _passed_a_tap(outcome: Outcome, hop: Hop) -> Cause:
@@ -561,7 +557,7 @@ def _passed_a_tap(outcome: Outcome, hop: Hop) -> Cause:
     if outcome.bits & CR:
         evidence.append(_attempts_evidence(outcome))
     left = f"was captured on its way from {address_to_text(detail.saddr)} to {server}"
-    return say("LeftNode", "low", evidence, left=left, here="the place of the capture")
+    return make_cause("LeftNode", LOW, evidence, left=left, here="the place of the capture")
 
 
 def _unanswered(outcome: Outcome) -> bool:
@@ -612,11 +608,11 @@ def upstream_tcp_unavailable(case: Case) -> Cause | None:
     said = [one.words for one in attempts if one.reply is not None]
     doubt = [] if refused else doubt_words(outcome)
     evidence = [f"{_upstreams(asked)}: {how}", *said, *doubt]
-    return say("UpstreamTCPUnavailable", "low" if doubt else "high", evidence, address=_upstreams(asked))
+    return make_cause("UpstreamTCPUnavailable", LOW if doubt else HIGH, evidence, address=_upstreams(asked))
 
 
-def _first_hops(leg: Direction) -> list[Hop]:
-    return [one.hops[0] for one in leg.transmissions]
+def _first_hops(way: Direction) -> list[Hop]:
+    return [one.hops[0] for one in way.transmissions]
 
 
 def _upstreams(asked: list[Detail]) -> str:
@@ -625,10 +621,10 @@ def _upstreams(asked: list[Detail]) -> str:
 
 def unknown(case: Case) -> Cause | None:
     """The last hop is all there is."""
-    legs = (("reply", case.outcome.session.replies), ("query", case.outcome.session.queries))
-    message, leg = next((name, leg) for name, leg in legs if leg.transmissions)
-    hop = case.outcome.knowledge.end_of(leg.transmissions[-1], case.outcome.session.strangers)
-    return say("Unknown", "low", [f"last hop: {where(hop)}"], message=message, place=where(hop))
+    ways = ((Leg.REPLY, case.outcome.session.replies), (Leg.QUERY, case.outcome.session.queries))
+    leg, way = next((leg, way) for leg, way in ways if way.transmissions)
+    hop = case.outcome.knowledge.end_of(way.transmissions[-1], case.outcome.session.strangers)
+    return make_cause("Unknown", LOW, [f"last hop: {where(hop)}"], leg=leg, place=where(hop))
 
 
 def of_outcome(speak: Callable[[Outcome], Cause | None]) -> Callable[[Case], Cause | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain.evidence import CARRIER_LOST, STARTED
+from agent.explain.verdict import HIGH, MEDIUM, Confidence
 from agent.hop.drops import UNSAID
 
 if TYPE_CHECKING:
@@ -124,13 +125,13 @@ def link_is_down(drop: PacketDrop) -> bool:
     return bool(hop.ifindex) and (bool(state & CARRIER_LOST) or (bool(state) and not state & STARTED))
 
 
-def confidence_in(code: str, drop: DropReason) -> str | None:
+def confidence_in(code: str, drop: DropReason) -> Confidence | None:
     """How surely a drop is of this kind; None if it is not."""
     signature = SIGNATURES[code]
     if drop.reason in signature.reasons:
-        return "high"
+        return HIGH
     if drop.reason not in UNSAID:
         return None
     if drop.location in signature.locations:
-        return "high"
-    return "medium" if drop.location in signature.vague else None
+        return HIGH
+    return MEDIUM if drop.location in signature.vague else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.explain.evidence import duration_words, lost_attempt, where
-from agent.explain.verdict import say
+from agent.explain.verdict import HIGH, MEDIUM, make_cause
 from agent.hop.endpoint import endpoint_to_text
 from agent.session.addressed import addressed, asked_of
 from agent.session.strays import is_readable, why_unusable
@@ -37,7 +37,7 @@ def unexpected_source(outcome: Outcome) -> Cause | None:
     asked = ", ".join(dict.fromkeys(endpoint_to_text(*asked_of(one)) for one in session.queries.transmissions))
     evidence = [where(hop), GOES_ON if goes_on else MAY_HAVE_TAKEN_IT]
     found = endpoint_to_text(hop.detail.saddr, hop.detail.sport)
-    return say("UnexpectedSource", "high" if goes_on else "medium", evidence, source=found, asked=asked)
+    return make_cause("UnexpectedSource", HIGH if goes_on else MEDIUM, evidence, source=found, asked=asked)
 
 
 def unusable_reply(outcome: Outcome) -> Cause | None:
@@ -48,9 +48,9 @@ def unusable_reply(outcome: Outcome) -> Cause | None:
     reply, key = strays[-1], outcome.session.key
     evidence = [f"{len(strays)} such {'reply' if len(strays) == 1 else 'replies'}", _difference(reply, key)]
     code = "MismatchedReply" if is_readable(reply.message) else "MalformedReply"
-    return say(
+    return make_cause(
         code,
-        "medium",
+        MEDIUM,
         evidence,
         address=endpoint_to_text(*addressed(reply.hops[-1], response=True)),
         delay=_delay(outcome.session, reply),
@@ -71,9 +71,9 @@ def unfinished_reply(outcome: Outcome) -> Cause | None:
     reset_by = session.connection.facts.reset_by
     if reset_by:
         evidence.append(f"the {reset_by} ended the connection by RST")
-    return say(
+    return make_cause(
         "MalformedReply",
-        "medium",
+        MEDIUM,
         evidence,
         address=endpoint_to_text(*outcome.server),
         delay=duration_words(max(0, reply.first_ts_ns - session.first_ns)),

@@ -24,7 +24,7 @@ from agent.wire.render import opcode_to_text, rcode_to_text, rdclass_to_text, rd
 
 if TYPE_CHECKING:
     from agent.context.who import Who
-    from agent.explain.verdict import Verdict
+    from agent.explain.verdict import Cause, Verdict
     from agent.hop.record import Hop
     from agent.session.addressed import Asked
     from agent.session.model import Key, Session, Transmission
@@ -214,7 +214,7 @@ def build(outcome: Outcome, verdict: Verdict, context: Context, who: Who = NOBOD
         client=_client(outcome, who),
         server=_server(outcome, who),
         attempts=outcome.attempts,
-        cause=CauseLine(*verdict.cause, verdict.cause.doc) if verdict.cause else None,
+        cause=_cause(verdict.cause) if verdict.cause else None,
         connection=_connection(outcome),
         upstream=[_exchange(one, asked, outcome) for one in outcome.exchanges for asked in servers_asked(one)],
         upstream_of=_parent(outcome.session.upstream_of),
@@ -224,6 +224,10 @@ def build(outcome: Outcome, verdict: Verdict, context: Context, who: Who = NOBOD
         path=_path(outcome),
         messages=messages(outcome, context.wall_offset_ns),
     )
+
+
+def _cause(cause: Cause) -> CauseLine:
+    return CauseLine(cause.code, cause.confidence, cause.text, cause.evidence, cause.remedy, cause.doc)
 
 
 def _question(key: Key) -> Question:

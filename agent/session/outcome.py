@@ -78,11 +78,20 @@ class Status(StrEnum):
     SAMPLE_LOSS = "SampleLoss"
 
 
+class Leg(StrEnum):
+    """A part of the way of a lookup: which message was there."""
+
+    QUERY = "query"
+    REPLY = "reply"
+    UPSTREAM_QUERY = "upstream query"
+    """What the server asked."""
+    UPSTREAM_REPLY = "upstream reply"
+
+
 class PacketDrop(NamedTuple):
     """One message that was lost on this node."""
 
-    leg: str
-    """What it was: query, reply, server's own query, reply of the upstream."""
+    leg: Leg
     hop: Hop
     why: DropReason
     before: list[Hop]
@@ -238,7 +247,7 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
     knowledge.learn(session)
     if delivered:
         knowledge.learn_way_back(session, client_netns)
-    query_drop = newest_drop("query", session.queries.transmissions, knowledge, server_netns)
+    query_drop = newest_drop(Leg.QUERY, session.queries.transmissions, knowledge, server_netns)
     reply_drop = telling_drop(session.replies.transmissions, knowledge, client_netns)
     set_refreshes_apart(session, reply)
     seen = query_bits(session, knowledge, client_netns, server_netns) | reply_bits(session, client_netns)
@@ -538,29 +547,29 @@ def _is_last_word(reply: Transmission, session: Session) -> bool:
 
 
 def newest_drop(
-    message: str, transmissions: list[Transmission], knowledge: Knowledge, end: int | None
+    leg: Leg, transmissions: list[Transmission], knowledge: Knowledge, end: int | None
 ) -> PacketDrop | None:
     """The newest loss among the copies of a message."""
     for one in reversed(transmissions):
         drop = knowledge.died(one, end)
         if drop is not None and (hop := one.drop) is not None:
-            return PacketDrop(message, hop, drop, one.hops[: one.hops.index(hop)])
+            return PacketDrop(leg, hop, drop, one.hops[: one.hops.index(hop)])
     return None
 
 
 def telling_drop(
-    replies: list[Transmission], knowledge: Knowledge, client_netns: int | None, message: str = "reply"
+    replies: list[Transmission], knowledge: Knowledge, client_netns: int | None, leg: Leg = Leg.REPLY
 ) -> PacketDrop | None:
     """The newest loss of a reply; one that its client did not wait for any more only if no other was lost before it.
 
     The kernel repeats a SYN-ACK that a rule refuses, and a server answers each repeated query: what comes when the
     client has given up dies of that.
     """
-    newest = newest_drop(message, replies, knowledge, client_netns)
+    newest = newest_drop(leg, replies, knowledge, client_netns)
     if newest is None or not newest.why.unwanted:
         return newest
     wanted = [one for one in replies if (drop := knowledge.died(one, client_netns)) is None or not drop.unwanted]
-    return newest_drop(message, wanted, knowledge, client_netns) or newest
+    return newest_drop(leg, wanted, knowledge, client_netns) or newest
 
 
 def newest_upstream_drop(
@@ -568,8 +577,8 @@ def newest_upstream_drop(
 ) -> PacketDrop | None:
     """The newest loss between the server and its upstreams."""
     for exchange in reversed(session.exchanges):
-        drop = telling_drop(_in_time(exchange, reply), knowledge, server_netns, "reply of the upstream")
-        drop = drop or newest_drop("server's own query", exchange.queries.transmissions, knowledge, None)
+        drop = telling_drop(_in_time(exchange, reply), knowledge, server_netns, Leg.UPSTREAM_REPLY)
+        drop = drop or newest_drop(Leg.UPSTREAM_QUERY, exchange.queries.transmissions, knowledge, None)
         if drop is not None:
             return drop
     return None

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.explain.evidence import drop_words, drops
 from agent.export.metrics.catalogue import ANSWERS, EVERYWHERE, LEGS, NO_LOSS
+from agent.session.outcome import Leg
 from agent.session.related import AAAA, A
 
 if TYPE_CHECKING:
     from agent.explain.verdict import Cause
     from agent.session.outcome import Outcome
 
-LEG_OF_MESSAGE = {
-    "query": "query",
-    "reply": "reply",
-    "server's own query": "upstream",
-    "reply of the upstream": "upstream",
-}
-"""By `PacketDrop.leg`."""
+LABELS = {Leg.QUERY: "query", Leg.REPLY: "reply", Leg.UPSTREAM_QUERY: "upstream", Leg.UPSTREAM_REPLY: "upstream"}
 HALVES = {A: "A", AAAA: "AAAA"}
 
 
@@ -33,7 +27,7 @@ def lost_messages(outcome: Outcome, cause: Cause) -> Lost | None:
     """What this cause cost; None where it is no loss of a message: an error that was delivered, or a gap of our own."""
     if cause.code in NO_LOSS or (cause.code in ANSWERS and not outcome.healthy):
         return None
-    leg = _leg(outcome, cause)
+    leg = _leg(cause)
     return Lost(leg, max(1, COUNTS[leg](outcome)))
 
 
@@ -45,19 +39,12 @@ def lost_half(outcome: Outcome, lost: Lost) -> str | None:
     return HALVES.get(outcome.session.key.rdtype)
 
 
-def _leg(outcome: Outcome, cause: Cause) -> str:
-    """What was lost there: for most causes it can only be one thing, else the verdict names the drop it rests on."""
+def _leg(cause: Cause) -> str:
+    """What was lost there: for most causes it can only be one thing, else the cause says it."""
     legs = LEGS.get(cause.code, EVERYWHERE)
-    if len(legs) == 1:
+    if len(legs) == 1 or cause.leg is None:
         return legs[0]
-    named = next((drop for drop in drops(outcome) if drop_words(drop) in cause.evidence), None)
-    if named is not None:
-        return LEG_OF_MESSAGE[named.leg]
-    if cause.code == "Unknown":
-        return "reply" if outcome.session.replies.transmissions else "query"
-    # No drop here: an ICMP error, about the lookup or about what its server asked.
-    upstream = not outcome.session.errors and any(exchange.errors for exchange in outcome.exchanges)
-    return "upstream" if upstream else "query"
+    return LABELS[cause.leg]
 
 
 def _unanswered_queries(outcome: Outcome) -> int:
