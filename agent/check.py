@@ -265,7 +265,7 @@ def probe_memlock() -> Finding:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     if limit == resource.RLIM_INFINITY or limit >= MEMLOCK_BYTES:
         return Finding(True, "large enough")
-    return Finding(False, f"RLIMIT_MEMLOCK is {limit} octets")
+    return Finding(False, f"RLIMIT_MEMLOCK is {limit} bytes")
 
 
 def probe_capture() -> Finding:

@@ -39,13 +39,13 @@ def ports(text: str) -> tuple[int, ...]:
 
 
 def octets(text: str) -> int:
-    """`20M` as octets."""
+    """`20M` as bytes."""
     unit = SIZE_UNITS.get(text[-1:].lower(), 1)
     return int(text[:-1] if unit > 1 else text) * unit
 
 
 def ring_size(text: str) -> int:
-    """`16M` as octets: a power of two, at least one page."""
+    """`16M` as bytes: a power of two, at least one page."""
     value = octets(text)
     if value < MIN_RING_BYTES or value & (value - 1):
         raise argparse.ArgumentTypeError("a power of two of at least 4096, such as 4096, 512K or 16M")
@@ -53,10 +53,10 @@ def ring_size(text: str) -> int:
 
 
 def file_size(text: str) -> int:
-    """`20M` as octets: room for some of the largest packets."""
+    """`20M` as bytes: room for some of the largest packets."""
     value = octets(text)
     if value < MIN_FILE_BYTES:
-        raise argparse.ArgumentTypeError("at least 256K octets, such as 256K, 20M or 1G")
+        raise argparse.ArgumentTypeError("at least 256K bytes, such as 256K, 20M or 1G")
     return value
 
 
@@ -220,7 +220,7 @@ def add_record(parser: EnvironmentParser) -> None:
     """The options of `record`."""
     add_capture(parser)
     parser.add_option("write", required=True, metavar="FILE", help="FILE.pcapng means FILE-00001.pcapng and so on")
-    parser.add_option("max-size", type=file_size, default="20M", help="octets of one file (default 20M)")
+    parser.add_option("max-size", type=file_size, default="20M", help="bytes of one file (default 20M)")
     parser.add_option("max-files", type=count, default=200, help="files kept, the newest ones (default 200)")
     parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
 
@@ -243,7 +243,7 @@ def add_capture(parser: EnvironmentParser) -> None:
     """Options of everything that captures live."""
     add_ports(parser)
     parser.add_option("duration", type=positive, default=None, help="stop after so many seconds")
-    parser.add_option("ring-size", type=ring_size, default="16M", help="octets of the ring buffer (default 16M)")
+    parser.add_option("ring-size", type=ring_size, default="16M", help="bytes of the ring buffer (default 16M)")
 
 
 def add_sessions(parser: EnvironmentParser) -> None:
@@ -286,7 +286,7 @@ def line_options(arguments: argparse.Namespace) -> LineOptions:
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
-    """Time-outs and bounds of the sessions."""
+    """Timeouts and bounds of the sessions."""
     from agent.session.model import SECOND_NS, Settings  # noqa: PLC0415  as above
 
     return Settings(timeout_ns=int(arguments.timeout * SECOND_NS), max_sessions=arguments.max_sessions)
@@ -296,7 +296,7 @@ def command_run(arguments: argparse.Namespace) -> int:
     """Translate the options and be the agent."""
     from agent import run  # noqa: PLC0415  as above
     from agent.enrich.kube.access import NO_TOKEN, access_by, has_no_token  # noqa: PLC0415  as above
-    from agent.process import say  # noqa: PLC0415  as above
+    from agent.process import log  # noqa: PLC0415  as above
     from agent.serve import ServeError  # noqa: PLC0415  as above
 
     options = run.Options(
@@ -311,7 +311,7 @@ def command_run(arguments: argparse.Namespace) -> int:
         access=access_by(arguments.kubernetes),
     )
     if has_no_token(arguments.kubernetes):
-        say(f"{NO_TOKEN}: lines lack names (automountServiceAccountToken)")
+        log(f"{NO_TOKEN}: lines lack names (automountServiceAccountToken)")
     try:
         run.run(options)
     except ServeError as error:

@@ -15,7 +15,7 @@ MAX_CHARACTERS = 1000
 """Of one diagnostic. It fits into a pipe that has room for anything (PIPE_BUF)."""
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Diagnostics go to stderr: stdout carries data only. One line, cut if need be; lost if nobody reads them."""
     line = f"dnstrail: {' '.join(text.splitlines())}"[:MAX_CHARACTERS]
     if _stderr_takes_more():
@@ -39,7 +39,7 @@ def abandon_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def end_unless_told_again(seconds: float) -> None:
+def arm_watchdog(seconds: float) -> None:
     """A thread of C ends the process in so long, with what every thread was at on stderr; each call begins anew.
 
     For loops that must go on: whoever started the process starts it again.
@@ -67,7 +67,7 @@ def leave() -> NoReturn:
     os._exit(0)
 
 
-def spare_the_collector() -> None:
+def freeze_gc() -> None:
     """Keep the cyclic garbage collector from walking every open session again and again.
 
     The hot path makes no reference cycles, so reference counts free what it drops; the few others (exceptions) are

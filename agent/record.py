@@ -11,7 +11,7 @@ from agent.capturefile.rotation import FileRing
 from agent.capturefile.writer import Recorder, Setting
 from agent.enrich.local import LocalAddresses
 from agent.export.clock import wall_offset_ns
-from agent.process import say, spare_the_collector
+from agent.process import freeze_gc, log
 
 if TYPE_CHECKING:
     from agent.capture.live import Loss
@@ -62,7 +62,7 @@ class Recording:
         self._drain()
         self.recorder.end(time.monotonic_ns())
         lost = self._capture.lost_records
-        say(f"{self.recorder.packets} packets in {self.recorder.files} files; {lost} records lost")
+        log(f"{self.recorder.packets} packets in {self.recorder.files} files; {lost} records lost")
 
     def _drain(self) -> None:
         while self._capture.drain(self.recorder.take, self._lose) and not self._stopped:
@@ -70,7 +70,7 @@ class Recording:
 
     def _lose(self, loss: Loss) -> None:
         self.recorder.lose(loss.records, loss.start_ns, loss.end_ns)
-        say(f"{loss.records} records lost by the capture itself (--ring-size)")
+        log(f"{loss.records} records lost by the capture itself (--ring-size)")
 
 
 def record(options: Options) -> int:
@@ -89,12 +89,12 @@ def record(options: Options) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, recording.stop)
             ports = ", ".join(map(str, options.ports))
-            say(f"recording port {ports} of all network namespaces, ready in {time.monotonic() - begun:.2f} s")
+            log(f"recording port {ports} of all network namespaces, ready in {time.monotonic() - begun:.2f} s")
             for limit in capture.limits:
-                say(f"limited: {limit}")
-            spare_the_collector()
+                log(f"limited: {limit}")
+            freeze_gc()
             recording.work()
     except OSError as error:
-        say(f"cannot write {error.filename or options.write}: {error.strerror}")
+        log(f"cannot write {error.filename or options.write}: {error.strerror}")
         return 1
     return 0

@@ -19,7 +19,7 @@ from agent.explain.rules import explain
 from agent.export.printer import LineOptions, Printer
 from agent.export.progress import Progress
 from agent.export.sums import Sums, in_words
-from agent.process import abandon_stdout, say, spare_the_collector
+from agent.process import abandon_stdout, freeze_gc, log
 from agent.session.model import Settings
 from agent.session.table import SessionTable
 
@@ -100,7 +100,7 @@ class Replay:
             f"of {_number(len(self._inputs.all), 'file')}"
         )
         rest = in_words(self.sums)
-        say(f"{words}; {', '.join(rest)}" if rest else words)
+        log(f"{words}; {', '.join(rest)}" if rest else words)
 
     def _is_awaited(self, frame: Frame) -> bool:
         found = self._playback.answers(frame)
@@ -177,10 +177,10 @@ def replay(options: Options) -> int:
     try:
         inputs = Inputs(list(options.files))
     except InputError as error:
-        say(str(error))
+        log(str(error))
         return USAGE
     run = Replay(options, inputs, sys.stdout)
-    spare_the_collector()
+    freeze_gc()
     try:
         run.work()
     except BrokenPipeError:
@@ -189,5 +189,5 @@ def replay(options: Options) -> int:
     run.report()
     broken = [one for one in inputs.all if one.error]
     for one in broken:
-        say(f"{one.title}: {one.error}")
+        log(f"{one.title}: {one.error}")
     return PROBLEMS if broken else 0

@@ -12,10 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from agent.capture.live import Capture
-from agent.context.cluster import NobodyKnown
+from agent.context.cluster import NullCluster
 from agent.enrich.conntrack import ConntrackLookup
 from agent.enrich.containers import Containers
-from agent.enrich.counters import LiveSurroundings
+from agent.enrich.counters import LiveCounters
 from agent.enrich.kube.live import LiveCluster
 from agent.enrich.local import LocalAddresses
 from agent.enrich.processes import NetnsProcesses
@@ -29,7 +29,7 @@ from agent.export.metrics.sources import Agent as Numbers
 from agent.export.metrics.sources import Sources
 from agent.export.outlet import Outlet
 from agent.export.printer import LineOptions, Printer
-from agent.process import end_unless_told_again, leave, say, spare_the_collector
+from agent.process import arm_watchdog, freeze_gc, leave, log
 from agent.serve import Server
 from agent.session.model import SECOND_NS, Settings
 from agent.session.table import SessionTable
@@ -129,10 +129,10 @@ class Agent:
             is_local=LocalAddresses(processes).is_local,
             started_ns=capture.started_ns,
         )
-        self._surroundings = LiveSurroundings(processes, options.ports, was_read=capture.was_read)
+        self._surroundings = LiveCounters(processes, options.ports, was_read=capture.was_read)
         self._servers_known = 0
         self._live = LiveCluster(options.access, options.lines.node, options.ports) if options.access else None
-        self._cluster: Cluster = self._live or NobodyKnown()
+        self._cluster: Cluster = self._live or NullCluster()
         self._table = ConntrackLookup()
         self._who = WhoIsWho(Containers(processes), self._cluster, self._surroundings, self._table)
         self._waiting: deque[tuple[float, Outcome]] = deque()
@@ -158,7 +158,7 @@ class Agent:
         """Turn until stopped or the duration is over."""
         if self._live:
             self._live.start()
-        end_unless_told_again(STALL_SECONDS)
+        arm_watchdog(STALL_SECONDS)
         limit = self._options.duration_seconds
         end = None if limit is None else time.monotonic() + limit
         while self._stopped_at is None and (end is None or time.monotonic() < end):
@@ -177,7 +177,7 @@ class Agent:
         self._look_around(now_ns)
         self._show_waiting(time.monotonic())
         for line in self._announcer.lines(time.monotonic()):
-            say(line)
+            log(line)
         if time.monotonic() - self._reported > REPORT_SECONDS:
             self._report()
 
@@ -194,13 +194,13 @@ class Agent:
             self._live.stop(max(0.0, end - time.monotonic()))
         self._table.close()
         counts = self.table.counts
-        say(f"{counts.sessions} sessions from {counts.hops} records; {self._capture.lost_records} records lost")
+        log(f"{counts.sessions} sessions from {counts.hops} records; {self._capture.lost_records} records lost")
 
     def _beat(self) -> None:
         """Tell the pulse; and the operator, if the loop stood still for so long that /healthz said so."""
         pulse = self._sources.pulse
         if pulse.has_begun and pulse.age_seconds > ALIVE_SECONDS:
-            say(f"the event loop stood still for {pulse.age_seconds:.0f} s, and goes on; was the node overloaded?")
+            log(f"the event loop stood still for {pulse.age_seconds:.0f} s, and goes on; was the node overloaded?")
         pulse.beat(self._capture.backlog_bytes)
 
     def _take_in(self) -> bool:
@@ -217,12 +217,12 @@ class Agent:
         """Take in what waits, until it is time to go."""
         while not self._take_in():
             if time.monotonic() > end:
-                say(f"{self._capture.backlog_bytes} octets of records were not read: there was no time for more")
+                log(f"{self._capture.backlog_bytes} bytes of records were not read: there was no time for more")
                 return
 
     def _look_around(self, now_ns: int) -> None:
         """Keep an eye on what the kernel counts where DNS servers are: only beside a look before it tells something."""
-        servers = self.table.knowledge.serving
+        servers = self.table.node_state.serving
         if len(servers) != self._servers_known:
             self._servers_known = len(servers)
             for netns in servers:
@@ -272,7 +272,7 @@ class Agent:
         for outcome in self.table.flush(time.monotonic_ns()):
             self._show_one(outcome)
             if time.monotonic() > end and self.table.left:
-                say(f"{self.table.left} open sessions have no line: there was no time for more")
+                log(f"{self.table.left} open sessions have no line: there was no time for more")
                 return
 
     def _show_waiting(self, now: float) -> None:
@@ -289,7 +289,7 @@ class Agent:
     def _report(self) -> None:
         """What has to be done now and then."""
         self._reported = time.monotonic()
-        end_unless_told_again(STALL_SECONDS)
+        arm_watchdog(STALL_SECONDS)
         gc.collect(1)
         if self._sources.clients is not None:
             self._sources.clients.retire(self._live.pods_here() if self._live else None)
@@ -302,13 +302,13 @@ class Agent:
         lost = self._capture.lost_records - self._lost_said
         lines_lost = self._out.lost - self._lines_lost_said
         if suppressed:
-            say(f"{suppressed} lines of succeeded sessions held back (--log-rate {self._options.lines.log_rate})")
+            log(f"{suppressed} lines of succeeded sessions held back (--log-rate {self._options.lines.log_rate})")
         for held in self.printer.failures.summary():
-            say(f"{held} (--failure-rate, --failure-ceiling)")
+            log(f"{held} (--failure-rate, --failure-ceiling)")
         if lost:
-            say(f"{lost} records lost by the capture itself: sessions concerned are SampleLoss (--ring-size)")
+            log(f"{lost} records lost by the capture itself: sessions concerned are SampleLoss (--ring-size)")
         if lines_lost:
-            say(f"{lines_lost} lines lost: {self._out.failure or 'nobody reads stdout'}")
+            log(f"{lines_lost} lines lost: {self._out.failure or 'nobody reads stdout'}")
         self._lines_lost_said += lines_lost
         self._suppressed_said += suppressed
         self._lost_said += lost
@@ -342,15 +342,15 @@ def run(options: Options) -> NoReturn:
         agent = Agent(options, capture, Outlet(sys.stdout.fileno()), sources)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, agent.stop)
-        say(
+        log(
             f"watching port {', '.join(map(str, options.ports))} in all network namespaces, "
             f"ready in {time.monotonic() - begun:.2f} s; Ctrl-C stops"
         )
         if server is not None:
-            say(f"metrics and health at {server.address}")
+            log(f"metrics and health at {server.address}")
         for limit in capture.limits:
-            say(f"limited: {limit}")
-        spare_the_collector()
+            log(f"limited: {limit}")
+        freeze_gc()
         try:
             with suppress(BrokenPipeError):  # the reader of our lines is gone
                 agent.work()

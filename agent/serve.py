@@ -33,7 +33,7 @@ END_OF_HEAD = b"\r\n\r\n"
 BACKLOG = 64
 READ_BYTES = 4096
 READS = 16
-"""An honest request comes in one or two pieces; a client that sends octet by octet is not heard out."""
+"""An honest request comes in one or two pieces; a client that sends byte by byte is not heard out."""
 STOP_SECONDS = 1.0
 STUCK_SECONDS = 0.1
 """Wait so long when the system has no descriptor left for another connection."""
@@ -222,7 +222,7 @@ class Server:
         await loop.sock_sendall(connection, _head_of(page))
         if wants_body:
             await loop.sock_sendall(connection, page.body)
-        # Closed with unread octets, a connection is reset, and the client may lose the answer.
+        # Closed with unread bytes, a connection is reset, and the client may lose the answer.
         connection.shutdown(socket.SHUT_WR)
         for _ in range(READS):
             if not await loop.sock_recv(connection, READ_BYTES):

@@ -84,7 +84,7 @@ def messages(number: int) -> tuple[bytes, bytes]:
 
 
 def record(hop: Place, number: int, begun_ns: int, payload: bytes) -> tuple[int, bytes]:
-    """One hop as the kernel program writes it, with its time; the octets come with a message's first hop."""
+    """One hop as the kernel program writes it, with its time; the bytes come with a message's first hop."""
     first = hop is HOPS[0] or hop is HOPS[4]
     port = 1024 + number % 60_000
     ends = (CLIENT_IP, port), (hop.server, 53)

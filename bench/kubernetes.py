@@ -24,11 +24,11 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dns.message
+from agent.lab.path_patterns import tun_server, udp_reply
 from figures import Figure, table
 from process import AgentProcess
 
 from agent.lab import Lab, LabError, wait_until
-from agent.lab.shapes import tun_server, udp_reply
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from tests.cluster import manifests

@@ -26,7 +26,7 @@ from agent.explain.rules import explain
 from agent.export.metrics.clients import ByClient, Clients
 from agent.export.metrics.pages import Pages
 from agent.export.metrics.sources import Sources
-from agent.process import spare_the_collector
+from agent.process import freeze_gc
 from agent.serve import Address, Server
 from agent.session.table import SessionTable
 
@@ -66,11 +66,11 @@ port, seconds = int(sys.argv[1]), float(sys.argv[3])
 end, held = time.monotonic() + seconds, []
 habits = (b"GET /metrics HTTP/1.1\\r\\n\\r\\n", b"", b"GET /metrics HTTP/1.1\\r\\nX: ", b"\\xff" * 4096)
 while time.monotonic() < end:
-    for octets in habits:
+    for bytes in habits:
         try:
             client = socket.create_connection(("127.0.0.1", port), 1)
             client.setblocking(False)
-            client.sendall(octets)
+            client.sendall(bytes)
             held.append(client)
         except OSError:
             pass
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--workloads", type=int, nargs="*", default=[0, 200], help="(%(default)s)")
     given = parser.parse_args()
     found = outcomes()
-    spare_the_collector()
+    freeze_gc()
     figures = [figure for one in given.workloads for figure in rows(one, found, given.rate, given.seconds)]
     print(table(figures))
 

@@ -58,7 +58,7 @@
 #define PREFIX 96
 #define PREFIX_BUFFER 128
 #define LABELS 16
-/* Shorter than Settings.linger_ns: who knew the octets may have forgotten them by then. */
+/* Shorter than Settings.linger_ns: who knew the bytes may have forgotten them by then. */
 #define RESEND_NS 50000000ULL
 
 /* Where the work space of datagram_read() is, behind those of the events */
@@ -137,9 +137,9 @@ struct packet {
 	u64 nfct;		/* conntrack entry and enum ip_conntrack_info */
 	u64 data;
 	u32 len;
-	u32 nonlinear;		/* octets in page fragments */
+	u32 nonlinear;		/* bytes in page fragments */
 	u32 payload_at;		/* its offset from the IP header */
-	u32 readable;		/* octets of it that this program can read */
+	u32 readable;		/* bytes of it that this program can read */
 	u8 event;		/* a constant in each program */
 	u8 sign;		/* enum sign */
 	u8 response;		/* it comes from the server, as far as that is known */
@@ -238,8 +238,8 @@ BPF_F_TABLE("array", int, struct counters, counters, CPUS, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(scratch, struct scratch, READ_SLOT + 1);
 
 /*
- * Messages whose octets user space has: 64 Ki entries, about 5 MiB. Full: the
- * oldest is forgotten, and its octets are sent once more.
+ * Messages whose bytes user space has: 64 Ki entries, about 5 MiB. Full: the
+ * oldest is forgotten, and its bytes are sent once more.
  */
 BPF_TABLE("lru_hash", u64, u64, seen, 65536);
 
@@ -908,7 +908,7 @@ static __always_inline u32 at_least_one(u32 bytes, u32 room)
 	return (bytes & (room - 1)) + 1;
 }
 
-/* Read from the DNS message, wherever its octets are. */
+/* Read from the DNS message, wherever its bytes are. */
 static __always_inline int read_message(void *ctx, struct packet *p, void *to,
 					u32 size)
 {
@@ -946,7 +946,7 @@ static __always_inline u32 question_end(const u8 *prefix, u32 size)
 /*
  * A number that all hops of one message share, whatever translation does to the
  * server's address: DNS header and question, and the client's address and port.
- * 0 when the question does not fit the prefix; then every hop brings the octets
+ * 0 when the question does not fit the prefix; then every hop brings the bytes
  * and user space compares those.
  */
 static __always_inline u64 message_id_of(const struct record *r, const u8 *prefix,
@@ -1229,7 +1229,7 @@ static __always_inline void note_counters(struct packet *p, struct scratch *s)
 
 /*
  * The kernel stack of a drop takes a fixed place, then come the message's
- * octets. `room` is a power of two and `bytes` less: the mask tells the
+ * bytes. `room` is a power of two and `bytes` less: the mask tells the
  * verifier, the barrier keeps the compiler from removing it.
  */
 static __always_inline void fill_tail(void *ctx, struct packet *p,
@@ -1327,7 +1327,7 @@ static __always_inline bool emit(void *ctx, struct packet *p, struct record *r,
 }
 
 /*
- * Submit; the message's octets go along unless user space has all of them. A
+ * Submit; the message's bytes go along unless user space has all of them. A
  * TCP segment is never known: it has no number of its own.
  */
 static __always_inline void submit(void *ctx, struct packet *p,
@@ -1335,7 +1335,7 @@ static __always_inline void submit(void *ctx, struct packet *p,
 {
 	u64 message = r->message_id, now = r->ts_ns;
 	u64 *sent = message ? seen.lookup(&message) : NULL;
-	/* What an ICMP error quotes may be cut: it never brings the octets. */
+	/* What an ICMP error quotes may be cut: it never brings the bytes. */
 	bool known = r->flags & FLAG_ICMP || (sent && now - *sent < RESEND_NS);
 	struct counters *c = my_counters();
 
@@ -1366,7 +1366,7 @@ static __always_inline bool came_in_here(const struct packet *p)
 }
 
 /*
- * At the socket, only what the tracepoints miss: TCP's octets, datagrams in page
+ * At the socket, only what the tracepoints miss: TCP's bytes, datagrams in page
  * fragments or put together of fragments, and arrivals that a data plane hides
  * (bpf_redirect_peer(), macvlan, ipvlan).
  */

@@ -23,7 +23,7 @@ HEADER = """\
 
 
 def fields() -> Iterator[tuple[str, str, int, int]]:
-    """Name, C type, number of elements and offset in octets of every field of the fixed part."""
+    """Name, C type, number of elements and offset in bytes of every field of the fixed part."""
     offset = 0
     for part in (Head, Detail):
         for name, hint in get_type_hints(part, include_extras=True).items():

@@ -1,7 +1,7 @@
 """Reading the BPF ring buffer by memory mapping: a tenth of the cost of BCC's callback.
 
 Layout (kernel/bpf/ringbuf.c): page 0 holds the consumer position, page 1 the producer position, then the data, mapped
-twice in a row so that a record never wraps. A record is a 4-octet length with two flag bits, 4 octets of page offset,
+twice in a row so that a record never wraps. A record is a 4-byte length with two flag bits, 4 bytes of page offset,
 then the data, padded to 8.
 """
 
@@ -33,25 +33,25 @@ GIVE_BACK = 255
 
 
 class Ring:
-    """The consumer's end of one BPF ring buffer of `size` octets (a power of two)."""
+    """The consumer's end of one BPF ring buffer of `size` bytes (a power of two)."""
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
         self._consumer_page = mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._data = mmap.mmap(fd, mmap.PAGESIZE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE)
-        # One aligned 8-octet store: the kernel must never see half a position.
+        # One aligned 8-byte store: the kernel must never see half a position.
         self._consumer = ctypes.c_uint64.from_buffer(self._consumer_page)
         self._lock = threading.Lock()
         self._lock.acquire()
 
     def produced(self) -> int:
-        """The producer's position: octets ever reserved."""
+        """The producer's position: bytes ever reserved."""
         (position,) = struct.unpack_from("=Q", self._data)
         return int(position)
 
     def consumed(self) -> int:
-        """The consumer's position: octets ever read."""
+        """The consumer's position: bytes ever read."""
         return int(self._consumer.value)
 
     def drain(self, take: Callable[[Hop], object], until: int) -> int:

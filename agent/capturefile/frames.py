@@ -25,7 +25,7 @@ class PcapError(ValueError):
     """
 
     def __init__(self, offset: int, what: str) -> None:
-        super().__init__(f"{what} (octet {offset} of the file)")
+        super().__init__(f"{what} (byte {offset} of the file)")
         self.offset = offset
         self.what = what
 
@@ -66,11 +66,11 @@ class Source:
         return self._start + self.at
 
     def ahead(self) -> int:
-        """How many octets of the window are not read yet."""
+        """How many bytes of the window are not read yet."""
         return len(self.window) - self.at
 
     def has(self, count: int) -> bool:
-        """Whether so many octets lie ahead in the window, after reading more if needed. It then begins at `at`."""
+        """Whether so many bytes lie ahead in the window, after reading more if needed. It then begins at `at`."""
         lacking = count - self.ahead()
         if lacking <= 0:
             return True
@@ -83,6 +83,6 @@ class Source:
         return lacking <= 0
 
     def need(self, count: int, where: str) -> None:
-        """Raise the error of a cut file unless so many octets lie ahead."""
+        """Raise the error of a cut file unless so many bytes lie ahead."""
         if not self.has(count):
             raise PcapError(self.offset, f"the file ends inside {where}: it was cut, or is still being written")

@@ -3,7 +3,7 @@
 A comment is a sentence, then one JSON object that begins with the key `dnstrail`, whose value is the version of this
 format. The object has the fields of the record (`agent.hop.record`) that are not zero, except these:
 
-- the time is the packet's, as wall clock; the octets are the packet's, too;
+- the time is the packet's, as wall clock; the bytes are the packet's, too;
 - `drop`: reason, location and kernel stack by name, because numbers and addresses mean nothing on another machine;
 - `local`: whether the destination address belonged to that network namespace;
 - `lost`: records that the capture lost before this packet, and when;
@@ -104,7 +104,7 @@ class Restored(NamedTuple):
 
     hop: Hop | None = None
     payload: bytes = b""
-    """All octets of its message that the file has; the hop has those that the kernel program sent with it."""
+    """All bytes of its message that the file has; the hop has those that the kernel program sent with it."""
     local: bool | None = None
     lost: Lost | None = None
     mark: Mark | None = None
@@ -140,7 +140,7 @@ def mark_comment(mark: Mark, *, lost: Lost | None = None) -> str:
 
 @lru_cache(maxsize=4096)
 def _name(value: bytes) -> str:
-    """A name field, each octet as one character: exact whatever it holds."""
+    """A name field, each byte as one character: exact whatever it holds."""
     return value.rstrip(b"\0").decode("latin-1")
 
 
@@ -234,7 +234,7 @@ def _mark(values: dict[str, Any]) -> Mark:
 
 
 def _hop(values: dict[str, Any], frame: Frame, names: Names) -> tuple[Hop, bytes]:
-    """The hop, and the octets that the file has of its message.
+    """The hop, and the bytes that the file has of its message.
 
     Packing checks that every number fits its field.
     """

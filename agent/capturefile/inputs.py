@@ -52,7 +52,7 @@ class Input:
 
     name: str
     size: int | None = None
-    """Octets; None if that cannot be known."""
+    """Bytes; None if that cannot be known."""
     first: Frame | None = None
     """Its first frame, if it was looked at beforehand."""
     error: str = ""
@@ -138,7 +138,7 @@ class Inputs:
 
     @property
     def size(self) -> int | None:
-        """Octets of all files; None if that cannot be known."""
+        """Bytes of all files; None if that cannot be known."""
         sizes = [one.size for one in self.all]
         return None if None in sizes else sum(size or 0 for size in sizes)
 

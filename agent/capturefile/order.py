@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 SETTLE_NS = 50_000_000
 """Frames of one capture may be out of order by so much."""
 MAX_WAITING = 8192
-"""Frames that wait for earlier ones, and their octets."""
+"""Frames that wait for earlier ones, and their bytes."""
 MAX_WAITING_OCTETS = 16 << 20
 FRAME_OCTETS = 256
-"""What a frame weighs beside its octets."""
+"""What a frame weighs beside its bytes."""
 STEP_NS = 1_000_000_000
 """Steps back by less are taken for disorder: the frame is late, the clock was not set."""
 LEAP_NS = 60_000_000_000
@@ -116,7 +116,7 @@ def in_order(
 ) -> Iterator[Waiting]:
     """The frames by time, each held back until no earlier one is to be expected.
 
-    Bounded in frames and octets: beyond that the oldest go on. Packets of our own recordings stay where they are,
+    Bounded in frames and bytes: beyond that the oldest go on. Packets of our own recordings stay where they are,
     because later ones refer to what earlier ones say.
 
     Args:

@@ -80,7 +80,7 @@ def _read_classic(source: Source, variant: _Classic) -> Iterator[Frame]:
     while source.has(variant.header_bytes):
         (captured,) = captured_length(source.window, source.at)
         if captured > MAX_FRAME_BYTES:
-            raise PcapError(source.offset, f"the file is damaged: a packet cannot have {captured} octets")
+            raise PcapError(source.offset, f"the file is damaged: a packet cannot have {captured} bytes")
         source.need(variant.header_bytes + captured, "a packet")
         yield from _packets_in_window(source, variant, linktype)
     if source.ahead():

@@ -30,7 +30,7 @@ _BYTE_ORDER_MAGIC = 0x1A2B3C4D
 _BYTE_ORDERS = {struct.pack(order + "I", _BYTE_ORDER_MAGIC): order for order in "<>"}
 _MAJOR = 1
 
-# Octets: type and length, the same with the second length, and the fixed fields of each kind of block.
+# Bytes: type and length, the same with the second length, and the fixed fields of each kind of block.
 _HEAD_BYTES = 8
 _BLOCK_BYTES = 12
 _SECTION_BYTES = 16
@@ -88,7 +88,7 @@ def _blocks(source: Source) -> Iterator[_Block]:
             head, trailer = struct.Struct(order + "II"), struct.Struct(order + "I")
         kind, length = head.unpack_from(window, at)
         if length < _BLOCK_BYTES or length & 3 or length > MAX_BLOCK_BYTES:
-            raise PcapError(source.offset, f"the file is damaged: a block cannot have {length} octets")
+            raise PcapError(source.offset, f"the file is damaged: a block cannot have {length} bytes")
         source.need(length, "a block")
         window, at = source.window, source.at
         end = at + length - 4
@@ -212,7 +212,7 @@ def _read_packet_options(block: _Block, at: int) -> tuple[tuple[str, ...], bool 
 
 
 def _options(block: _Block, at: int) -> Iterator[tuple[int, bytes]]:
-    """Code and value of each option from octet `at` of a block's body (3.5)."""
+    """Code and value of each option from byte `at` of a block's body (3.5)."""
     unpack, body = struct.Struct(block.order + "HH").unpack_from, block.body
     while at + 4 <= len(body):
         code, length = unpack(body, at)
@@ -231,7 +231,7 @@ def _nanoseconds_of_unit(resolution: int) -> Fraction:
 
 
 def _text(value: bytes) -> str:
-    """A string of the file; octets that are not UTF-8 are shown as escapes."""
+    """A string of the file; bytes that are not UTF-8 are shown as escapes."""
     return value.rstrip(b"\0").decode("utf-8", "backslashreplace")
 
 
@@ -249,7 +249,7 @@ class PcapngWriter:
     """Writes one section: packets of several interfaces, in nanoseconds, with comments that Wireshark shows.
 
     Attributes:
-        size: Octets written so far. To rotate, begin a new writer on a new file.
+        size: Bytes written so far. To rotate, begin a new writer on a new file.
     """
 
     def __init__(
@@ -265,7 +265,7 @@ class PcapngWriter:
 
         Args:
             file: Where to write: a buffered file, because there is one `write` per packet. Closing it is the caller's.
-            snaplen: Packets are cut to so many octets.
+            snaplen: Packets are cut to so many bytes.
             hardware: The machine, for `shb_hardware`.
             system: Its operating system, for `shb_os`.
             application: Who writes, for `shb_userappl`.
@@ -325,7 +325,7 @@ class PcapngWriter:
         self.size += total
 
     def _write_block(self, kind: int, body: bytes) -> None:
-        """Write a block whose body is a multiple of 4 octets long."""
+        """Write a block whose body is a multiple of 4 bytes long."""
         length = _pack_word(_BLOCK_BYTES + len(body))
         self._write(_pack_word(kind) + length + body + length)
         self.size += _BLOCK_BYTES + len(body)

@@ -88,11 +88,11 @@ class Playback:
         other: Packets that are not DNS.
         tunnels: Packets in tunnels that are encrypted, too deep or not read here.
         copies: Packets that were captured twice at one place.
-        empty: Datagrams on a DNS port without any octet.
-        cut: Messages of which the capture has no octet.
+        empty: Datagrams on a DNS port without any byte.
+        cut: Messages of which the capture has no byte.
         fragments: Fragments of datagrams that were put together, but the one that made them whole.
         incomplete: Datagrams of which fragments are missing.
-        snap_length: Octets of the longest frame that the capture cut; 0 if it cut none.
+        snap_length: Bytes of the longest frame that the capture cut; 0 if it cut none.
     """
 
     def __init__(self, ports: frozenset[int]) -> None:
@@ -207,7 +207,7 @@ class Playback:
         return copy
 
     def _is_there(self, udp: Udp) -> bool:
-        """Whether there is any octet of a message."""
+        """Whether there is any byte of a message."""
         if not udp.payload_bytes:
             self.empty += 1
         elif not udp.payload:
@@ -240,7 +240,7 @@ class Playback:
     def _message(self, ip: Ip, udp: Udp, place: Place) -> Iterator[Hop]:
         """A DNS message over UDP."""
         payload, vantage = udp.payload, place.vantage
-        response = len(payload) > 2 and payload[2] & 0x80 != 0  # noqa: PLR2004  QR is in the third octet
+        response = len(payload) > 2 and payload[2] & 0x80 != 0  # noqa: PLR2004  QR is in the third byte
         known = vantage.translate(ip, udp, place, response=response)
         number = _number(ip, udp, place, known, response=response)
         flags = (RESPONSE if response else 0) | (CONNTRACK if known else 0)
@@ -409,7 +409,7 @@ def _rest(  # noqa: PLR0917  as above
 
 @lru_cache(maxsize=1024)
 def _interface_name(name: str) -> bytes:
-    """As much of it as the record has room for, and no octet less."""
+    """As much of it as the record has room for, and no byte less."""
     return name.encode()[:NAME_BYTES].decode("utf-8", "ignore").encode().ljust(NAME_BYTES + 1, b"\0")
 
 

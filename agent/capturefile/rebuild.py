@@ -47,7 +47,7 @@ def rebuild(hop: Hop, detail: Detail, payload: bytes) -> Packet:
     """The packet of a hop, with valid checksums if all of the payload is there.
 
     A first fragment is written as the whole datagram that it announces, cut where it ends. A later one has its header
-    alone: its octets were not captured.
+    alone: its bytes were not captured.
     """
     if hop.flags & FRAGMENT:
         return _later_fragment(hop, detail)
@@ -110,5 +110,5 @@ def _complement(octets: bytes) -> int:
     if len(octets) & 1:
         octets += b"\0"
     total = int.from_bytes(octets, "big") % 0xFFFF
-    # Only octets that are all zero sum up to 0; other multiples of 65535 sum up to 65535.
+    # Only bytes that are all zero sum up to 0; other multiples of 65535 sum up to 65535.
     return ~(total or (0xFFFF if any(octets) else 0)) & 0xFFFF

@@ -1,4 +1,4 @@
-"""What the recordings of a replay say beside the hops: nodes, names, whose address was whose, known octets."""
+"""What the recordings of a replay say beside the hops: nodes, names, whose address was whose, known bytes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Recorded:
         return self._with_octets(seen, found.payload) if seen.protocol == UDP and seen.message_id else seen
 
     def _with_octets(self, seen: Hop, payload: bytes) -> Hop:
-        """Octets that came with an earlier hop are given with this one if that hop's file is gone."""
+        """Bytes that came with an earlier hop are given with this one if that hop's file is gone."""
         detail = seen.detail
         if not detail.captured_bytes and payload and seen.message_id not in self._brought:
             fixed = detail._replace(captured_bytes=len(payload))

@@ -28,7 +28,7 @@ LOOPBACK = (V4_MAPPED + b"\x7f", bytes(15) + b"\x01")
 LOOPBACK_NAMES = frozenset({"lo", "lo0"})
 
 COPY_NS = 50_000_000
-"""Mirror ports and bridges hand over a packet twice within so long: the same octets with the same identification. Who
+"""Mirror ports and bridges hand over a packet twice within so long: the same bytes with the same identification. Who
 asks again makes a new packet, with an identification of its own."""
 COPY_WITHOUT_ID_NS = 2_000_000
 """The same for packets without identification (IPv6, many of IPv4): nobody asks again within so long."""
@@ -122,7 +122,7 @@ class Vantage:
         return self._passed_on(ip, upper, place, number)
 
     def _passed_on(self, ip: Ip, upper: Udp | Tcp, place: Place, number: int) -> Translation | None:
-        """The same octets that came in a moment ago, in the same packet, one hop older: the node translated it.
+        """The same bytes that came in a moment ago, in the same packet, one hop older: the node translated it.
 
         A proxy that asks on its own behalf makes a packet of its own, with a fresh time to live.
         """
@@ -147,7 +147,7 @@ class Vantage:
         return None
 
     def hold(self, connection: Connection, end: int, arrival: Hop) -> None:
-        """At a tap: keep the arrival of a segment whose last octet is before `end` until that is acknowledged."""
+        """At a tap: keep the arrival of a segment whose last byte is before `end` until that is acknowledged."""
         held = self.unacknowledged.setdefault(connection, [])
         if len(held) < MAX_HELD:
             held.append((end, arrival))

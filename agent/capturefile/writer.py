@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agent.hop.record import Detail, Hop
 
 MAX_KNOWN_BYTES = 8 << 20
-"""Octets of messages that are kept for their later hops."""
+"""Bytes of messages that are kept for their later hops."""
 MAX_ADDRESSES = 65536
 OUTBOUND = {TX: True, SOCKET_TX: True, RX: False, SOCKET_RX: False}
 ARRIVALS = frozenset({RX, SOCKET_RX, DROP})
@@ -38,14 +38,14 @@ class Setting(NamedTuple):
 
 
 class KnownOctets:
-    """The octets of recent messages and segments: the kernel program sends them with the first hop alone."""
+    """The bytes of recent messages and segments: the kernel program sends them with the first hop alone."""
 
     def __init__(self, max_bytes: int = MAX_KNOWN_BYTES) -> None:
         self._left = max_bytes
         self._known: OrderedDict[Hashable, bytes] = OrderedDict()
 
     def of(self, hop: Hop, detail: Detail) -> bytes:
-        """The octets of this hop's message, its own or those of an earlier hop; empty if they are not known."""
+        """The bytes of this hop's message, its own or those of an earlier hop; empty if they are not known."""
         if hop.flags & FRAGMENT:
             return b""
         key = self._segment(hop, detail) if hop.protocol == TCP else hop.message_id

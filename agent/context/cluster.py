@@ -52,7 +52,7 @@ class Service(NamedTuple):
     name: str
     headless: bool
     cluster_ips: tuple[bytes, ...]
-    """16 octets each, IPv4 mapped."""
+    """16 bytes each, IPv4 mapped."""
     external_name: str | None = None
     """Of type ExternalName: its answer is a CNAME to this."""
     publishes_not_ready: bool = False
@@ -125,7 +125,7 @@ class NodeLocal(NamedTuple):
 
     pod: Pod
     addresses: tuple[bytes, ...]
-    """Where it listens, as it was told: usually 169.254.20.10 and the address of kube-dns; 16 octets each."""
+    """Where it listens, as it was told: usually 169.254.20.10 and the address of kube-dns; 16 bytes each."""
 
 
 class Container(NamedTuple):
@@ -139,7 +139,7 @@ class Cluster(Protocol):
     """Asked for every session that is printed; everything may be unknown. Answers from memory, never from the API."""
 
     def pod_at(self, address: bytes, ts_ns: int) -> Pod | None:
-        """The pod that had this 16-octet address at that time; None for the addresses of nodes."""
+        """The pod that had this 16-byte address at that time; None for the addresses of nodes."""
 
     def pod_by_uid(self, uid: str) -> Pod | None:
         """The pod of this node with this UID, completed and deleted ones too for a while."""
@@ -166,7 +166,7 @@ class Cluster(Protocol):
         """NodeLocal DNSCache, if it runs on this node."""
 
 
-class NobodyKnown:
+class NullCluster:
     """Without a cluster, and for recordings."""
 
     def pod_at(self, address: bytes, ts_ns: int) -> None:

@@ -56,7 +56,7 @@ class Ipvs(NamedTuple):
         return bound if bound is not None and servers is not None and bound not in servers else None
 
 
-class Surroundings(Protocol):
+class NamespaceCounters(Protocol):
     """Asked for a namespace when a lookup failed; everything may be unknown."""
 
     def counters(self, netns: int, since_ns: int) -> tuple[NetnsCounters | None, NetnsCounters | None]:
@@ -69,7 +69,7 @@ class Surroundings(Protocol):
         """Whether an application took the datagram with this message (`Head.message`); None where none can tell."""
 
 
-class NothingKnown:
+class NullCounters:
     """For recordings."""
 
     def counters(self, netns: int, since_ns: int) -> tuple[None, None]:  # noqa: ARG002

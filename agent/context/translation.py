@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from agent.context.cluster import Cluster, Pod
-    from agent.context.counters import Surroundings
+    from agent.context.counters import NamespaceCounters
     from agent.hop.record import Hop
     from agent.session.outcome import Outcome
 
@@ -98,37 +98,37 @@ class Translation(NamedTuple):
     """None where the addresses show that it was translated, and nothing shows by what."""
 
 
-class _Case(NamedTuple):
+class _Given(NamedTuple):
     """What a rule looks at."""
 
     outcome: Outcome
-    around: Surroundings
+    namespaces: NamespaceCounters
     cluster: Cluster | None
     client: Pod | None
     entry: Entry | None
 
     def balances(self, netns: int, virtual: Endpoint) -> bool:
         """Whether ip_vs of that namespace has such a virtual service."""
-        known = self.around.ipvs(netns)
+        known = self.namespaces.ipvs(netns)
         return known is not None and (self.outcome.session.key.protocol, virtual) in known.services
 
 
 def translated_by(
     outcome: Outcome,
-    around: Surroundings,
+    namespaces: NamespaceCounters,
     cluster: Cluster | None = None,
     *,
     client: Pod | None = None,
     entry: Entry | None = None,
 ) -> Mechanism | None:
     """What `TranslatedBy` says; None for what was not translated, or not known by what. See `translate`."""
-    found = translate(outcome, around, cluster, client=client, entry=entry)
+    found = translate(outcome, namespaces, cluster, client=client, entry=entry)
     return found.by if found is not None else None
 
 
 def translate(
     outcome: Outcome,
-    around: Surroundings,
+    namespaces: NamespaceCounters,
     cluster: Cluster | None = None,
     *,
     client: Pod | None = None,
@@ -138,16 +138,16 @@ def translate(
 
     Args:
         outcome: a closed session.
-        around: asked for ip_vs, only where no packet shows what happened to it.
+        namespaces: asked for ip_vs, only where no packet shows what happened to it.
         cluster: which addresses are virtual, and what is behind them.
         client: the client's pod. Without it nothing is said of translation in sockets.
         entry: of the connection table, looked up because no hop showed one.
     """
-    case = _Case(outcome, around, cluster, client, entry)
+    case = _Given(outcome, namespaces, cluster, client, entry)
     return next((found for rule in RULES if (found := rule(case)) is not None), None)
 
 
-def by_own_entry(case: _Case) -> Translation | None:
+def by_own_entry(case: _Given) -> Translation | None:
     """The entry that hung on the packet."""
     found = translation(case.outcome.queries)
     if found is None:
@@ -159,7 +159,7 @@ def by_own_entry(case: _Case) -> Translation | None:
     return Translation(virtual, backend, by)
 
 
-def by_entry_looked_up(case: _Case) -> Translation | None:
+def by_entry_looked_up(case: _Given) -> Translation | None:
     """The entry that is in the table."""
     entry = case.entry
     if entry is None or entry.virtual == entry.backend:
@@ -178,7 +178,7 @@ def mechanism(status: int) -> Mechanism | None:
     return Mechanism.CONNTRACK if status & DESTINATION_NAT else Mechanism.IPVS
 
 
-def by_other_address(case: _Case) -> Translation | None:
+def by_other_address(case: _Given) -> Translation | None:
     """The destination changed between two hops, and no entry on the packet says so."""
     found = next(_rewritten(case.outcome), None)
     if found is None:
@@ -209,17 +209,17 @@ def _is_not_tables(hop: Hop) -> bool:
     return bool(hop.flags & COUNTERS)
 
 
-def by_taker(case: _Case) -> Translation | None:
+def by_taker(case: _Given) -> Translation | None:
     """It got to a program of a namespace that does not have the address, and earlier replies show how, if anything."""
     outcome = case.outcome
     arrivals = (
         hop
         for one in reversed(outcome.session.queries.transmissions)
         for hop in one.arrivals(outcome.server_netns)
-        if outcome.knowledge.is_local(hop.netns, hop.detail.daddr) is False
+        if outcome.node_state.is_local(hop.netns, hop.detail.daddr) is False
     )
     arrival = next(arrivals, None) if outcome.server_netns is not None else None
-    taker = outcome.knowledge.takers.find(arrival) if arrival is not None else None
+    taker = outcome.node_state.takers.find(arrival) if arrival is not None else None
     if arrival is None or taker is None:
         return None
     asked = _destination(arrival)
@@ -244,14 +244,14 @@ def _was_redirected(before: Hop, after: Hop, outcome: Outcome) -> bool:
     return before.event == RX and after.event in arrivals and before.netns != after.netns and not outcome.lossy
 
 
-def in_socket(case: _Case) -> Translation | None:
+def in_socket(case: _Given) -> Translation | None:
     """The client is set up to ask a virtual address, and its query left its socket for a server behind that."""
     left = _origin(case.outcome)
     if left is None or case.cluster is None or case.client is None:
         return None
     asked = _destination(left)
     resolvers = list(_resolvers(case.client, case.cluster))
-    translated = {virtual for _, virtual in case.outcome.knowledge.backends}
+    translated = {virtual for _, virtual in case.outcome.node_state.backends}
     if not translated.isdisjoint(resolvers):
         # Where the node translates them, who addresses a server directly does so on purpose.
         return None
@@ -277,7 +277,7 @@ def _resolvers(client: Pod, cluster: Cluster) -> Iterator[Endpoint]:
                 yield Endpoint(address, DNS_PORT)
 
 
-def not_at_all(case: _Case) -> Translation | None:
+def not_at_all(case: _Given) -> Translation | None:
     """A server on this node got the query at an address that is no pod's own."""
     queries = case.outcome.session.queries.transmissions
     if not queries or case.outcome.server_netns is None or not case.outcome.bits & CQ:
@@ -295,7 +295,7 @@ def _is_virtual(address: bytes, cluster: Cluster | None) -> bool:
     return (cache is not None and address in cache.addresses) or cluster.service_at(address) is not None
 
 
-RULES: tuple[Callable[[_Case], Translation | None], ...] = (
+RULES: tuple[Callable[[_Given], Translation | None], ...] = (
     by_own_entry,
     by_other_address,
     by_entry_looked_up,
@@ -320,7 +320,7 @@ def _is_v4(endpoint: Endpoint) -> bool:
 
 
 def _packed(text: str) -> bytes | None:
-    """16 octets of an address in text; None for what is none."""
+    """16 bytes of an address in text; None for what is none."""
     try:
         packed = ip_address(text).packed
     except ValueError:

@@ -82,7 +82,7 @@ class _Watched:
         return next((look for look in reversed(self.looks) if look.ts_ns <= ts_ns), None)
 
 
-class LiveSurroundings:
+class LiveCounters:
     """`agent.context.counters.Surroundings` of this node.
 
     Counters tell something by their growth, so namespaces are looked at before anything happens: the one that this

@@ -44,7 +44,7 @@ class LocalAddresses:
     _known: dict[int, Read] = field(default_factory=dict)
 
     def is_local(self, netns: int, address: bytes) -> bool | None:
-        """Whether the namespace owns the 16-octet address; None when no process of it can be looked at.
+        """Whether the namespace owns the 16-byte address; None when no process of it can be looked at.
 
         An address that was not asked for before is looked for anew if it is not among those that are known.
         """

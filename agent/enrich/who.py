@@ -11,7 +11,7 @@ from agent.session.outcome import CQ
 
 if TYPE_CHECKING:
     from agent.context.cluster import Cluster, Container, Pod
-    from agent.context.counters import Surroundings
+    from agent.context.counters import NamespaceCounters
     from agent.context.translation import Entry
     from agent.enrich.conntrack import ConntrackLookup
     from agent.enrich.containers import Containers
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agent.session.outcome import Outcome
 
 SHORT_ID = 12
-"""Octets of a container id that tools for people show."""
+"""Bytes of a container id that tools for people show."""
 
 
 class _End(NamedTuple):
@@ -41,11 +41,15 @@ class WhoIsWho:
     """
 
     def __init__(
-        self, containers: Containers, cluster: Cluster, around: Surroundings, table: ConntrackLookup | None = None
+        self,
+        containers: Containers,
+        cluster: Cluster,
+        namespaces: NamespaceCounters,
+        table: ConntrackLookup | None = None,
     ) -> None:
         self._containers = containers
         self._cluster = cluster
-        self._around = around
+        self._around = namespaces
         self._table = table
         self.wall_offset_ns = 0
         """Added to the hops' stamps to get the cluster's time."""
@@ -88,7 +92,7 @@ class WhoIsWho:
         if container is not None and container.pod_uid is not None:
             return _End(self._cluster.pod_by_uid(container.pod_uid), container)
         address = origin.detail.saddr if origin is not None else None
-        if address is not None and outcome.knowledge.is_local(netns, address) is False:
+        if address is not None and outcome.node_state.is_local(netns, address) is False:
             # A transparent proxy replies with the address of a server, and asks with that of a client.
             return _End(None, container)
         pod = None if address is None else self._cluster.pod_at(address, self._wall(ts_ns))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agent.session.outcome import Outcome
 
 PLAIN_UDP = 512
-"""Octets of a reply over UDP that every client takes (RFC 1035 4.2.1), and the least that EDNS offers (RFC 6891)."""
+"""Bytes of a reply over UDP that every client takes (RFC 1035 4.2.1), and the least that EDNS offers (RFC 6891)."""
 CNAME, AAAA = 5, 28
 ROOT = b"\0"
 PUBLIC = frozenset({"com", "net", "org", "edu", "gov", "mil", "io"})
@@ -30,7 +30,7 @@ PUBLIC = frozenset({"com", "net", "org", "edu", "gov", "mil", "io"})
 
 
 def larger_than_offered(outcome: Outcome) -> str | None:
-    """A reply over UDP with more octets than was asked for, and not truncated; to the client, or to its server."""
+    """A reply over UDP with more bytes than was asked for, and not truncated; to the client, or to its server."""
     reply = outcome.reply
     if reply is not None and reply.message.length_bytes > PLAIN_UDP:
         words = _excess(outcome.session, outcome.queries, reply)
@@ -54,7 +54,7 @@ def _excess(session: Session, queries: list[Transmission], reply: Transmission) 
     if octets <= offered or reply.message.summary.tc:
         return None
     how = "without EDNS" if not any(offers) else "by EDNS"
-    return f"{octets} octets, and the query allows {offered} {how}: the receiver may cut or drop it"
+    return f"{octets} bytes, and the query allows {offered} {how}: the receiver may cut or drop it"
 
 
 def told_by_extended_error(outcome: Outcome) -> tuple[str, str] | None:
@@ -76,7 +76,7 @@ def no_data_ends_search(outcome: Outcome) -> str | None:
     Some resolvers, musl among them, take that for the answer, although the names behind it may have records.
     """
     session = outcome.session
-    if not session.stem or session.searched or outcome.rcode != NOERROR or not outcome.delivered:
+    if not session.search_prefix or session.search_list_followed or outcome.rcode != NOERROR or not outcome.delivered:
         return None
     if _suffix(session) is None or _has_answer(session):
         return None
@@ -92,13 +92,13 @@ def no_data_ends_search(outcome: Outcome) -> str | None:
 def answered_by_search_domain(outcome: Outcome) -> str | None:
     """A public name was answered under a search domain, as a wildcard there answers every name."""
     session = outcome.session
-    if not session.stem or outcome.rcode != NOERROR or not outcome.delivered or not _has_answer(session):
+    if not session.search_prefix or outcome.rcode != NOERROR or not outcome.delivered or not _has_answer(session):
         return None
-    suffix, parts = _suffix(session), labels(session.stem + ROOT)
+    suffix, parts = _suffix(session), labels(session.search_prefix + ROOT)
     if suffix is None or len(parts) < 2 or parts[-1] not in PUBLIC:  # noqa: PLR2004  a name and its domain
         return None
-    stem, domain = name_to_text(session.stem + ROOT), name_to_text(suffix)
-    return f"{stem} was answered under the search domain {domain}: a wildcard there answers for every name"
+    search_prefix, domain = name_to_text(session.search_prefix + ROOT), name_to_text(suffix)
+    return f"{search_prefix} was answered under the search domain {domain}: a wildcard there answers for every name"
 
 
 def alias_to_nowhere(outcome: Outcome) -> str | None:
@@ -119,7 +119,7 @@ def alias_to_nowhere(outcome: Outcome) -> str | None:
 
 def _suffix(session: Session) -> bytes | None:
     """The search domain under which the name was asked for; None for the name by itself."""
-    rest = session.key.name[len(session.stem) :]
+    rest = session.key.name[len(session.search_prefix) :]
     return None if rest == ROOT else rest
 
 

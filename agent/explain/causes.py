@@ -29,7 +29,7 @@ CAUSES: dict[str, CauseText] = {
     ),
     "IPVSStaleBackend": CauseText(
         "IPVS still sends this client's queries to {backend}, which no longer belongs to the Service.",
-        "Set net.ipv4.vs.expire_nodest_conn=1 and a shorter UDP time-out (ipvsadm --set), use a newer kernel and "
+        "Set net.ipv4.vs.expire_nodest_conn=1 and a shorter UDP timeout (ipvsadm --set), use a newer kernel and "
         "kube-proxy, or NodeLocal DNSCache; a client that opens a new socket is not affected.",
     ),
     "StaleConntrackEntry": CauseText(
@@ -166,7 +166,7 @@ RECORDS_LOST = Gap(
     "enlarge --ring-size, or lower the load on this node",
 )
 OCTETS_MISSING = Gap(
-    "octets of its TCP connection were sent but not captured",
+    "bytes of its TCP connection were sent but not captured",
     "capture with a larger buffer (dnstrail --ring-size, tcpdump -B) and see how much the capture dropped",
 )
 REPLY_CUT = Gap(

@@ -37,7 +37,7 @@ UNEVEN = 1.5
 """How much more than its fair share one server has."""
 
 
-class View(NamedTuple):
+class FindingInput(NamedTuple):
     """What a remark is made from."""
 
     outcome: Outcome
@@ -54,15 +54,15 @@ class Finding(NamedTuple):
     """A sentence, where there is more to say than the name does."""
 
 
-def findings(view: View) -> list[Finding]:
+def findings(given: FindingInput) -> list[Finding]:
     """All that hold."""
-    plain = [Finding(name) for name, holds in PLAIN.items() if holds(view.outcome)]
-    reply = view.outcome.reply
-    if view.outcome.session.connecting or (reply is not None and reply.message.summary.flags & OPCODE):
+    plain = [Finding(name) for name, holds in PLAIN.items() if holds(given.outcome)]
+    reply = given.outcome.reply
+    if given.outcome.session.connecting or (reply is not None and reply.message.summary.flags & OPCODE):
         # What is remarked of names holds for queries alone.
         return plain
-    looks = (*LOOKS, *RARE) if _is_out_of_the_ordinary(view.outcome) else LOOKS
-    return plain + [found for look in looks if (found := look(view)) is not None]
+    looks = (*LOOKS, *RARE) if _is_out_of_the_ordinary(given.outcome) else LOOKS
+    return plain + [found for look in looks if (found := look(given)) is not None]
 
 
 def _is_out_of_the_ordinary(outcome: Outcome) -> bool:
@@ -70,7 +70,7 @@ def _is_out_of_the_ordinary(outcome: Outcome) -> bool:
     session, reply = outcome.session, outcome.reply
     return (
         outcome.contradicted is not None
-        or bool(session.stem)
+        or bool(session.search_prefix)
         or bool(session.upstream)
         or len(session.replies.transmissions) > 1
         or (reply is not None and (reply.message.length_bytes > PLAIN_UDP or OPTION in reply.message.payload))
@@ -130,28 +130,28 @@ PLAIN: dict[str, Callable[[Outcome], bool]] = {
 }
 
 
-def _name_not_found(view: View) -> Finding | None:
+def _name_not_found(given: FindingInput) -> Finding | None:
     """Somebody's search path, a Service that is not as its client thinks, or just no such name."""
-    outcome = view.outcome
+    outcome = given.outcome
     if outcome.rcode != NXDOMAIN or not outcome.delivered:
         return None
-    if outcome.session.searched:
+    if outcome.session.search_list_followed:
         return Finding("SearchPathNXDOMAIN")
     alias = alias_to_nowhere(outcome)
     if alias is not None:
         return Finding("ExternalNameNotFound", alias)
     asked = service_name(outcome.session.key.name)
-    known = why_not_found(asked, view.cluster) if asked is not None else None
+    known = why_not_found(asked, given.cluster) if asked is not None else None
     return Finding(*known) if known is not None else Finding("NameNotFound")
 
 
-def _wrong_answer(view: View) -> Finding | None:
+def _wrong_answer(given: FindingInput) -> Finding | None:
     """The answer for a Service's name against the Service's own address: autopath, or a server that lags behind."""
-    outcome = view.outcome
+    outcome = given.outcome
     if outcome.rcode != NOERROR or outcome.reply is None:
         return None
     asked = service_name(outcome.session.key.name)
-    service = view.cluster.service_of(asked.namespace, asked.service) if asked is not None else None
+    service = given.cluster.service_of(asked.namespace, asked.service) if asked is not None else None
     if asked is None or service is None:
         return None
     message = outcome.reply.message
@@ -159,25 +159,25 @@ def _wrong_answer(view: View) -> Finding | None:
     return Finding("WrongAnswer", words) if words else None
 
 
-def _headless_too_large(view: View) -> Finding | None:
-    outcome = view.outcome
+def _headless_too_large(given: FindingInput) -> Finding | None:
+    outcome = given.outcome
     if outcome.reply is None or not outcome.reply.message.summary.tc:
         return None
     asked = service_name(outcome.session.key.name)
-    service = view.cluster.service_of(asked.namespace, asked.service) if asked is not None else None
+    service = given.cluster.service_of(asked.namespace, asked.service) if asked is not None else None
     if asked is None or service is None or not service.headless:
         return None
-    members = view.cluster.members(asked.namespace, asked.service) or ()
+    members = given.cluster.members(asked.namespace, asked.service) or ()
     return Finding("HeadlessTooLarge", f"Service {asked.text} is headless and has {len(members)} endpoints")
 
 
-def _node_local_bypassed(view: View) -> Finding | None:
+def _node_local_bypassed(given: FindingInput) -> Finding | None:
     """NodeLocal DNSCache runs here, and a pod of this node asks the cluster's servers past it."""
-    cache = view.cluster.node_local()
-    outcome = view.outcome
+    cache = given.cluster.node_local()
+    outcome = given.outcome
     if cache is None or outcome.client_netns is None or not outcome.session.queries.transmissions:
         return None
-    who = view.who()
+    who = given.who()
     if who.client is None or who.client.uid == cache.pod.uid or who.service is None:
         return None
     if outcome.server.address in cache.addresses:
@@ -188,14 +188,14 @@ def _node_local_bypassed(view: View) -> Finding | None:
     )
 
 
-def _server_imbalance(view: View) -> Finding | None:
+def _server_imbalance(given: FindingInput) -> Finding | None:
     """One server behind the asked address answers much more than its share of what this node sees."""
-    backend = view.outcome.backend
+    backend = given.outcome.backend
     if backend is None or backend.answers * 2 < ENOUGH_ANSWERS:
         return None
     answers, servers = backend.all_answers, len(backend.siblings)
-    asked = view.outcome.server
-    listed = view.cluster.backends(asked, view.outcome.session.key.protocol)
+    asked = given.outcome.server
+    listed = given.cluster.backends(asked, given.outcome.session.key.protocol)
     if listed is not None and listed.ready:
         # A server of a dual-stack Service is listed once in each family.
         servers = sum(_is_v4(one) == _is_v4(asked) for one in listed.ready)
@@ -210,56 +210,56 @@ def _is_v4(endpoint: Endpoint) -> bool:
     return endpoint.address.startswith(V4_MAPPED)
 
 
-def _query_not_seen(view: View) -> Finding | None:
+def _query_not_seen(given: FindingInput) -> Finding | None:
     """Only the reply shows: a one-sided or mirrored capture, a data plane that hides the query, or nobody asked."""
-    if view.outcome.session.queries.transmissions:
+    if given.outcome.session.queries.transmissions:
         return None
     return Finding(
         "QueryNotSeen", "only the reply was seen here: the query is hidden from this place, or there was none"
     )
 
 
-def _servers_disagree(view: View) -> Finding | None:
-    words = of_servers(view.outcome)
+def _servers_disagree(given: FindingInput) -> Finding | None:
+    words = of_servers(given.outcome)
     return Finding("ServersDisagree", words) if words else None
 
 
-def _contradictory_answers(view: View) -> Finding | None:
-    words = of_types(view.outcome)
+def _contradictory_answers(given: FindingInput) -> Finding | None:
+    words = of_types(given.outcome)
     return Finding("ContradictoryAnswers", words) if words else None
 
 
-def _larger_than_offered(view: View) -> Finding | None:
-    words = larger_than_offered(view.outcome)
+def _larger_than_offered(given: FindingInput) -> Finding | None:
+    words = larger_than_offered(given.outcome)
     return Finding("LargerThanOffered", words) if words else None
 
 
-def _extended_error(view: View) -> Finding | None:
-    found = told_by_extended_error(view.outcome)
+def _extended_error(given: FindingInput) -> Finding | None:
+    found = told_by_extended_error(given.outcome)
     return Finding(*found) if found else None
 
 
-def _search_list(view: View) -> Finding | None:
+def _search_list(given: FindingInput) -> Finding | None:
     """Where a search list came to its end."""
-    if not view.outcome.session.stem:
+    if not given.outcome.session.search_prefix:
         return None
-    words = no_data_ends_search(view.outcome)
+    words = no_data_ends_search(given.outcome)
     if words:
         return Finding("SearchPathNODATA", words)
-    words = answered_by_search_domain(view.outcome)
+    words = answered_by_search_domain(given.outcome)
     return Finding("SearchDomainAnswered", words) if words else None
 
 
-def _many_messages(view: View) -> Finding | None:
+def _many_messages(given: FindingInput) -> Finding | None:
     """A zone transfer: what is told of the answer is told by its first messages."""
-    session = view.outcome.session
+    session = given.outcome.session
     if not session.further:
         return None
     kept = len(session.replies.transmissions)
     return Finding("ManyMessages", f"the answer came in {kept + session.further} messages; the first {kept} are shown")
 
 
-LOOKS: tuple[Callable[[View], Finding | None], ...] = (
+LOOKS: tuple[Callable[[FindingInput], Finding | None], ...] = (
     _query_not_seen,
     _many_messages,
     _name_not_found,
@@ -268,7 +268,7 @@ LOOKS: tuple[Callable[[View], Finding | None], ...] = (
     _node_local_bypassed,
     _server_imbalance,
 )
-RARE: tuple[Callable[[View], Finding | None], ...] = (
+RARE: tuple[Callable[[FindingInput], Finding | None], ...] = (
     _servers_disagree,
     _contradictory_answers,
     _larger_than_offered,

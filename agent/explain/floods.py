@@ -17,21 +17,21 @@ from agent.hop.record import RX
 from agent.session.outcome import Leg, translation
 
 if TYPE_CHECKING:
-    from agent.explain.case import Case
+    from agent.explain.rule_input import RuleInput
     from agent.explain.verdict import Cause
     from agent.session.model import Transmission
 
 
-def flooded(case: Case) -> Cause | None:
+def flooded(given: RuleInput) -> Cause | None:
     """It was given to all, and it was nobody's."""
-    outcome = case.outcome
-    if outcome.delivered or case.drops or outcome.left_node:
+    outcome = given.outcome
+    if outcome.delivered or given.drops or outcome.left_node:
         return None
-    leg, one = _last(case)
-    others = outcome.knowledge.bystanders(one, outcome.session.strangers)
-    if not others or _came_home(case, one):
+    leg, one = _last(given)
+    others = outcome.node_state.bystanders(one, outcome.session.strangers)
+    if not others or _came_home(given, one):
         return None
-    end = outcome.knowledge.end_of(one, outcome.session.strangers)
+    end = outcome.node_state.end_of(one, outcome.session.strangers)
     namespaces = len({hop.netns for hop in others})
     came_to = "1 network namespace" if namespaces == 1 else f"{namespaces} network namespaces"
     evidence = [
@@ -39,7 +39,7 @@ def flooded(case: Case) -> Cause | None:
         f"a bridge sent it to all its ports: it reached {came_to}, all for another host, and none with that address",
     ]
     found = translation(outcome.session.queries.transmissions)
-    gone = [] if found is None or leg is Leg.REPLY else endpoint_words(case, *found[:2])
+    gone = [] if found is None or leg is Leg.REPLY else endpoint_words(given, *found[:2])
     destination = address_to_text(others[-1].detail.daddr)
     confidence = HIGH if gone else MEDIUM
     return make_cause(
@@ -47,12 +47,12 @@ def flooded(case: Case) -> Cause | None:
     )
 
 
-def _last(case: Case) -> tuple[Leg, Transmission]:
-    replies, queries = case.outcome.session.replies.transmissions, case.outcome.session.queries.transmissions
+def _last(given: RuleInput) -> tuple[Leg, Transmission]:
+    replies, queries = given.outcome.session.replies.transmissions, given.outcome.session.queries.transmissions
     return (Leg.REPLY, replies[-1]) if replies else (Leg.QUERY, queries[-1])
 
 
-def _came_home(case: Case, one: Transmission) -> bool:
+def _came_home(given: RuleInput, one: Transmission) -> bool:
     """Whether a copy came to who has the address as well."""
-    owns = case.outcome.knowledge.owns
+    owns = given.outcome.node_state.owns
     return any(owns(hop.netns, hop.detail.daddr) for hop in one.hops if hop.event == RX)

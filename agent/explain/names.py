@@ -59,7 +59,7 @@ def labels(name: bytes) -> list[str]:
 
 
 def addresses(wire: bytes, summary: Summary) -> list[bytes]:
-    """The A and AAAA records of the answer section, 16 octets each; what is cut or damaged ends the list."""
+    """The A and AAAA records of the answer section, 16 bytes each; what is cut or damaged ends the list."""
     found, at = [], summary.end
     try:
         for _ in range(summary.ancount):

@@ -15,7 +15,7 @@ from agent.hop.drops import UNSAID
 from agent.hop.record import COUNTERS
 
 if TYPE_CHECKING:
-    from agent.context.counters import NetnsCounters, Surroundings
+    from agent.context.counters import NamespaceCounters, NetnsCounters
     from agent.explain.evidence import Rise
     from agent.session.outcome import PacketDrop
 
@@ -35,7 +35,7 @@ class Refusal(NamedTuple):
     evidence: list[str]
 
 
-def refusal(drop: PacketDrop, around: Surroundings, since_ns: int) -> Refusal | None:
+def refusal(drop: PacketDrop, namespaces: NamespaceCounters, since_ns: int) -> Refusal | None:
     """Who of netfilter refused a packet; None if it was not netfilter."""
     why = drop.why
     location = why.location or ""
@@ -47,28 +47,28 @@ def refusal(drop: PacketDrop, around: Surroundings, since_ns: int) -> Refusal | 
         # ip_route_me_harder() of the translation may have found no route (net/netfilter/nf_nat_core.c).
         return Refusal(RULE, MEDIUM, ["it is translated: no route to where it was to go would look the same"])
     rise = rise_until(drop)
-    return _by_polled_counters(drop, around, since_ns) if rise is None else _by_own_counters(drop, rise, around)
+    return _by_polled_counters(drop, namespaces, since_ns) if rise is None else _by_own_counters(drop, rise, namespaces)
 
 
-def _by_own_counters(drop: PacketDrop, rise: Rise, around: Surroundings) -> Refusal:
+def _by_own_counters(drop: PacketDrop, rise: Rise, namespaces: NamespaceCounters) -> Refusal:
     """The packet did not leave its CPU between the two readings."""
     evidence = [rise_words(rise)]
     if rise.insert_failed and is_tracked(drop.hop) and not is_confirmed(drop.hop):
         return Refusal(RACE, HIGH, [*evidence, "its conntrack entry is new and not in the table"])
     if rise.drop and not is_tracked(drop.hop):
-        now = around.counters(drop.hop.netns, drop.hop.ts_ns)[1]
+        now = namespaces.counters(drop.hop.netns, drop.hop.ts_ns)[1]
         return Refusal(TABLE_FULL, HIGH, [*evidence, *_fill_words(now)])
     if rise.invalid:
         evidence.append("connection tracking calls the packet INVALID")
     return Refusal(RULE, MEDIUM if rise.drop or rise.insert_failed else HIGH, evidence)
 
 
-def _by_polled_counters(drop: PacketDrop, around: Surroundings, since_ns: int) -> Refusal:
+def _by_polled_counters(drop: PacketDrop, namespaces: NamespaceCounters, since_ns: int) -> Refusal:
     """No hop before it on its CPU: what a program on this node sends dies before any device sees it."""
     proof = _proof_of_a_rule(drop)
     if proof:
         return Refusal(RULE, HIGH, [proof])
-    before, now = around.counters(drop.hop.netns, since_ns)
+    before, now = namespaces.counters(drop.hop.netns, since_ns)
     rise = _rise_since(before, drop)
     if is_tracked(drop.hop):
         return _race_or_rule(rise)

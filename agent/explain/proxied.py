@@ -10,12 +10,12 @@ from agent.explain.verdict import HIGH, MEDIUM, Cause, make_cause
 from agent.hop.endpoint import Endpoint, endpoint_to_text
 from agent.hop.record import TX, name_text
 from agent.session.addressed import addressed
-from agent.session.knowledge import PORT_UNREACHABLE
+from agent.session.node_state import PORT_UNREACHABLE
 from agent.session.outcome import FQ, FR, Leg
 from agent.session.proxies import Means, Proxy, proxy_of, redirection
 
 if TYPE_CHECKING:
-    from agent.explain.case import Case
+    from agent.explain.rule_input import RuleInput
     from agent.hop.record import Hop
     from agent.session.outcome import Outcome
 
@@ -103,10 +103,10 @@ def _taken_words(proxy: Proxy) -> list[str]:
     ]
 
 
-def redirected_to_nobody(case: Case) -> Cause | None:
+def redirected_to_nobody(given: RuleInput) -> Cause | None:
     """A translation within one namespace leads to a port of it without a socket: the proxy is gone, its rule is not."""
-    outcome = case.outcome
-    for drop in case.drops:
+    outcome = given.outcome
+    for drop in given.drops:
         if drop.leg is Leg.QUERY and drop.why.no_socket:
             return _to_nobody(outcome, drop.hop.netns, [drop_words(drop)])
     if outcome.session.refused:
@@ -116,20 +116,20 @@ def redirected_to_nobody(case: Case) -> Cause | None:
 
 
 def _to_nobody(outcome: Outcome, netns: int, evidence: list[str]) -> Cause | None:
-    found = redirection(outcome.session.queries.transmissions, netns, outcome.knowledge)
+    found = redirection(outcome.session.queries.transmissions, netns, outcome.node_state)
     if found is None:
         return None
     asked, listens = (endpoint_to_text(*one) for one in found)
     return make_cause("NoListener", HIGH, evidence, words=REDIRECTED, asked=asked, listens=listens, netns=netns)
 
 
-def refused_where_it_came(case: Case) -> Cause | None:
+def refused_where_it_came(given: RuleInput) -> Cause | None:
     """The namespace that the query came to says that a port is closed, and the address that was asked is not of there.
 
     So the query was redirected to a port of that namespace. Its drop has another port than DNS, and may not be seen.
     """
-    outcome = case.outcome
-    if outcome.delivered or case.drops:
+    outcome = given.outcome
+    if outcome.delivered or given.drops:
         return None
     for error in errors(outcome):
         kind = error.family, error.detail.icmp_type, error.detail.icmp_code
@@ -145,17 +145,17 @@ def refused_where_it_came(case: Case) -> Cause | None:
 
 def _came_to(outcome: Outcome, error: Hop) -> bool:
     lasts = [one.hops[-1] for one in outcome.session.queries.transmissions]
-    known = outcome.knowledge.is_local(error.netns, error.detail.daddr)
+    known = outcome.node_state.is_local(error.netns, error.detail.daddr)
     return known is False and any(last.netns == error.netns and last.event != TX for last in lasts)
 
 
-def proxy_gone(case: Case) -> Cause | None:
+def proxy_gone(given: RuleInput) -> Cause | None:
     """A TPROXY rule drops what it finds no socket for (net/netfilter/xt_TPROXY.c), as any rule that refuses does."""
-    for drop in case.drops:
+    for drop in given.drops:
         why = drop.why
         if why.hook != "PREROUTING" or drop.leg is not Leg.QUERY:
             continue
-        taker = case.outcome.knowledge.takers.find(drop.hop)
+        taker = given.outcome.node_state.takers.find(drop.hop)
         if taker is None or taker.means not in {Means.TRANSPARENT, Means.UNKNOWN}:
             continue
         detail = drop.hop.detail

@@ -105,7 +105,7 @@ def _attempts(exchange: Session, outcome: Outcome, until_ns: int) -> Iterator[At
         replies = [
             one
             for one in asked.replies
-            if one.hops[0].ts_ns <= until_ns and outcome.knowledge.died(one, outcome.server_netns) is None
+            if one.hops[0].ts_ns <= until_ns and outcome.node_state.died(one, outcome.server_netns) is None
         ]
         reply = next(filter(is_good, replies), next(iter(replies), None))
         strays = exchange.strays.transmissions if exchange.strays is not None else []

@@ -22,7 +22,7 @@ from agent.session.model import SECOND_NS
 from agent.session.outcome import translation
 
 if TYPE_CHECKING:
-    from agent.explain.case import Case
+    from agent.explain.rule_input import RuleInput
     from agent.explain.verdict import Cause
     from agent.hop.record import Hop
     from agent.session.outcome import Outcome, PacketDrop
@@ -39,39 +39,39 @@ class Fate(Enum):
     UNKNOWN = "its translation cannot be seen from here"
 
 
-def refused_untranslated(case: Case) -> Cause | None:
+def refused_untranslated(given: RuleInput) -> Cause | None:
     """A rule refused the reply, as it was a packet of no connection any more: it would have passed as a reply."""
-    outcome = case.outcome
+    outcome = given.outcome
     drop = outcome.reply_drop
     if drop is None or outcome.delivered or outcome.query_drop is not None or not is_untranslated(outcome):
         return None
-    refused = netfilter.refusal(drop, case.around, outcome.session.first_ns)
+    refused = netfilter.refusal(drop, given.namespaces, outcome.session.first_ns)
     if refused is None or refused.code != netfilter.RULE or fate_of(outcome) is not Fate.FORGOTTEN:
         return None
-    return _late_untranslated(case) if is_late(outcome) else _forgotten(case)
+    return _late_untranslated(given) if is_late(outcome) else _forgotten(given)
 
 
-def late_reply(case: Case) -> Cause | None:
+def late_reply(given: RuleInput) -> Cause | None:
     """The client's socket was gone when the reply came: the delay is the real cause."""
-    outcome = case.outcome
+    outcome = given.outcome
     if outcome.reply_drop is None or outcome.delivered or not outcome.session.queries.transmissions:
         return None
     if is_untranslated(outcome):
-        return _late_untranslated(case) if outcome.reply_drop.why.no_socket and is_late(outcome) else None
+        return _late_untranslated(given) if outcome.reply_drop.why.no_socket and is_late(outcome) else None
     if not came_too_late(outcome):
         return None
     return make_cause("LateReply", HIGH, [drop_words(outcome.reply_drop)], delay=_delay_words(outcome))
 
 
-def not_translated_back(case: Case) -> Cause | None:
+def not_translated_back(given: RuleInput) -> Cause | None:
     """The server was asked by a virtual address, and its reply came from its own: no socket wants it."""
-    outcome = case.outcome
+    outcome = given.outcome
     drop = outcome.reply_drop
     if drop is None or outcome.delivered or not drop.why.no_socket or not is_untranslated(outcome):
         return None
     fate = fate_of(outcome)
     if fate is not Fate.BYPASSED:
-        return _forgotten(case)
+        return _forgotten(given)
     reason = (
         f"{_addresses(outcome)}: the reply bypassed the node's translation (where pods share a bridge, "
         "net.bridge.bridge-nf-call-iptables=0 would do that)"
@@ -113,8 +113,8 @@ def _opens_a_connection(reply: Hop) -> bool:
     return is_tracked(reply) and detail.ct_info < REPLY_CT_INFO and own
 
 
-def _late_untranslated(case: Case) -> Cause:
-    outcome = case.outcome
+def _late_untranslated(given: RuleInput) -> Cause:
+    outcome = given.outcome
     drop, fate = outcome.reply_drop, fate_of(outcome)
     assert drop is not None  # noqa: S101  both callers have seen to it
     evidence = [drop_words(drop), f"it was not translated back: {_addresses(outcome)}"]
@@ -122,13 +122,13 @@ def _late_untranslated(case: Case) -> Cause:
     if _asked_again_before(outcome):
         evidence.append(f"the client had asked {outcome.attempts} times by then")
     sure = fate is Fate.FORGOTTEN and _delay_ns(outcome) >= PATIENCE_NS
-    evidence += _deleted_words(case)
+    evidence += _deleted_words(given)
     return make_cause("LateReply", HIGH if sure else MEDIUM, evidence, delay=_delay_words(outcome))
 
 
-def _forgotten(case: Case) -> Cause:
+def _forgotten(given: RuleInput) -> Cause:
     """In time, but without a translation: somebody deleted its entry, or it was given up too soon."""
-    outcome = case.outcome
+    outcome = given.outcome
     drop, fate = outcome.reply_drop, fate_of(outcome)
     assert drop is not None  # noqa: S101  both callers have seen to it
     why = (
@@ -136,7 +136,7 @@ def _forgotten(case: Case) -> Cause:
         if fate is Fate.UNKNOWN
         else "the node had forgotten the translation of this lookup (conntrack entry deleted or timed out)"
     )
-    evidence = [fate.value, f"it came {_delay_words(outcome)} after the query", *_deleted_words(case)]
+    evidence = [fate.value, f"it came {_delay_words(outcome)} after the query", *_deleted_words(given)]
     return _kernel_drop(drop, MEDIUM, evidence, f"{_addresses(outcome)}: {why}")
 
 
@@ -152,10 +152,10 @@ def _addresses(outcome: Outcome) -> str:
     return f"it comes from {address_to_text(source)}, but the client had asked {address_to_text(asked)}"
 
 
-def _deleted_words(case: Case) -> list[str]:
+def _deleted_words(given: RuleInput) -> list[str]:
     """What may have deleted the entry, by what the cluster says of the server."""
-    found = translation(case.outcome.session.queries.transmissions)
-    words = [] if found is None else endpoint_words(case, *found[:2])
+    found = translation(given.outcome.session.queries.transmissions)
+    words = [] if found is None else endpoint_words(given, *found[:2])
     return [f"{word}: kube-proxy deletes the conntrack entries of such a server" for word in words]
 
 

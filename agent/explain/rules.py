@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from agent.context.cluster import NobodyKnown
-from agent.context.counters import NothingKnown
+from agent.context.cluster import NullCluster
+from agent.context.counters import NullCounters
 from agent.context.who import NOBODY
 from agent.explain import netfilter, proxied
-from agent.explain.case import QUERIES, Case
 from agent.explain.causes import CAPTURE_ENDED, OCTETS_MISSING, RECORDS_LOST, REPLY_CUT, TOO_MANY_OPEN, TOO_MANY_PACKETS
 from agent.explain.endpoints import SAME, may_have_no_endpoints, no_endpoints
 from agent.explain.evidence import (
@@ -27,7 +26,7 @@ from agent.explain.evidence import (
     rise_words,
     where,
 )
-from agent.explain.findings import View, findings
+from agent.explain.findings import FindingInput, findings
 from agent.explain.floods import flooded
 from agent.explain.rcodes import (
     attempts_upstream,
@@ -39,6 +38,7 @@ from agent.explain.rcodes import (
     upstream_timeout,
 )
 from agent.explain.replies import late_reply, not_translated_back, refused_untranslated
+from agent.explain.rule_input import QUERIES, RuleInput
 from agent.explain.signatures import PROGRAMS, QUEUE_LOCATIONS, WORDS, XDP_LOCATIONS, confidence_in, link_is_down
 from agent.explain.unusable import unexpected_source, unfinished_reply, unusable_reply
 from agent.explain.verdict import HIGH, LOW, MEDIUM, Cause, Confidence, Verdict, make_cause
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from agent.context.cluster import Cluster
-    from agent.context.counters import Ipvs, Surroundings
+    from agent.context.counters import Ipvs, NamespaceCounters
     from agent.context.who import Who
     from agent.explain.causes import Gap
     from agent.hop.record import Detail, Hop
@@ -64,8 +64,8 @@ ORIGINAL_ESTABLISHED = 0
 """enum ip_conntrack_info: a query over an entry that has seen a reply before."""
 PAIR_TYPES = {1: "A", 28: "AAAA"}
 UDP_ERRORS = ("RcvbufErrors", "MemErrors")
-NOTHING_KNOWN = NothingKnown()
-NOBODY_KNOWN = NobodyKnown()
+NULL_COUNTERS = NullCounters()
+NULL_CLUSTER = NullCluster()
 READ_WORDS: dict[bool | None, list[str]] = {
     None: [],
     True: ["the server's program has read it"],
@@ -75,8 +75,8 @@ READ_WORDS: dict[bool | None, list[str]] = {
 
 def explain(
     outcome: Outcome,
-    around: Surroundings = NOTHING_KNOWN,
-    cluster: Cluster = NOBODY_KNOWN,
+    namespaces: NamespaceCounters = NULL_COUNTERS,
+    cluster: Cluster = NULL_CLUSTER,
     who: Callable[[], Who] = lambda: NOBODY,
     wall_offset_ns: int = 0,
 ) -> Verdict:
@@ -84,27 +84,27 @@ def explain(
 
     Args:
         outcome: a closed session.
-        around: what the kernel counts of the namespaces it passed; asked only when something was lost.
+        namespaces: what the kernel counts of the namespaces it passed; asked only when something was lost.
         cluster: Services and their endpoints.
         who: whose lookup it was; asked only where a finding depends on it.
         wall_offset_ns: added to the hops' stamps to get the cluster's time.
     """
-    found = findings(View(outcome, cluster, who))
+    found = findings(FindingInput(outcome, cluster, who))
     remarks = [f"{one.name}: {one.words}" for one in found if one.words]
-    case = Case(outcome, around, cluster, drops(outcome), wall_offset_ns)
-    return Verdict(_cause(case), [one.name for one in found], remarks)
+    given = RuleInput(outcome, namespaces, cluster, drops(outcome), wall_offset_ns)
+    return Verdict(_cause(given), [one.name for one in found], remarks)
 
 
-def _cause(case: Case) -> Cause | None:
-    outcome = case.outcome
+def _cause(given: RuleInput) -> Cause | None:
+    outcome = given.outcome
     if (
         outcome.status is Status.SUCCEEDED
-        and not case.drops
+        and not given.drops
         and not lost_attempt(outcome)
         and (len(outcome.session.replies.transmissions) < 2 or spoken_error(outcome) is None)  # noqa: PLR2004
     ):
         return None
-    cause = next((cause for rule in RULES if (cause := rule(case)) is not None), None)
+    cause = next((cause for rule in RULES if (cause := rule(given)) is not None), None)
     if cause is None:
         return None
     cause.evidence.extend(_circumstances(outcome))
@@ -121,9 +121,9 @@ def _circumstances(outcome: Outcome) -> Iterator[str]:
         yield f"the {other} query of the same socket {fate}"
 
 
-def capture_loss(case: Case) -> Cause | None:
+def capture_loss(given: RuleInput) -> Cause | None:
     """The status says so already: this only tells what kept the missing records out."""
-    outcome = case.outcome
+    outcome = given.outcome
     if outcome.status is not Status.SAMPLE_LOSS:
         return None
     session = outcome.session
@@ -146,13 +146,13 @@ GAPS: tuple[tuple[Callable[[Outcome], bool], Gap], ...] = (
 GAP_EVIDENCE: tuple[tuple[Callable[[Outcome], bool], str], ...] = (
     (
         lambda outcome: outcome.session.octets_missing,
-        "octets of its TCP connection were acknowledged, or later ones arrived, and they were not captured",
+        "bytes of its TCP connection were acknowledged, or later ones arrived, and they were not captured",
     ),
     (
         lambda outcome: outcome.lossy and not outcome.session.octets_missing,
         "the agent's counters show records lost while the lookup was open",
     ),
-    (lambda outcome: outcome.session.reply_cut, "a reply from the server that was asked has too few octets to be read"),
+    (lambda outcome: outcome.session.reply_cut, "a reply from the server that was asked has too few bytes to be read"),
     (lambda outcome: outcome.session.evicted, "it was the oldest open lookup when their limit was reached"),
     (
         lambda outcome: outcome.session.overflowed and not outcome.session.evicted,
@@ -162,19 +162,19 @@ GAP_EVIDENCE: tuple[tuple[Callable[[Outcome], bool], str], ...] = (
 )
 
 
-def ipvs_stale_backend(case: Case) -> Cause | None:
+def ipvs_stale_backend(given: RuleInput) -> Cause | None:
     """ip_vs holds a connection to a server that its service has no more (net/netfilter/ipvs/ip_vs_core.c, ip_vs_in)."""
-    outcome = case.outcome
-    if outcome.delivered and not case.drops:
+    outcome = given.outcome
+    if outcome.delivered and not given.drops:
         return None
     for one in reversed(outcome.session.queries.transmissions):
         for netns in dict.fromkeys(hop.netns for hop in one.hops):
-            found = _stale_in(case.around.ipvs(netns), outcome, one)
+            found = _stale_in(given.namespaces.ipvs(netns), outcome, one)
             if found is not None:
                 evidence = [
                     f"ip_vs of network namespace {netns} bound {endpoint_to_text(*found[0])} to it",
                     "the virtual service does not list it, or lists it with weight 0",
-                    *map(drop_words, case.drops[:1]),
+                    *map(drop_words, given.drops[:1]),
                 ]
                 return make_cause("IPVSStaleBackend", HIGH, evidence, backend=endpoint_to_text(*found[1]))
     return None
@@ -203,25 +203,25 @@ def _translated_to_stale(ipvs: Ipvs, protocol: int, asked: Endpoint, query: Tran
     return None
 
 
-def stale_conntrack_entry(case: Case) -> Cause | None:
+def stale_conntrack_entry(given: RuleInput) -> Cause | None:
     """An entry of an earlier query leads to a server that is silent, while others behind the same address answer."""
-    outcome = case.outcome
+    outcome = given.outcome
     if outcome.delivered or outcome.bits & CR or outcome.session.connecting:
         return None
     found = translation(outcome.session.queries.transmissions)
-    if found is None or _is_alive(case):
+    if found is None or _is_alive(given):
         return None
     virtual, backend, hop = found
     detail = hop.detail
     if detail.ct_info != ORIGINAL_ESTABLISHED or not is_confirmed(hop):
         return None
     translated = f"the conntrack entry is old: {endpoint_to_text(*virtual)} is {endpoint_to_text(*backend)}"
-    listed = case.cluster.backends(virtual, outcome.session.key.protocol)
-    if listed is not None and listed.lacked(backend, outcome.session.first_ns + case.wall_offset_ns):
-        evidence = [translated, "that is not an endpoint of the Service", *map(drop_words, case.drops[:1])]
+    listed = given.cluster.backends(virtual, outcome.session.key.protocol)
+    if listed is not None and listed.lacked(backend, outcome.session.first_ns + given.wall_offset_ns):
+        evidence = [translated, "that is not an endpoint of the Service", *map(drop_words, given.drops[:1])]
         return _stale(HIGH, evidence, outcome, backend)
     begun_ns = outcome.session.first_ns
-    servers = outcome.knowledge.backends.get((hop.netns, virtual), {})
+    servers = outcome.node_state.backends.get((hop.netns, virtual), {})
     mine = servers.get(backend)
     others = [other for other, known in servers.items() if other != backend and known.answered_ns > begun_ns]
     if not others or (mine is not None and mine.answered_ns > begun_ns):
@@ -229,7 +229,7 @@ def stale_conntrack_entry(case: Case) -> Cause | None:
     evidence = [
         translated,
         f"{endpoint_to_text(*others[0])} behind the same address has answered since, and this one has not",
-        *map(drop_words, case.drops[:1]),
+        *map(drop_words, given.drops[:1]),
     ]
     return _stale(MEDIUM, evidence, outcome, backend)
 
@@ -239,10 +239,10 @@ def _stale(confidence: Confidence, evidence: list[str], outcome: Outcome, backen
     return make_cause("StaleConntrackEntry", confidence, evidence, backend=endpoint_to_text(*backend), port=port)
 
 
-def _is_alive(case: Case) -> bool:
+def _is_alive(given: RuleInput) -> bool:
     """Whether the server was there to take the query: then its silence is its own."""
-    refused = any(drop.why.no_socket for drop in case.drops)
-    return bool(case.outcome.bits & CQ) and not case.outcome.left_node and not refused
+    refused = any(drop.why.no_socket for drop in given.drops)
+    return bool(given.outcome.bits & CQ) and not given.outcome.left_node and not refused
 
 
 NO_PROXY = (
@@ -250,19 +250,19 @@ NO_PROXY = (
 )
 
 
-def refused_by_netfilter(code: str) -> Callable[[Case], Cause | None]:
+def refused_by_netfilter(code: str) -> Callable[[RuleInput], Cause | None]:
     """A rule for one of the reasons why a netfilter hook drops packets."""
 
-    def rule(case: Case) -> Cause | None:
-        for drop in case.drops:
-            found = netfilter.refusal(drop, case.around, case.outcome.session.first_ns)
+    def rule(given: RuleInput) -> Cause | None:
+        for drop in given.drops:
+            found = netfilter.refusal(drop, given.namespaces, given.outcome.session.first_ns)
             if found is not None and found.code == code:
                 evidence, confidence = [drop_words(drop), *found.evidence], found.confidence
                 if code == netfilter.RULE and drop.why.hook == "PREROUTING" and drop.leg in QUERIES:
                     evidence.append(NO_PROXY)
-                    if case.outcome.knowledge.takers.has_proxy(drop.hop.netns):
+                    if given.outcome.node_state.takers.has_proxy(drop.hop.netns):
                         confidence = MEDIUM
-                if code == netfilter.RULE and may_have_no_endpoints(case, drop):
+                if code == netfilter.RULE and may_have_no_endpoints(given, drop):
                     evidence, confidence = [*evidence, SAME], MEDIUM
                 return make_cause(
                     code,
@@ -281,9 +281,9 @@ def _rule(drop: PacketDrop) -> str:
     return f"netfilter rule ({by}{drop.why.hook or 'unknown hook'})"
 
 
-def program_said_no(case: Case) -> Cause | None:
+def program_said_no(given: RuleInput) -> Cause | None:
     """A tc, XDP or cgroup program, where the kernel shows that by its own reason or place."""
-    for drop in case.drops:
+    for drop in given.drops:
         mechanism = PROGRAMS.get(drop.why.reason or "")
         if drop.why.location in XDP_LOCATIONS:
             mechanism = "XDP program"
@@ -295,21 +295,21 @@ def program_said_no(case: Case) -> Cause | None:
     return None
 
 
-def server_socket_overflow(case: Case) -> Cause | None:
+def server_socket_overflow(given: RuleInput) -> Cause | None:
     """What was sent to the server, and found its socket's receive buffer full."""
-    return _socket_overflow(case, "ServerSocketOverflow", (Leg.QUERY, Leg.UPSTREAM_REPLY))
+    return _socket_overflow(given, "ServerSocketOverflow", (Leg.QUERY, Leg.UPSTREAM_REPLY))
 
 
-def client_socket_overflow(case: Case) -> Cause | None:
+def client_socket_overflow(given: RuleInput) -> Cause | None:
     """A reply that found the client's receive buffer full."""
-    return _socket_overflow(case, "ClientSocketOverflow", (Leg.REPLY,))
+    return _socket_overflow(given, "ClientSocketOverflow", (Leg.REPLY,))
 
 
-def _socket_overflow(case: Case, code: str, legs: tuple[Leg, ...]) -> Cause | None:
-    for drop in case.drops:
+def _socket_overflow(given: RuleInput, code: str, legs: tuple[Leg, ...]) -> Cause | None:
+    for drop in given.drops:
         confidence = confidence_in("SocketOverflow", drop.why)
         if confidence is not None and drop.leg in legs:
-            evidence = [drop_words(drop), *_buffer_words(drop), *_udp_words(case, drop)]
+            evidence = [drop_words(drop), *_buffer_words(drop), *_udp_words(given, drop)]
             return make_cause(code, confidence, evidence, drop=drop)
     return None
 
@@ -318,24 +318,24 @@ def _buffer_words(drop: PacketDrop) -> list[str]:
     detail = drop.hop.detail
     if not detail.socket_rcvbuf:
         return []
-    return [f"{detail.socket_rmem} of {detail.socket_rcvbuf} octets of the socket's receive buffer are in use"]
+    return [f"{detail.socket_rmem} of {detail.socket_rcvbuf} bytes of the socket's receive buffer are in use"]
 
 
-def _udp_words(case: Case, drop: PacketDrop) -> list[str]:
-    before, now = case.around.counters(drop.hop.netns, case.outcome.session.first_ns)
+def _udp_words(given: RuleInput, drop: PacketDrop) -> list[str]:
+    before, now = given.namespaces.counters(drop.hop.netns, given.outcome.session.first_ns)
     if before is None or now is None:
         return []
     rose = {name: now.udp.get(name, 0) - before.udp.get(name, 0) for name in UDP_ERRORS}
     return [f"UDP {name} of that namespace +{value} since" for name, value in rose.items() if value]
 
 
-def no_listener(case: Case) -> Cause | None:
+def no_listener(given: RuleInput) -> Cause | None:
     """The kernel found no socket for it, here or where the ICMP error comes from. Over TCP its RST says the same."""
-    outcome = case.outcome
+    outcome = given.outcome
     if outcome.session.refused:
         detail = outcome.session.queries.transmissions[-1].hops[-1].detail
         return _nothing_at(detail, ["RST answered the request for a connection"], leg=Leg.QUERY)
-    for drop in case.drops:
+    for drop in given.drops:
         if drop.leg in QUERIES and drop.why.no_socket:
             return _nothing_at(drop.hop.detail, [drop_words(drop)], drop=drop)
     return None
@@ -348,9 +348,9 @@ def _nothing_at(
     return make_cause("NoListener", HIGH, evidence, drop=drop, leg=leg, address=address, port=detail.dport)
 
 
-def interface_down(case: Case) -> Cause | None:
+def interface_down(given: RuleInput) -> Cause | None:
     """The device refused it for want of a carrier, or is switched off."""
-    for drop in case.drops:
+    for drop in given.drops:
         queue, down = (confidence_in(code, drop.why) for code in ("QueueOverflow", "InterfaceDown"))
         if (queue is not None and link_is_down(drop)) or down is not None:
             evidence = [drop_words(drop), "the device has no carrier or is not up"]
@@ -366,43 +366,43 @@ def interface_down(case: Case) -> Cause | None:
     return None
 
 
-def damaged(case: Case) -> Cause | None:
+def damaged(given: RuleInput) -> Cause | None:
     """Connection tracking called a query invalid and did not translate it, whatever became of it then."""
-    for one in case.outcome.session.queries.transmissions:
+    for one in given.outcome.session.queries.transmissions:
         for before, after in zip(one.hops, one.hops[1:], strict=False):
             rise = rise_between(before, after)
             invalid = rise is not None and rise.invalid and before.event == RX
-            if rise is not None and invalid and _got_nowhere(case):
+            if rise is not None and invalid and _got_nowhere(given):
                 evidence = [rise_words(rise), f"not translated: {where(after)}"]
                 return make_cause("ChecksumError", MEDIUM, evidence, leg=Leg.QUERY, place=place(before))
     return None
 
 
-def _got_nowhere(case: Case) -> bool:
+def _got_nowhere(given: RuleInput) -> bool:
     """Whether it did not come to the address it was sent to: what does so needed no translation."""
-    knowledge = case.outcome.knowledge
-    ends = [drop.hop for drop in case.drops if drop.leg is Leg.QUERY]
-    return not case.outcome.delivered and not any(knowledge.owns(hop.netns, hop.detail.daddr) for hop in ends)
+    node_state = given.outcome.node_state
+    ends = [drop.hop for drop in given.drops if drop.leg is Leg.QUERY]
+    return not given.outcome.delivered and not any(node_state.owns(hop.netns, hop.detail.daddr) for hop in ends)
 
 
-def fragments_missing(case: Case) -> Cause | None:
+def fragments_missing(given: RuleInput) -> Cause | None:
     """Nobody says why: the first fragment was captured, and what makes the datagram whole never was."""
-    for drop in case.drops:
+    for drop in given.drops:
         if drop.hop.flags & FRAGMENT and not drop.why.reason and not drop.why.location:
             detail = drop.hop.detail
             evidence = [
                 f"a fragment of the {drop.leg} from {address_to_text(detail.saddr)} was seen, and not all others",
-                f"the {drop.leg} had {detail.payload_bytes} octets",
+                f"the {drop.leg} had {detail.payload_bytes} bytes",
             ]
             return make_cause("FragmentLost", MEDIUM, evidence, drop=drop, place=address_to_text(detail.daddr))
     return None
 
 
-def kernel_says(code: str) -> Callable[[Case], Cause | None]:
+def kernel_says(code: str) -> Callable[[RuleInput], Cause | None]:
     """A rule for a code that the kernel's own words stand for."""
 
-    def rule(case: Case) -> Cause | None:
-        for drop in case.drops:
+    def rule(given: RuleInput) -> Cause | None:
+        for drop in given.drops:
             confidence = confidence_in(code, drop.why)
             if confidence is not None:
                 return make_cause(code, confidence, [drop_words(drop)], drop=drop, **_ends(drop))
@@ -416,9 +416,9 @@ def _ends(drop: PacketDrop) -> dict[str, Any]:
     return {"source": address_to_text(detail.saddr), "destination": address_to_text(detail.daddr)}
 
 
-def kernel_drop(case: Case) -> Cause | None:
+def kernel_drop(given: RuleInput) -> Cause | None:
     """Any other drop, named."""
-    for drop in case.drops:
+    for drop in given.drops:
         why = drop.why
         reason = f"{why.reason or 'no reason given'} in {why.location or 'a function whose name is hidden'}"
         if why.hook:
@@ -451,10 +451,10 @@ ICMP_VERDICTS: dict[tuple[int, int, int], tuple[str, Confidence]] = {
 """What an ICMP error from elsewhere stands for, by IP version, type and code. A firewall may lie: hence `medium`."""
 
 
-def told_by_icmp(case: Case) -> Cause | None:
+def told_by_icmp(given: RuleInput) -> Cause | None:
     """Nothing died here, but somebody on the way says that he could not or would not pass it on."""
-    outcome = case.outcome
-    if outcome.delivered or case.drops:
+    outcome = given.outcome
+    if outcome.delivered or given.drops:
         return None
     for error in errors(outcome):
         if error.flags & RESPONSE:
@@ -491,21 +491,21 @@ def _is_about_a_reply(error: Hop, outcome: Outcome) -> bool:
     return Endpoint(error.detail.daddr, error.detail.dport) in {one.key.client for one in asking}
 
 
-def server_no_reply(case: Case) -> Cause | None:
+def server_no_reply(given: RuleInput) -> Cause | None:
     """The query was taken in where the server is, and no reply left."""
-    outcome = case.outcome
+    outcome = given.outcome
     if not outcome.bits & CQ or outcome.server_netns is None or not _unanswered(outcome):
         return None
     query = _unanswered_query(outcome)
     hop = next(reversed(query.arrivals(outcome.server_netns)), query.hops[-1])
-    if outcome.knowledge.is_tapped(hop.netns) and hop.event == TX:
+    if outcome.node_state.is_tapped(hop.netns) and hop.event == TX:
         return _passed_a_tap(outcome, hop)
-    owned = outcome.knowledge.owns(hop.netns, hop.detail.daddr)
+    owned = outcome.node_state.owns(hop.netns, hop.detail.daddr)
     if is_group(hop.detail.daddr) or (outcome.session.connecting and owned is None):
         # A group is nobody's address. And the kernel answers a request for a connection, whatever the server does.
         return None
     evidence = [f"last hop of the query: {where(hop)}", "no reply left that namespace"]
-    evidence += READ_WORDS[case.around.was_read(hop.message_id) if hop.message_id else None]
+    evidence += READ_WORDS[given.namespaces.was_read(hop.message_id) if hop.message_id else None]
     # Where it is not known whose the address is, the packet may have been on its way to another host.
     confidence = MEDIUM if owned is None else HIGH
     if outcome.session.connecting:
@@ -522,15 +522,15 @@ def server_no_reply(case: Case) -> Cause | None:
     return make_cause("ServerNoReply", confidence, evidence, address=endpoint_to_text(detail.daddr, detail.dport))
 
 
-def left_node(case: Case) -> Cause | None:
+def left_node(given: RuleInput) -> Cause | None:
     """Out by a device whose other end is not on this node."""
-    outcome = case.outcome
+    outcome = given.outcome
     if not outcome.left_node or not _unanswered(outcome):
         return None
-    hop = outcome.knowledge.end_of(_unanswered_query(outcome), outcome.session.strangers)
-    if outcome.knowledge.is_tapped(hop.netns):
+    hop = outcome.node_state.end_of(_unanswered_query(outcome), outcome.session.strangers)
+    if outcome.node_state.is_tapped(hop.netns):
         return _passed_a_tap(outcome, hop)
-    if outcome.knowledge.is_hidden_here(hop.detail.daddr):
+    if outcome.node_state.is_hidden_here(hop.detail.daddr):
         # Macvlan and the like: the other end shows no arrival, so nobody knows whether it got there.
         return None
     evidence = [f"last hop of the query: {where(hop)}", *_reset_words(outcome)]
@@ -547,7 +547,7 @@ def _passed_a_tap(outcome: Outcome, hop: Hop) -> Cause:
     evidence = [f"the capture shows the {what} on its way and does not show whether it reached {server}"]
     if is_group(detail.daddr):
         evidence.append(f"{address_to_text(detail.daddr)} is a group of hosts, not a server")
-    elif outcome.knowledge.lives_here(detail.daddr):
+    elif outcome.node_state.lives_here(detail.daddr):
         evidence.append(f"{address_to_text(detail.daddr)} replied to other queries in this capture")
     if outcome.session.connecting:
         evidence.append(
@@ -585,15 +585,15 @@ def _attempts_evidence(outcome: Outcome) -> str:
     return f"{outcome.attempts} attempts, {replies} {'reply' if replies == 1 else 'replies'}"
 
 
-def upstream_tcp_refused(case: Case) -> Cause | None:
+def upstream_tcp_refused(given: RuleInput) -> Cause | None:
     """The kernel of the upstream said no, whatever it counts as a loss in doing so."""
-    refused = any(one.refused for one in case.outcome.exchanges)
-    return upstream_tcp_unavailable(case) if refused else None
+    refused = any(one.refused for one in given.outcome.exchanges)
+    return upstream_tcp_unavailable(given) if refused else None
 
 
-def upstream_tcp_unavailable(case: Case) -> Cause | None:
+def upstream_tcp_unavailable(given: RuleInput) -> Cause | None:
     """The server could not even ask: zones served over UDP only, behind a cache that asks over TCP."""
-    outcome = case.outcome
+    outcome = given.outcome
     error = spoken_error(outcome)
     failed = [one for one in outcome.exchanges if one.connecting]
     if not failed or (outcome.healthy and error is None):
@@ -619,20 +619,20 @@ def _upstreams(asked: list[Detail]) -> str:
     return ", ".join(dict.fromkeys(endpoint_to_text(detail.daddr, detail.dport) for detail in asked))
 
 
-def unknown(case: Case) -> Cause | None:
+def unknown(given: RuleInput) -> Cause | None:
     """The last hop is all there is."""
-    ways = ((Leg.REPLY, case.outcome.session.replies), (Leg.QUERY, case.outcome.session.queries))
+    ways = ((Leg.REPLY, given.outcome.session.replies), (Leg.QUERY, given.outcome.session.queries))
     leg, way = next((leg, way) for leg, way in ways if way.transmissions)
-    hop = case.outcome.knowledge.end_of(way.transmissions[-1], case.outcome.session.strangers)
+    hop = given.outcome.node_state.end_of(way.transmissions[-1], given.outcome.session.strangers)
     return make_cause("Unknown", LOW, [f"last hop: {where(hop)}"], leg=leg, place=where(hop))
 
 
-def of_outcome(speak: Callable[[Outcome], Cause | None]) -> Callable[[Case], Cause | None]:
+def of_outcome(speak: Callable[[Outcome], Cause | None]) -> Callable[[RuleInput], Cause | None]:
     """A rule that needs nothing but the session."""
-    return lambda case: speak(case.outcome)
+    return lambda given: speak(given.outcome)
 
 
-RULES: tuple[Callable[[Case], Cause | None], ...] = (
+RULES: tuple[Callable[[RuleInput], Cause | None], ...] = (
     capture_loss,
     # Refused. ip_vs refuses in netfilter's name, and kube-proxy by its rules for Services without endpoints.
     ipvs_stale_backend,

@@ -66,7 +66,7 @@ def unfinished_reply(outcome: Outcome) -> Cause | None:
     reply = session.connection.unfinished_reply(session.key.id)
     if reply is None:
         return None
-    came = f"{len(reply.payload)} of {reply.length_bytes} octets"
+    came = f"{len(reply.payload)} of {reply.length_bytes} bytes"
     evidence = [f"{came} of the reply came over the connection, and then no more"]
     reset_by = session.connection.facts.reset_by
     if reset_by:
@@ -91,7 +91,7 @@ def _difference(reply: Transmission, key: Key) -> str:
     """What it says beside what was asked. Names stand between quotes."""
     question = reply.message.summary.question
     if question is None:
-        return f"{len(reply.message.payload)} octets: {why_unusable(reply.message, key)}"
+        return f"{len(reply.message.payload)} bytes: {why_unusable(reply.message, key)}"
     said, asked = (
         f'{number}, "{name_to_text(name)}" {rdtype_to_text(rdtype)}'
         for number, name, rdtype in (

@@ -149,7 +149,7 @@ class Bucket:
 
 
 class Ceiling:
-    """What all failures together may cost, in lines and in octets.
+    """What all failures together may cost, in lines and in bytes.
 
     Kinds that had a line lately and those that had none cannot take everything from each other: a storm of new kinds
     leaves the others half of what is theirs, and what floods leaves the new ones the reserve.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 
-from agent.context.counters import NothingKnown
+from agent.context.counters import NullCounters
 from agent.context.translation import translate
 from agent.context.who import NOBODY
 from agent.export.clock import SECOND_NS, rfc3339
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from agent.session.model import Key, Session, Transmission
     from agent.session.outcome import Outcome
 
-NOTHING_KNOWN = NothingKnown()
+NULL_COUNTERS = NullCounters()
 
 
 def doc(text: str) -> msgspec.Meta:
@@ -265,7 +265,7 @@ def _process(transmissions: list[Transmission]) -> tuple[str | None, int | None]
 
 
 def _server(outcome: Outcome, who: Who) -> Server:
-    found = who.translation or translate(outcome, NOTHING_KNOWN)
+    found = who.translation or translate(outcome, NULL_COUNTERS)
     address, port = found.virtual if found else outcome.server
     name, pid = _process([outcome.reply] if outcome.reply else [])
     pod, service = who.server, who.service

@@ -20,7 +20,7 @@ class Progress:
 
     Args:
         out: where to.
-        total: octets in all, None if that cannot be known.
+        total: bytes in all, None if that cannot be known.
         clock: seconds that only grow.
     """
 

@@ -32,7 +32,7 @@ class Redaction:
     """Takes names out of lines.
 
     Args:
-        key: up to 32 octets; the same key makes the same words.
+        key: up to 32 bytes; the same key makes the same words.
     """
 
     def __init__(self, key: bytes) -> None:

@@ -102,7 +102,7 @@ ROWS: tuple[Row, ...] = (
         lambda sums: sums.playback.incomplete,
         of_frames=False,
     ),
-    Row("datagram without octets", "datagrams without octets", lambda sums: sums.playback.empty),
+    Row("datagram without bytes", "datagrams without bytes", lambda sums: sums.playback.empty),
     Row(
         "message cut by the capture (snap length {}): capture with -s 0",
         "messages cut by the capture (snap length {}): capture with -s 0",
@@ -167,8 +167,8 @@ ROWS: tuple[Row, ...] = (
         of_frames=False,
     ),
     Row(
-        "octet of TCP connections not read",
-        "octets of TCP connections not read",
+        "byte of TCP connections not read",
+        "bytes of TCP connections not read",
         lambda sums: sums.unread_octets,
         of_frames=False,
     ),

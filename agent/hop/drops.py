@@ -50,13 +50,13 @@ HOOKS = {
 }
 
 # (reason, location): None stands for any. A packet freed there was a copy, was read before, or never had a reader.
-INNOCENT = frozenset(
+BENIGN = frozenset(
     {
         ("SKB_CONSUMED", None),
         ("CONSUMED", None),
         ("PACKET_SOCK_ERROR", None),  # a sniffer's copy that its filter refused (net/packet/af_packet.c)
         ("OTHERHOST", None),  # a bridge flooded it to others too (net/ipv4/ip_input.c)
-        ("TCP_OLD_DATA", None),  # octets that the receiver had already (net/ipv4/tcp_input.c)
+        ("TCP_OLD_DATA", None),  # bytes that the receiver had already (net/ipv4/tcp_input.c)
         ("TCP_OFOMERGE", None),
         ("QUEUE_PURGE", None),  # a closed socket's unread queue
         (None, "skb_release_data"),  # refragmentation frees the old fragment list
@@ -90,9 +90,9 @@ class DropReason(NamedTuple):
     """Netfilter hook, when netfilter dropped it and the stack shows the caller."""
 
     @property
-    def innocent(self) -> bool:
+    def benign(self) -> bool:
         """Whether this is no loss at all."""
-        return (self.reason, None) in INNOCENT or (None, self.location) in INNOCENT
+        return (self.reason, None) in BENIGN or (None, self.location) in BENIGN
 
     @property
     def no_socket(self) -> bool:

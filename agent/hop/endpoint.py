@@ -11,7 +11,7 @@ V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Endpoint(NamedTuple):
-    """A 16-octet address and a port."""
+    """A 16-byte address and a port."""
 
     address: bytes
     port: int
@@ -19,7 +19,7 @@ class Endpoint(NamedTuple):
 
 @lru_cache(maxsize=65536)
 def address_to_text(address: bytes) -> str:
-    """The usual spelling of a 16-octet address: dotted for IPv4, RFC 5952 for IPv6."""
+    """The usual spelling of a 16-byte address: dotted for IPv4, RFC 5952 for IPv6."""
     if address.startswith(V4_MAPPED):
         return str(IPv4Address(address[12:]))
     return str(IPv6Address(address))
@@ -28,7 +28,7 @@ def address_to_text(address: bytes) -> str:
 LOOPBACK_V6 = bytes(15) + b"\x01"
 LOOPBACK_V4 = V4_MAPPED + b"\x7f"
 GROUP_V6, CLASS_D, BROADCAST = 0xFF, 0xE, b"\xff" * 4
-"""First octet of an IPv6 group, first four bits of an IPv4 group, and the address of everybody."""
+"""First byte of an IPv6 group, first four bits of an IPv4 group, and the address of everybody."""
 
 
 def is_group(address: bytes) -> bool:

@@ -48,7 +48,7 @@ class Flag(IntFlag):
     CONNTRACK = 8
     """The `ct_` fields hold the packet's conntrack entry."""
     FRAGMENT = 16
-    """A later IP fragment: it has no ports and no octets of its own; they are those of its first fragment."""
+    """A later IP fragment: it has no ports and no bytes of its own; they are those of its first fragment."""
     COUNTERS = 32
     """The `stat_` fields hold this CPU's conntrack counters."""
     ICMP = 64
@@ -79,7 +79,7 @@ class Head(NamedTuple):
     ifindex: U32
     """Device index in that namespace; 0 when the packet had no device yet."""
     tail_bytes: U32
-    """Octets after the fixed part: STACK_FRAMES addresses if it is a drop, then the message."""
+    """Bytes after the fixed part: STACK_FRAMES addresses if it is a drop, then the message."""
     event: U8
     flags: U8
     family: U8
@@ -89,14 +89,14 @@ class Head(NamedTuple):
     sequence: U32 = 0
     """TCP: sequence number of the segment. IP fragments: their identification. Else 0."""
     fragment: U16 = 0
-    """Fragment offset in units of 8 octets (RFC 791), plus 0x2000 when more follow; 0 for whole packets."""
+    """Fragment offset in units of 8 bytes (RFC 791), plus 0x2000 when more follow; 0 for whole packets."""
     tcp_flags: U8 = 0
     """FIN 1, SYN 2, RST 4, PSH 8, ACK 16 (RFC 9293 3.1)."""
     pad: U8 = 0
 
 
 class Detail(NamedTuple):
-    """The rest of the fixed part. Addresses are 16 octets, IPv4 as ::ffff:a.b.c.d (RFC 4291 2.5.5.2)."""
+    """The rest of the fixed part. Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d (RFC 4291 2.5.5.2)."""
 
     location: U64
     """Kernel text address that freed the packet; 0 unless a drop."""
@@ -120,7 +120,7 @@ class Detail(NamedTuple):
     ct_info: U8
     """enum ip_conntrack_info."""
     stack_frames: U8
-    """How many of the STACK_FRAMES kernel return addresses at the start of a drop's tail are filled, 8 octets each."""
+    """How many of the STACK_FRAMES kernel return addresses at the start of a drop's tail are filled, 8 bytes each."""
     device_state: U16
     """Of a drop: bits of enum netdev_state_t (include/linux/netdevice.h) of its device, 0 being up and 2 no carrier."""
     saddr: Address
@@ -140,7 +140,7 @@ class Detail(NamedTuple):
     stat_insert_failed: U32 = 0
     stat_drop: U32 = 0
     socket_rcvbuf: U32 = 0
-    """Of a drop at a socket: how many octets of memory its receive queue may take."""
+    """Of a drop at a socket: how many bytes of memory its receive queue may take."""
     socket_rmem: U32 = 0
     """Of a drop at a socket: how many it takes."""
     icmp_mtu: U32 = 0
@@ -205,11 +205,11 @@ class Hop(NamedTuple):
         return struct.unpack_from(f"={frames}Q", self.rest, DETAIL.size)
 
     def payload(self, detail: Detail) -> bytes:
-        """The captured octets of the DNS message: empty when an earlier hop brought them."""
+        """The captured bytes of the DNS message: empty when an earlier hop brought them."""
         start = DETAIL.size + (8 * STACK_FRAMES if self.event == Event.DROP else 0)
         return self.rest[start : start + detail.captured_bytes]
 
 
 def name_text(name: bytes) -> str:
-    """A kernel name field (process, device) as text; octets that are not UTF-8 are shown as escapes."""
+    """A kernel name field (process, device) as text; bytes that are not UTF-8 are shown as escapes."""
     return name.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")

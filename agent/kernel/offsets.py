@@ -120,7 +120,7 @@ def window_flags(offsets: dict[str, int]) -> dict[str, int]:
     first = min(offsets[name] for name in window) // 8 * 8
     span = max(offsets[name] + size for name, size in window.items()) - first
     if span > WINDOW_LIMIT:
-        raise BtfError(f"struct sk_buff spreads its headers over {span} octets")
+        raise BtfError(f"struct sk_buff spreads its headers over {span} bytes")
     return {"SKB_WINDOW": first, "SKB_WINDOW_SPAN": span}
 
 
@@ -158,7 +158,7 @@ def conntrack_flags(kernel: Btf) -> dict[str, int]:
 
 
 def conntrack_layout(btf: Btf) -> dict[str, int]:
-    """Where the two tuples lie in struct nf_conn; both are read at once, CT_SPAN octets from the first."""
+    """Where the two tuples lie in struct nf_conn; both are read at once, CT_SPAN bytes from the first."""
     flags = {name: btf.offset(struct, path) for name, (struct, path) in CONNTRACK_OFFSETS.items()}
     inner = flags.pop("CT_TUPLEHASH")
     first = flags["CT_ORIGINAL"] + inner

@@ -44,7 +44,7 @@ def sniffer(pod: Pod, expression: str = "port 53") -> Iterator[None]:
 
 @contextmanager
 def narrow_link(node: Pod, pod: Pod, mtu: int) -> Iterator[None]:
-    """Let the node send only packets of so many octets to a pod."""
+    """Let the node send only packets of so many bytes to a pod."""
     node.run(["ip", "link", "set", pod.node_interface, "mtu", str(mtu)])
     try:
         yield

@@ -41,7 +41,7 @@ DISCARD_PORT = 9
 SLOWEST = "tbf rate 1kbit burst 1600 limit 1600"
 """Lets one full packet pass, keeps another for ten seconds, and then has no room."""
 FILLERS = (1000, 1000, *(20 * (0,)))
-"""Octets of the datagrams that fill it: the last ones are smaller than any query."""
+"""Bytes of the datagrams that fill it: the last ones are smaller than any query."""
 
 IPV4_HEADER, UDP_HEADER = 20, 8
 IPV4_CHECKSUM, UDP_CHECKSUM = 10, 6
@@ -281,7 +281,7 @@ def narrow_link(node: Pod, pod: Pod, mtu: int, learning: Sequence[Pod] = ()) -> 
     Args:
         node: The node.
         pod: At whose link.
-        mtu: In octets; IPv6 needs at least 1280.
+        mtu: In bytes; IPv6 needs at least 1280.
         learning: Pods that hear of it by ICMP, and forget it in the end.
     """
     before = _link(node, pod.node_interface)["mtu"]
@@ -302,7 +302,7 @@ def congested(node: Pod, pod: Pod, child: str = "") -> Iterator[None]:
     Args:
         node: The node.
         pod: At whose link.
-        child: The queue inside the bucket, in the words of tc; its own of 1600 octets by default.
+        child: The queue inside the bucket, in the words of tc; its own of 1600 bytes by default.
 
     Raises:
         UnsupportedFaultError: The kernel lacks one of these queues.
@@ -353,7 +353,7 @@ def fragments_given_up_soon(*pods: Pod) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Datagram:
-    """A UDP datagram that no kernel would send; octets of IP packets come out of it."""
+    """A UDP datagram that no kernel would send; bytes of IP packets come out of it."""
 
     source: str
     sport: int
@@ -372,7 +372,7 @@ class Datagram:
         return self._ip(self._udp())
 
     def fragments(self, step: int) -> list[bytes]:
-        """The datagram in fragments of so many octets, a multiple of 8."""
+        """The datagram in fragments of so many bytes, a multiple of 8."""
         datagram = self._udp()
         return [
             self._fragment(datagram[at : at + step], at, more=at + step < len(datagram))

@@ -55,7 +55,7 @@ class ProgramKind(NamedTuple):
 
     number: int
     data: int
-    """Where its context has the packet's beginning and, 4 octets on, its end."""
+    """Where its context has the packet's beginning and, 4 bytes on, its end."""
     network_header: int
     """Where the packet has it."""
     no: int

@@ -1,4 +1,4 @@
-"""A DNS server that does what the question's first label says: `size-4096.any.test` gets a reply of 4096 octets.
+"""A DNS server that does what the question's first label says: `size-4096.any.test` gets a reply of 4096 bytes.
 
     with scripted(lab.servers[0]):
         lab.clients[0].dig("truncated.mine.test")
@@ -6,7 +6,7 @@
 What it understands:
 
     ok              one address, or one text
-    size-N          a reply of exactly N octets, whatever the client can take
+    size-N          a reply of exactly N bytes, whatever the client can take
     servfail refused nxdomain
     silent          nothing
     aaaa-silent     nothing to AAAA, `ok` to the rest
@@ -23,7 +23,7 @@ What it understands:
     ede             SERVFAIL with an extended error (RFC 8914)
     held            over TCP: kept until a name that is not held comes, and sent behind that one's reply, newest first,
                     all in one segment
-    split           over TCP: the first octet of the length in a segment of its own
+    split           over TCP: the first byte of the length in a segment of its own
     reset           over TCP: the connection is reset instead of a reply
 
 EDNS is answered with EDNS: a cookie with a server cookie, a client subnet with its own scope.
@@ -141,7 +141,7 @@ class Script:
         return int(word.removeprefix("late-")) / 1000 if word.startswith("late-") else 0.0
 
     def reply(self, query: dns.message.Message, *, tcp: bool) -> bytes | None:
-        """The reply as octets; None for none."""
+        """The reply as bytes; None for none."""
         word = self.word(query)
         if word in UNUSABLE:
             return self._unusable(query, word)
@@ -222,7 +222,7 @@ def _answer(query: dns.message.Message) -> list[dns.rrset.RRset]:
 
 
 def reply_of_size(query: dns.message.Message, size: int) -> bytes:
-    """A reply with one text record that makes it so many octets long, no more and no less.
+    """A reply with one text record that makes it so many bytes long, no more and no less.
 
     Raises:
         LabError: The question alone is longer.
@@ -232,7 +232,7 @@ def reply_of_size(query: dns.message.Message, size: int) -> bytes:
     head = bytearray(bare.to_wire())
     data_bytes = size - len(head) - RECORD_BYTES
     if data_bytes < 1:
-        raise LabError(f"a reply to this question has more than {size} octets")
+        raise LabError(f"a reply to this question has more than {size} bytes")
     head[6:8] = (1).to_bytes(2)
     fixed = struct.pack("!HHHIH", 0xC00C, dns.rdatatype.TXT, dns.rdataclass.IN, TTL, data_bytes)
     return bytes(head) + fixed + _strings(data_bytes)

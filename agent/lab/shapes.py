@@ -58,7 +58,7 @@ class TunServer:
     lost_fragments: set[int] = field(default_factory=set)
     """Numbers of the fragments, from 0, that never arrive."""
     fragment_bytes: int = MTU - IPV4_HEADER
-    """Octets of a datagram that one fragment takes; a multiple of 8."""
+    """Bytes of a datagram that one fragment takes; a multiple of 8."""
     _script: Script = field(default_factory=Script)
     _stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -85,7 +85,7 @@ class TunServer:
 
 
 def udp_reply(query: bytes, message: bytes, step: int) -> list[bytes]:
-    """The IPv4 packets, of so many octets of the datagram each, that answer a query packet without options."""
+    """The IPv4 packets, of so many bytes of the datagram each, that answer a query packet without options."""
     source, destination = query[12:16], query[16:20]
     ports = struct.unpack_from("!HH", query, IPV4_HEADER)
     datagram = struct.pack("!HHHH", ports[1], ports[0], UDP_HEADER + len(message), 0) + message
@@ -207,7 +207,7 @@ def give_up_fragments_soon(pod: Pod) -> None:
 
 @contextmanager
 def lost_fragments(pod: Pod, offset_v4: int, offset_v6: int) -> Iterator[None]:
-    """Drop the fragments that begin at these offsets (in units of 8 octets) before the pod puts them together."""
+    """Drop the fragments that begin at these offsets (in units of 8 bytes) before the pod puts them together."""
     hook = "type filter hook prerouting priority -450;"
     rules = f"""
 table ip lost-fragments {{ chain lose {{ {hook} ip frag-off & 0x1fff == {offset_v4} drop; }}; }}

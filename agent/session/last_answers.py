@@ -24,7 +24,7 @@ class Told(NamedTuple):
     rdtype: int
     rcode: int
     server: bytes
-    """Its address, 16 octets, as the query had it at its first hop."""
+    """Its address, 16 bytes, as the query had it at its first hop."""
     ts_ns: int
 
 

@@ -11,7 +11,7 @@ from agent.wire.stream import RST
 
 if TYPE_CHECKING:
     from agent.hop.endpoint import Endpoint
-    from agent.session.tcp import Tracked
+    from agent.session.tcp import TcpConnection
     from agent.wire.message import Summary
 
 MAX_HOPS = 32
@@ -23,7 +23,7 @@ SECOND_NS = 1_000_000_000
 
 
 class Settings(NamedTuple):
-    """Time-outs and bounds."""
+    """Timeouts and bounds."""
 
     timeout_ns: int = 10 * SECOND_NS
     """How long an unanswered query waits for its reply or a retransmission."""
@@ -31,7 +31,7 @@ class Settings(NamedTuple):
     """How long a query waits at least after its server last asked upstream: CoreDNS gives up after about 6 s."""
     linger_ns: int = SECOND_NS // 10
     """How long an answered session waits for late records. Longer than RESEND_NS of the kernel program, so that a
-    repeat after the session was closed brings its octets again."""
+    repeat after the session was closed brings its bytes again."""
     lifetime_ns: int = 60 * SECOND_NS
     """A session is closed after so long even if its client goes on asking: somebody waits for the news."""
     max_sessions: int = 65536
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Message:
-    """One distinct DNS message, as octets and as the summary that joining needs."""
+    """One distinct DNS message, as bytes and as the summary that joining needs."""
 
     payload: bytes
     """Replaced by more of it when a later hop could read more."""
@@ -57,7 +57,7 @@ class Transmission:
 
     message: Message
     hops: list[Hop] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
+    hop_keys: list[int] = field(default_factory=list)
     """`place()` of each hop, in the same order until the session is judged."""
 
     @property
@@ -83,7 +83,7 @@ class Transmission:
 
     def accepts(self, message: Message, hop: Hop, here: int) -> bool:
         """Whether this hop can be one of this copy's: its message, a new place, and not after its drop."""
-        if self.message is not message or here in self.places:
+        if self.message is not message or here in self.hop_keys:
             return False
         if hop.flags & ORIGIN and hop.event != DROP and self._is_from_elsewhere(hop):
             return False
@@ -100,7 +100,7 @@ class Transmission:
         return [hop for hop in self.hops if hop.netns == netns and hop.event in (RX, SOCKET_RX)]
 
 
-def place(hop: Hop) -> int:
+def hop_key(hop: Hop) -> int:
     """Where and how a packet was seen, as one number: a copy passes each place once.
 
     Whether it was the origin belongs to it, so that the places of a copy are all that its path says.
@@ -117,7 +117,7 @@ class Direction:
 
     def add(self, hop: Hop, message: Message) -> bool:
         """Put a hop where it belongs; False when a bound keeps it out."""
-        here = place(hop)
+        here = hop_key(hop)
         copies = self.transmissions
         if len(copies) == 1 and copies[0].accepts(message, hop, here):
             target: Transmission | None = copies[0]
@@ -126,7 +126,7 @@ class Direction:
         if target is None or len(target.hops) >= MAX_HOPS:
             return False
         target.hops.append(hop)
-        target.places.append(here)
+        target.hop_keys.append(here)
         return True
 
     def _target(self, hop: Hop, message: Message, here: int) -> Transmission | None:
@@ -145,8 +145,8 @@ class Direction:
         """Copies that were really sent anew: those that begin where the first one began."""
         if len(self.transmissions) < 2:  # noqa: PLR2004  a single copy was sent once
             return self.transmissions
-        start = self.transmissions[0].places[0]
-        return [one for one in self.transmissions if start in one.places]
+        start = self.transmissions[0].hop_keys[0]
+        return [one for one in self.transmissions if start in one.hop_keys]
 
 
 class Key(NamedTuple):
@@ -204,7 +204,7 @@ class Session:
     inner: Session | None = None
     """The next stage of the very same message: a proxy passed it on with the client's address, port and id."""
     background: Background | None = None
-    connection: Tracked | None = None
+    connection: TcpConnection | None = None
     """The TCP connection it used."""
     strays: Direction | None = None
     """Replies to its queries that no client can use: unreadable, or with another id or question."""
@@ -214,11 +214,11 @@ class Session:
     """The lookup of the same name, A to AAAA or AAAA to A, that came from the same socket."""
     collides: bool = False
     """Its pair has the same transaction id."""
-    searched: bool = False
+    search_list_followed: bool = False
     """The name did not exist, and the client went on with the next name of its search path."""
-    dials: list[tuple[int, tuple[bytes, int]]] = field(default_factory=list)
+    upstream_connects: list[tuple[int, tuple[bytes, int]]] = field(default_factory=list)
     """Where its server asked for connections on its behalf: namespace, and address and port."""
-    stem: bytes = b""
+    search_prefix: bytes = b""
     """What the names of that search have in common at their beginning, once two of them were seen."""
     ambiguous: bool = False
     """Which client's lookup an upstream exchange belongs to was a guess among several."""
@@ -227,7 +227,7 @@ class Session:
     further: int = 0
     """Messages of the answer beyond those that are kept: a zone transfer has any number."""
     octets_missing: bool = False
-    """Octets of its connection were sent and received, and are not in the record."""
+    """Bytes of its connection were sent and received, and are not in the record."""
     reply_cut: bool = False
     """A reply that must be meant for it came, and the capture cut it before the end of its question."""
     overflowed: bool = False

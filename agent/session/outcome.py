@@ -26,8 +26,8 @@ from agent.hop.record import (
 )
 from agent.session.accepted import choose
 from agent.session.addressed import asked_of, is_from_unasked, server_of, times_asked
-from agent.session.knowledge import Shape
-from agent.session.model import Background, place
+from agent.session.model import Background, hop_key
+from agent.session.node_state import PathPattern
 from agent.session.proxies import ends_at_proxy
 from agent.wire.message import EXTENDED_ERROR, extended_rcode, options
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.hop.drops import DropReason, Kernel
-    from agent.session.knowledge import Backend, Knowledge
     from agent.session.last_answers import Told
     from agent.session.model import Message, Session, Transmission
+    from agent.session.node_state import Backend, NodeState
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
 SERVER_WRITTEN = frozenset({SERVFAIL, REFUSED, FORMERR, NOTIMP})
 """Rcodes that CoreDNS's server core writes itself, past the dnstap plugin (plugin.ClientWrite)."""
-MAX_SHAPES = 4096
+MAX_PATTERNS = 4096
 """Beyond that all are forgotten, and those still in use are learned again: pods come and go, and their devices with
 them."""
 REFRESH_NS = 5_000_000
@@ -122,7 +122,7 @@ class Outcome:
     """The last hop of the query is its departure by a device that has no other end on this node."""
     lossy: bool
     """The agent lost records while the session was open."""
-    knowledge: Knowledge
+    node_state: NodeState
     """Of the node."""
     contradicted: Told | None = None
     """What the client was told of the name just before, where that says otherwise whether it exists."""
@@ -138,7 +138,7 @@ class Outcome:
     @property
     def kernel(self) -> Kernel:
         """Names the drops."""
-        return self.knowledge.kernel
+        return self.node_state.kernel
 
     def drop_of(self, hop: Hop) -> DropReason:
         """The words for a drop hop."""
@@ -223,35 +223,35 @@ class Outcome:
         return duration_ns if duration_ns >= 0 else None
 
 
-def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> Outcome:
+def judge(session: Session, node_state: NodeState, lost_until_ns: int | None) -> Outcome:
     """Conclude what became of a session.
 
     Args:
         session: its hops are put in the order of time here.
-        knowledge: of the node; learns from this session.
+        node_state: of the node; learns from this session.
         lost_until_ns: when records were lost last while it was open; None if none were.
     """
-    shape = _known_shape(session, knowledge)
+    shape = _known_pattern(session, node_state)
     if shape is not None:
-        return _like_earlier_ones(session, knowledge, shape, lossy=lost_until_ns is not None)
+        return _like_earlier_ones(session, node_state, shape, lossy=lost_until_ns is not None)
     strays = session.strays.transmissions if session.strays is not None else []
     for one in (*session.queries.transmissions, *session.replies.transmissions, *strays):
         _put_in_order(one)
         session.first_ns = min(session.first_ns, one.hops[0].ts_ns)
     client_netns = find_client_netns(session)
     lossy = lost_until_ns is not None
-    delivered = is_delivered(session, knowledge, client_netns, lossy=lossy)
-    reply = final_reply(session, knowledge, client_netns)
+    delivered = is_delivered(session, node_state, client_netns, lossy=lossy)
+    reply = final_reply(session, node_state, client_netns)
     unasked = reply is not None and is_from_unasked(reply, session, client_netns)
-    server_netns = find_server_netns(session, knowledge, None if unasked else reply)
-    knowledge.learn(session)
+    server_netns = find_server_netns(session, node_state, None if unasked else reply)
+    node_state.learn(session)
     if delivered:
-        knowledge.learn_way_back(session, client_netns)
-    query_drop = newest_drop(Leg.QUERY, session.queries.transmissions, knowledge, server_netns)
-    reply_drop = telling_drop(session.replies.transmissions, knowledge, client_netns)
-    set_refreshes_apart(session, reply)
-    seen = query_bits(session, knowledge, client_netns, server_netns) | reply_bits(session, client_netns)
-    seen |= upstream_bits(session, knowledge, server_netns, reply)
+        node_state.learn_way_back(session, client_netns)
+    query_drop = newest_drop(Leg.QUERY, session.queries.transmissions, node_state, server_netns)
+    reply_drop = telling_drop(session.replies.transmissions, node_state, client_netns)
+    mark_refreshes(session, reply)
+    seen = query_bits(session, node_state, client_netns, server_netns) | reply_bits(session, client_netns)
+    seen |= upstream_bits(session, node_state, server_netns, reply)
     seen |= (QUERY_DROPPED if query_drop else 0) | (REPLY_DROPPED if reply_drop else 0)
     bits = with_proven(seen, session, client_netns, delivered=delivered)
     outcome = Outcome(
@@ -267,19 +267,19 @@ def judge(session: Session, knowledge: Knowledge, lost_until_ns: int | None) -> 
         answer_source=None if reply is None or session.connecting else answer_source(reply.message),
         query_drop=query_drop,
         reply_drop=reply_drop,
-        upstream_drop=newest_upstream_drop(session, knowledge, server_netns, reply),
+        upstream_drop=newest_upstream_drop(session, node_state, server_netns, reply),
         delivered=delivered,
         left_node=server_netns is None
-        and any(knowledge.has_left_node(one, session.strangers) for one in session.queries.transmissions),
+        and any(node_state.has_left_node(one, session.strangers) for one in session.queries.transmissions),
         lossy=lossy,
-        knowledge=knowledge,
+        node_state=node_state,
         unasked=unasked,
         inferred=bits & ~seen,
         pair=session.pair,
     )
     outcome.status = status(outcome, lost_until_ns)
-    outcome.backend = _learn_answer(outcome, knowledge)
-    _remember_shape(outcome, knowledge)
+    outcome.backend = _learn_answer(outcome, node_state)
+    _remember_pattern(outcome, node_state)
     return outcome
 
 
@@ -297,15 +297,15 @@ def translation(queries: list[Transmission]) -> tuple[Endpoint, Endpoint, Hop] |
     return None
 
 
-def _learn_answer(outcome: Outcome, knowledge: Knowledge) -> Backend | None:
+def _learn_answer(outcome: Outcome, node_state: NodeState) -> Backend | None:
     found = translation(outcome.session.queries.transmissions) if outcome.delivered else None
     if found is None or outcome.reply is None or len(outcome.session.queries.transmissions) > 1:
         return None
     virtual, backend, hop = found
-    return knowledge.learn_answer((hop.netns, virtual), backend, outcome.reply.hops[-1].ts_ns)
+    return node_state.learn_answer((hop.netns, virtual), backend, outcome.reply.hops[-1].ts_ns)
 
 
-def _shape_key(session: Session) -> tuple[tuple[int, ...], tuple[int, ...], bytes] | None:
+def _pattern_key(session: Session) -> tuple[tuple[int, ...], tuple[int, ...], bytes] | None:
     """The places of a lookup of one query and one reply, address and port asked, and those that the reply came from.
 
     None where more than that decides.
@@ -315,19 +315,19 @@ def _shape_key(session: Session) -> tuple[tuple[int, ...], tuple[int, ...], byte
         return None
     asked, said = queries[0].hops[0].rest, replies[0].hops[-1].rest
     ends = asked[DADDR] + asked[DPORT] + said[SADDR] + said[SPORT]
-    return tuple(queries[0].places), tuple(replies[0].places), ends
+    return tuple(queries[0].hop_keys), tuple(replies[0].hop_keys), ends
 
 
-def _known_shape(session: Session, knowledge: Knowledge) -> Shape | None:
-    key = _shape_key(session)
-    shape = None if key is None else knowledge.shapes.get(key)
-    if shape is not None and shape.inferred and shape.ways_known != len(knowledge.continues):
+def _known_pattern(session: Session, node_state: NodeState) -> PathPattern | None:
+    key = _pattern_key(session)
+    shape = None if key is None else node_state.path_patterns.get(key)
+    if shape is not None and shape.inferred and shape.ways_known != len(node_state.continues):
         # What was learned since may have shown that its reply is seen coming in after all.
         return None
     return shape
 
 
-def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, lossy: bool) -> Outcome:
+def _like_earlier_ones(session: Session, node_state: NodeState, shape: PathPattern, *, lossy: bool) -> Outcome:
     reply = session.replies.transmissions[0]
     rcode = extended_rcode(reply.message.payload, reply.message.summary)
     if shape.backend is not None:
@@ -347,23 +347,25 @@ def _like_earlier_ones(session: Session, knowledge: Knowledge, shape: Shape, *, 
         delivered=True,
         left_node=False,
         lossy=lossy,
-        knowledge=knowledge,
+        node_state=node_state,
         inferred=shape.inferred,
         backend=shape.backend,
     )
 
 
-def _remember_shape(outcome: Outcome, knowledge: Knowledge) -> None:
+def _remember_pattern(outcome: Outcome, node_state: NodeState) -> None:
     """Only what does not depend on anything but the places: both ends known, nothing dropped, nothing out of order."""
-    key = _shape_key(outcome.session)
+    key = _pattern_key(outcome.session)
     if key is None or outcome.bits != COMPLETE or not outcome.delivered:
         return
     if outcome.client_netns is None or outcome.server_netns is None or (outcome.inferred and outcome.lossy):
         return
-    if len(knowledge.shapes) >= MAX_SHAPES and key not in knowledge.shapes:
-        knowledge.shapes.clear()
+    if len(node_state.path_patterns) >= MAX_PATTERNS and key not in node_state.path_patterns:
+        node_state.path_patterns.clear()
     ends = outcome.client_netns, outcome.server_netns
-    knowledge.shapes[key] = Shape(*ends, outcome.bits, outcome.inferred, len(knowledge.continues), outcome.backend)
+    node_state.path_patterns[key] = PathPattern(
+        *ends, outcome.bits, outcome.inferred, len(node_state.continues), outcome.backend
+    )
 
 
 def _put_in_order(one: Transmission) -> None:
@@ -373,7 +375,7 @@ def _put_in_order(one: Transmission) -> None:
         hops = _without_doubles(hops)
     if hops != one.hops:
         one.hops = hops
-        one.places = [place(hop) for hop in hops]
+        one.hop_keys = [hop_key(hop) for hop in hops]
 
 
 def _without_doubles(hops: list[Hop]) -> list[Hop]:
@@ -388,12 +390,12 @@ def find_client_netns(session: Session) -> int | None:
     return next((hop.netns for hop in _origins(session.queries.transmissions)), None)
 
 
-def find_server_netns(session: Session, knowledge: Knowledge, reply: Transmission | None) -> int | None:
+def find_server_netns(session: Session, node_state: NodeState, reply: Transmission | None) -> int | None:
     """Where the server is: where the reply that counts left its socket, else where a query ended that went no further.
 
     Args:
         session: in order.
-        knowledge: of the node.
+        node_state: of the node.
         reply: the one that counts; None if there is none, or none that the server that was asked sent.
     """
     replies = session.replies.transmissions if reply is not None else []
@@ -403,22 +405,22 @@ def find_server_netns(session: Session, knowledge: Knowledge, reply: Transmissio
     replied = next((hop.netns for hop in _origins(replies)), None)
     if replied is not None or replies:
         return replied
-    ends = (knowledge.end_of(one, session.strangers) for one in session.queries.transmissions)
-    end = next((hop.netns for hop in ends if _is_end(hop, session, knowledge)), None)
-    return _owner(session, knowledge) if end is None else end
+    ends = (node_state.end_of(one, session.strangers) for one in session.queries.transmissions)
+    end = next((hop.netns for hop in ends if _is_end(hop, session, node_state)), None)
+    return _owner(session, node_state) if end is None else end
 
 
-def _owner(session: Session, knowledge: Knowledge) -> int | None:
+def _owner(session: Session, node_state: NodeState) -> int | None:
     """Where the query came to the address it was sent to, though a copy of it went on: bridges flood."""
     arrivals = (hop for one in session.queries.transmissions for hop in reversed(one.hops) if hop.event == RX)
-    return next((hop.netns for hop in arrivals if knowledge.owns(hop.netns, hop.detail.daddr)), None)
+    return next((hop.netns for hop in arrivals if node_state.owns(hop.netns, hop.detail.daddr)), None)
 
 
 def _origins(transmissions: list[Transmission]) -> Iterator[Hop]:
     return (hop for one in transmissions if (hop := one.origin) is not None)
 
 
-def _is_end(last: Hop, session: Session, knowledge: Knowledge) -> bool:
+def _is_end(last: Hop, session: Session, node_state: NodeState) -> bool:
     """Whether the last hop of an unanswered query is its destination.
 
     A namespace that owns the address is, and one where a proxy took it; where that cannot be found out, one that never
@@ -426,24 +428,24 @@ def _is_end(last: Hop, session: Session, knowledge: Knowledge) -> bool:
     """
     if last.event == TX:
         return False
-    if last.event == DROP and not knowledge.kernel.describe(last).at_socket:
-        return knowledge.owns(last.netns, last.detail.daddr) is True
-    local = knowledge.owns(last.netns, last.detail.daddr)
+    if last.event == DROP and not node_state.kernel.describe(last).at_socket:
+        return node_state.owns(last.netns, last.detail.daddr) is True
+    local = node_state.owns(last.netns, last.detail.daddr)
     if local is False:
         # A drop at a socket: there was one for it.
-        return last.event == DROP or ends_at_proxy(last, session, knowledge)
+        return last.event == DROP or ends_at_proxy(last, session, node_state)
     if local:
         return True
-    return last.netns not in knowledge.forwarding and last.netns != find_client_netns(session)
+    return last.netns not in node_state.forwarding and last.netns != find_client_netns(session)
 
 
-def query_bits(session: Session, knowledge: Knowledge, client_netns: int | None, server_netns: int | None) -> int:
+def query_bits(session: Session, node_state: NodeState, client_netns: int | None, server_netns: int | None) -> int:
     """SQ and CQ."""
     queries = session.queries.transmissions
     bits = (
         SQ if client_netns is not None and any(hop.netns == client_netns for one in queries for hop in one.hops) else 0
     )
-    return bits | CQ if any(reached(one, session, knowledge, server_netns) for one in queries) else bits
+    return bits | CQ if any(reached(one, session, node_state, server_netns) for one in queries) else bits
 
 
 def with_proven(seen: int, session: Session, client_netns: int | None, *, delivered: bool) -> int:
@@ -461,11 +463,11 @@ def with_proven(seen: int, session: Session, client_netns: int | None, *, delive
     return bits | SR if bits & CR and client_netns is not None and delivered else bits
 
 
-def reached(query: Transmission, session: Session, knowledge: Knowledge, server_netns: int | None) -> bool:
+def reached(query: Transmission, session: Session, node_state: NodeState, server_netns: int | None) -> bool:
     """Whether a copy of the query got to the server; beyond the node, whether it left towards it."""
     if server_netns is None:
-        return knowledge.has_left_node(query, session.strangers)
-    drop = knowledge.died(query, server_netns)
+        return node_state.has_left_node(query, session.strangers)
+    drop = node_state.died(query, server_netns)
     return bool(query.arrivals(server_netns)) and (drop is None or drop.at_socket)
 
 
@@ -477,18 +479,18 @@ def reply_bits(session: Session, client_netns: int | None) -> int:
     return CR | SR if client_netns is not None and any(one.arrivals(client_netns) for one in replies) else CR
 
 
-def upstream_bits(session: Session, knowledge: Knowledge, server_netns: int | None, reply: Transmission | None) -> int:
+def upstream_bits(session: Session, node_state: NodeState, server_netns: int | None, reply: Transmission | None) -> int:
     """FQ and FR: what the server asked, and what came back to it while it was of use."""
     exchanges = [one for one in session.exchanges if not one.connecting]
     bits = FQ if any(one.queries.transmissions for one in exchanges) else 0
-    return bits | FR if any(useful_replies(one, reply, knowledge, server_netns) for one in exchanges) else bits
+    return bits | FR if any(useful_replies(one, reply, node_state, server_netns) for one in exchanges) else bits
 
 
 def useful_replies(
-    exchange: Session, reply: Transmission | None, knowledge: Knowledge, server_netns: int | None
+    exchange: Session, reply: Transmission | None, node_state: NodeState, server_netns: int | None
 ) -> list[Transmission]:
     """The upstream's replies that got to the server before it sent this reply itself."""
-    return [one for one in _in_time(exchange, reply) if knowledge.died(one, server_netns) is None]
+    return [one for one in _in_time(exchange, reply) if node_state.died(one, server_netns) is None]
 
 
 def _in_time(exchange: Session, reply: Transmission | None) -> list[Transmission]:
@@ -497,7 +499,7 @@ def _in_time(exchange: Session, reply: Transmission | None) -> list[Transmission
     return [one for one in exchange.replies.transmissions if replied_ns is None or one.hops[0].ts_ns <= replied_ns]
 
 
-def set_refreshes_apart(session: Session, reply: Transmission | None) -> None:
+def mark_refreshes(session: Session, reply: Transmission | None) -> None:
     """A cached answer was not waited for: what the server asked just before it renews its cache."""
     if reply is None or answer_source(reply.message) != "cache":
         return
@@ -508,16 +510,16 @@ def set_refreshes_apart(session: Session, reply: Transmission | None) -> None:
             exchange.background = Background.REFRESH
 
 
-def final_reply(session: Session, knowledge: Knowledge, client_netns: int | None) -> Transmission | None:
+def final_reply(session: Session, node_state: NodeState, client_netns: int | None) -> Transmission | None:
     """The delivered reply that the client takes. Else the last that was sent."""
     replies = session.replies.transmissions
-    alive = [one for one in replies if knowledge.died(one, client_netns) is None]
+    alive = [one for one in replies if node_state.died(one, client_netns) is None]
     wanted = [one for one in alive if not is_from_unasked(one, session, client_netns)] or alive
     arrived = [one for one in wanted if client_netns is not None and one.arrivals(client_netns)]
     return choose(session, arrived or wanted or replies[-1:])
 
 
-def is_delivered(session: Session, knowledge: Knowledge, client_netns: int | None, *, lossy: bool) -> bool:
+def is_delivered(session: Session, node_state: NodeState, client_netns: int | None, *, lossy: bool) -> bool:
     """Whether some reply reached the client as far as this node can see.
 
     Where no hop shows the arrival, the reply counts as taken unless something speaks against it: its drop, a client
@@ -527,17 +529,17 @@ def is_delivered(session: Session, knowledge: Knowledge, client_netns: int | Non
     alive = [
         one
         for one in session.replies.transmissions
-        if knowledge.died(one, client_netns) is None and not is_from_unasked(one, session, client_netns)
+        if node_state.died(one, client_netns) is None and not is_from_unasked(one, session, client_netns)
     ]
     if client_netns is None:
         return bool(alive)
     if any(one.arrivals(client_netns) for one in alive):
         return True
     # What a bridge gave to others, and not to the client, is not on its way to it.
-    alive = [one for one in alive if not knowledge.bystanders(one, session.strangers)]
-    if client_netns not in knowledge.receiving:
+    alive = [one for one in alive if not node_state.bystanders(one, session.strangers)]
+    if client_netns not in node_state.receiving:
         return any(_is_last_word(one, session) for one in alive)
-    return not lossy and any(_is_last_word(one, session) and not knowledge.goes_on(one, client_netns) for one in alive)
+    return not lossy and any(_is_last_word(one, session) and not node_state.goes_on(one, client_netns) for one in alive)
 
 
 def _is_last_word(reply: Transmission, session: Session) -> bool:
@@ -547,38 +549,38 @@ def _is_last_word(reply: Transmission, session: Session) -> bool:
 
 
 def newest_drop(
-    leg: Leg, transmissions: list[Transmission], knowledge: Knowledge, end: int | None
+    leg: Leg, transmissions: list[Transmission], node_state: NodeState, end: int | None
 ) -> PacketDrop | None:
     """The newest loss among the copies of a message."""
     for one in reversed(transmissions):
-        drop = knowledge.died(one, end)
+        drop = node_state.died(one, end)
         if drop is not None and (hop := one.drop) is not None:
             return PacketDrop(leg, hop, drop, one.hops[: one.hops.index(hop)])
     return None
 
 
 def telling_drop(
-    replies: list[Transmission], knowledge: Knowledge, client_netns: int | None, leg: Leg = Leg.REPLY
+    replies: list[Transmission], node_state: NodeState, client_netns: int | None, leg: Leg = Leg.REPLY
 ) -> PacketDrop | None:
     """The newest loss of a reply; one that its client did not wait for any more only if no other was lost before it.
 
     The kernel repeats a SYN-ACK that a rule refuses, and a server answers each repeated query: what comes when the
     client has given up dies of that.
     """
-    newest = newest_drop(leg, replies, knowledge, client_netns)
+    newest = newest_drop(leg, replies, node_state, client_netns)
     if newest is None or not newest.why.unwanted:
         return newest
-    wanted = [one for one in replies if (drop := knowledge.died(one, client_netns)) is None or not drop.unwanted]
-    return newest_drop(leg, wanted, knowledge, client_netns) or newest
+    wanted = [one for one in replies if (drop := node_state.died(one, client_netns)) is None or not drop.unwanted]
+    return newest_drop(leg, wanted, node_state, client_netns) or newest
 
 
 def newest_upstream_drop(
-    session: Session, knowledge: Knowledge, server_netns: int | None, reply: Transmission | None
+    session: Session, node_state: NodeState, server_netns: int | None, reply: Transmission | None
 ) -> PacketDrop | None:
     """The newest loss between the server and its upstreams."""
     for exchange in reversed(session.exchanges):
-        drop = telling_drop(_in_time(exchange, reply), knowledge, server_netns, Leg.UPSTREAM_REPLY)
-        drop = drop or newest_drop(Leg.UPSTREAM_QUERY, exchange.queries.transmissions, knowledge, None)
+        drop = telling_drop(_in_time(exchange, reply), node_state, server_netns, Leg.UPSTREAM_REPLY)
+        drop = drop or newest_drop(Leg.UPSTREAM_QUERY, exchange.queries.transmissions, node_state, None)
         if drop is not None:
             return drop
     return None

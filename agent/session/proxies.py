@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.hop.record import Detail, Hop
-    from agent.session.knowledge import Knowledge
     from agent.session.model import Session, Transmission
+    from agent.session.node_state import NodeState
     from agent.session.outcome import Outcome
 
 MAX_TAKERS = 4096
@@ -142,40 +142,40 @@ def asks_what_it_took(session: Session, asked: Hop) -> bool:
     )
 
 
-def poses(asked: Hop, knowledge: Knowledge) -> bool:
+def poses(asked: Hop, node_state: NodeState) -> bool:
     """Whether a query leaves its socket with an address that its namespace does not have (IP_TRANSPARENT)."""
-    return knowledge.is_local(asked.netns, asked.detail.saddr) is False
+    return node_state.is_local(asked.netns, asked.detail.saddr) is False
 
 
-def was_taken(session: Session, asked: Hop, knowledge: Knowledge) -> bool:
+def was_taken(session: Session, asked: Hop, node_state: NodeState) -> bool:
     """Whether the program that asks now has taken this query, which was not addressed to its namespace."""
     ends = (one.hops[-1] for one in session.queries.transmissions)
     here = [last for last in ends if last.netns == asked.netns and last.event in (RX, SOCKET_RX)]
     if not here:
         return False
-    if poses(asked, knowledge) and asked.detail.saddr == here[-1].detail.saddr:
+    if poses(asked, node_state) and asked.detail.saddr == here[-1].detail.saddr:
         return True
-    if not knowledge.takers.is_proxys(asked):
+    if not node_state.takers.is_proxys(asked):
         return False
-    return any(knowledge.is_local(last.netns, last.detail.daddr) is False for last in here)
+    return any(node_state.is_local(last.netns, last.detail.daddr) is False for last in here)
 
 
-def may_be_taken(session: Session, asked: Hop, knowledge: Knowledge) -> bool:
+def may_be_taken(session: Session, asked: Hop, node_state: NodeState) -> bool:
     """Whether a proxy is known to take such queries where this is asked, by a program that is not known."""
     if asked.flags & PROCESS:
         return False
     ends = (one.hops[-1] for one in session.queries.transmissions)
-    return any(last.netns == asked.netns and knowledge.takers.find(last) is not None for last in ends)
+    return any(last.netns == asked.netns and node_state.takers.find(last) is not None for last in ends)
 
 
-def ends_at_proxy(last: Hop, session: Session, knowledge: Knowledge) -> bool:
+def ends_at_proxy(last: Hop, session: Session, node_state: NodeState) -> bool:
     """Whether the query was taken where it was last seen, although the address it was sent to is not of there."""
     if any(_asker(one) == last.netns for one in session.upstream):
         return True
     connection = session.connection
     if connection is not None and (last.netns, False) in connection.ends:
         return True
-    return knowledge.takers.find(last) is not None
+    return node_state.takers.find(last) is not None
 
 
 def _asker(exchange: Session) -> int | None:
@@ -203,34 +203,34 @@ def proxy_of(outcome: Outcome) -> Proxy | None:
     server_netns = outcome.server_netns
     if server_netns is None:
         return None
-    knowledge, session = outcome.knowledge, outcome.session
-    found = redirection(session.queries.transmissions, server_netns, knowledge)
+    node_state, session = outcome.node_state, outcome.session
+    found = redirection(session.queries.transmissions, server_netns, node_state)
     listens: Endpoint | None
     arrival = next((hop for one in reversed(session.queries.transmissions) for hop in one.arrivals(server_netns)), None)
     if found is not None:
         asked, listens = found
-        taker = (knowledge.takers.find(arrival) if arrival is not None else None) or NOBODY
-    elif arrival is not None and knowledge.is_local(server_netns, arrival.detail.daddr) is False:
+        taker = (node_state.takers.find(arrival) if arrival is not None else None) or NOBODY
+    elif arrival is not None and node_state.is_local(server_netns, arrival.detail.daddr) is False:
         asked = Endpoint(arrival.detail.daddr, arrival.detail.dport)
-        taker = knowledge.takers.find(arrival) or NOBODY
+        taker = node_state.takers.find(arrival) or NOBODY
         listens = taker.listens
     else:
         return None
-    program = _program(outcome, server_netns) or taker.program or _only_program(knowledge, server_netns)
+    program = _program(outcome, server_netns) or taker.program or _only_program(node_state, server_netns)
     is_one = (
         taker.means is Means.TRANSPARENT
         or _is_elsewhere(asked, listens)
-        or knowledge.takers.is_proxy(server_netns, program)
+        or node_state.takers.is_proxy(server_netns, program)
         or _asks(session, asked, server_netns)
     )
     return Proxy(server_netns, asked, listens, program) if is_one else None
 
 
-def redirection(queries: list[Transmission], netns: int, knowledge: Knowledge) -> tuple[Endpoint, Endpoint] | None:
+def redirection(queries: list[Transmission], netns: int, node_state: NodeState) -> tuple[Endpoint, Endpoint] | None:
     """The server that was asked, and where in this namespace its own connection table has the query go instead."""
     hops = [hop for one in reversed(queries) for hop in reversed(one.hops) if hop.netns == netns]
     for found in (*map(_by_entry, hops), *starmap(_by_rewriting, pairwise(hops))):
-        if found is not None and found[0] != found[1] and knowledge.owns(netns, found[1].address):
+        if found is not None and found[0] != found[1] and node_state.owns(netns, found[1].address):
             return found
     return None
 
@@ -282,6 +282,6 @@ def _program(outcome: Outcome, netns: int) -> bytes:
     return next((hop.detail.comm for hop in known), b"")
 
 
-def _only_program(knowledge: Knowledge, netns: int) -> bytes:
-    servers = knowledge.serving.get(netns)
+def _only_program(node_state: NodeState, netns: int) -> bytes:
+    servers = node_state.serving.get(netns)
     return next(iter(servers.programs)) if servers is not None and len(servers.programs) == 1 else b""

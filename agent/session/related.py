@@ -29,7 +29,7 @@ class LastLookups:
         before = self._newest.get(place)
         self._newest[place] = session
         if before is not None:
-            before.searched |= goes_on_with(before, session)
+            before.search_list_followed |= is_next_search_name(before, session)
         other = self._newest.get((place[0], place[1], OTHER_HALF.get(key.rdtype, 0)))
         if other is not None and key.protocol == UDP and other.key.client == key.client and other.key.name == key.name:
             session.pair, other.pair = other, session
@@ -45,7 +45,7 @@ class LastLookups:
             session.pair = None
 
 
-def goes_on_with(before: Session, session: Session) -> bool:
+def is_next_search_name(before: Session, session: Session) -> bool:
     """Whether a name without such records is followed by the next one of a search list (resolv.conf(5), search).
 
     The first step shows what was looked for: Kubernetes's lists begin with suffixes each of which ends like the one
@@ -54,14 +54,14 @@ def goes_on_with(before: Session, session: Session) -> bool:
     replies = before.replies.transmissions
     if not replies or before.key.name == session.key.name or not _found_nothing(replies[-1].message.summary):
         return False
-    if not before.stem:
-        stem = _common_labels(before.key.name, session.key.name)
-        rest = session.key.name[len(stem) :]
-        if not stem or not (before.key.name.endswith(rest) or before.key.name == stem + ROOT):
+    if not before.search_prefix:
+        search_prefix = _common_labels(before.key.name, session.key.name)
+        rest = session.key.name[len(search_prefix) :]
+        if not search_prefix or not (before.key.name.endswith(rest) or before.key.name == search_prefix + ROOT):
             return False
-        before.stem = stem
-    session.stem = before.stem
-    return session.key.name.startswith(before.stem)
+        before.search_prefix = search_prefix
+    session.search_prefix = before.search_prefix
+    return session.key.name.startswith(before.search_prefix)
 
 
 def _found_nothing(reply: Summary) -> bool:

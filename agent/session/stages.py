@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from agent.hop.record import DROP, ORIGIN, PROCESS, RX, SOCKET_RX
 from agent.session import proxies
-from agent.session.model import place
+from agent.session.model import hop_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agent.hop.record import Hop
-    from agent.session.knowledge import Knowledge
     from agent.session.model import Session
+    from agent.session.node_state import NodeState
 
 MAX_STAGES = 4
 ARRIVALS = (RX, SOCKET_RX)
@@ -37,7 +37,7 @@ def asks_from(session: Session) -> int | None:
     return next((hop.netns for one in session.queries.transmissions if (hop := one.origin) is not None), None)
 
 
-def begins(outermost: Session, query: Hop, knowledge: Knowledge) -> Session | None:
+def begins(outermost: Session, query: Hop, node_state: NodeState) -> Session | None:
     """The stage at whose end this copy of its query leaves a socket again; None for any other hop.
 
     It had come to that namespace and went no further, or the address it leaves with is not of there.
@@ -50,7 +50,7 @@ def begins(outermost: Session, query: Hop, knowledge: Knowledge) -> Session | No
         return None
     ends = (one.hops[-1] for one in stages[-1].queries.transmissions)
     arrived = any(last.netns == query.netns and last.event in ARRIVALS and last.ts_ns < query.ts_ns for last in ends)
-    return stages[-1] if arrived or proxies.poses(query, knowledge) else None
+    return stages[-1] if arrived or proxies.poses(query, node_state) else None
 
 
 def stage_of(outermost: Session, hop: Hop, *, response: bool) -> Session:
@@ -71,10 +71,10 @@ def _sender(stages: list[Session], hop: Hop, *, response: bool) -> Session:
 
 def _passed(stages: list[Session], hop: Hop, *, response: bool) -> Session | None:
     """The stage that was seen at this place before, or that died at the device where it was seen."""
-    here = place(hop)
+    here = hop_key(hop)
     legs = [(one, one.leg(response=response).transmissions) for one in reversed(stages)]
     for one, copies in legs:
-        if any(here in copy.places for copy in copies):
+        if any(here in copy.hop_keys for copy in copies):
             return one
     for one, copies in legs:
         if any((hop.netns, hop.ifindex) == (each.netns, each.ifindex) for copy in copies for each in copy.hops):

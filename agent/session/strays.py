@@ -29,7 +29,7 @@ MAX_STRAYS = 8
 
 
 class Strays:
-    """Finds the lookup for such a reply, and its later hops, which come without octets.
+    """Finds the lookup for such a reply, and its later hops, which come without bytes.
 
     Sessions hold them; here is only what leads there.
     """
@@ -153,7 +153,7 @@ def _was_asked(session: Session, hop: Hop) -> bool:
 
 
 def _message_of(session: Session, payload: bytes) -> Message | None:
-    """The message, if a hop of it came with its octets before."""
+    """The message, if a hop of it came with its bytes before."""
     leg = session.strays
     return (
         None

@@ -18,7 +18,6 @@ from agent.hop.record import DROP, FRAGMENT, ICMP, LEARNED, ORIGIN, RESPONSE, TC
 from agent.session import proxies, stages, upstream
 from agent.session.accepted import is_good
 from agent.session.addressed import times_asked
-from agent.session.knowledge import Knowledge, Losses, Servers
 from agent.session.last_answers import LastAnswers
 from agent.session.model import (
     MAX_MESSAGES,
@@ -29,8 +28,9 @@ from agent.session.model import (
     Session,
     Settings,
     connecting_key,
-    place,
+    hop_key,
 )
+from agent.session.node_state import Losses, NodeState, Servers
 from agent.session.outcome import REFRESH_NS, Outcome, judge
 from agent.session.related import LastLookups
 from agent.session.strays import Strays
@@ -42,7 +42,7 @@ from agent.wire.stream import ACK, RST, SYN
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from agent.session.tcp import Tracked
+    from agent.session.tcp import TcpConnection
 
 MAX_SAME_QUESTION = 256
 """Open sessions with one question that an upstream query is compared with."""
@@ -68,13 +68,13 @@ class Counts:
     malformed: int = 0
     """Packets on a DNS port that no DNS message could be read from."""
     cut: int = 0
-    """The same, because the capture has too few of their octets."""
+    """The same, because the capture has too few of their bytes."""
     questionless: Counter[int] = field(default_factory=Counter)
     """Messages without a question that belong to no lookup, by opcode: cookies (RFC 7873 5.4), stateful operations
     (RFC 8490), status."""
     unmatched: int = 0
-    """Hops of a message whose octets never arrived here."""
-    innocent_drops: int = 0
+    """Hops of a message whose bytes never arrived here."""
+    benign_drops: int = 0
     stray_errors: int = 0
     """ICMP errors about packets of no open session."""
     fragments: int = 0
@@ -112,7 +112,7 @@ class SessionTable:
     """Joins the hops of one node into sessions.
 
     Args:
-        settings: time-outs and bounds.
+        settings: timeouts and bounds.
         kernel: names drop reasons and places.
         is_local: whether an address belongs to a namespace of this node; None when that is not known.
         started_ns: when capture began; a reply whose query was before that is nobody's fault.
@@ -130,7 +130,7 @@ class SessionTable:
     ) -> None:
         self.settings = settings or Settings()
         self.counts = Counts()
-        self.knowledge = Knowledge(kernel=kernel, is_local=is_local, is_tapped=is_tapped)
+        self.node_state = NodeState(kernel=kernel, is_local=is_local, is_tapped=is_tapped)
         self._started_ns = started_ns
         self._first_look_ns = 2 * self.settings.linger_ns
         self._tcp = TcpStage()
@@ -139,7 +139,7 @@ class SessionTable:
         self._by_question: dict[tuple[bytes, int, int], OrderedDict[Session, None]] = {}
         self._open: OrderedDict[Session, None] = OrderedDict()
         self._parents: dict[Session, Session] = {}
-        self._dials: dict[tuple[int, tuple[bytes, int]], Session] = {}
+        self._upstream_connects: dict[tuple[int, tuple[bytes, int]], Session] = {}
         # Most sessions are answered before their first look and closed at it; the heap is for the others.
         self._first_looks: deque[tuple[int, Session]] = deque()
         self._deadlines: list[tuple[int, int, Session]] = []
@@ -171,9 +171,9 @@ class SessionTable:
         ):
             # Time is the record's, so that a stalled reader and a replay close sessions where a prompt reader does.
             self._advance(now_ns)
-        if hop.event == DROP and self.knowledge.is_innocent(hop):
-            self.counts.innocent_drops += 1
-            if self.knowledge.is_for_another_host(hop):
+        if hop.event == DROP and self.node_state.is_benign(hop):
+            self.counts.benign_drops += 1
+            if self.node_state.is_for_another_host(hop):
                 self._note_stranger(hop)
         elif hop.flags & ICMP:
             return self._observe_error(hop)
@@ -273,7 +273,7 @@ class SessionTable:
 
     def _observe_error(self, error: Hop) -> bool:
         """Note an ICMP error with the lookup whose packet it quotes; some quote too little to tell the message."""
-        self.knowledge.learn_error(error)
+        self.node_state.learn_error(error)
         found = self._by_message.get(error.message_id)
         session = stages.quoted_in(found[0], error) if found is not None else self._quoted(error)
         if session is None:
@@ -314,7 +314,7 @@ class SessionTable:
         if hop.tcp_flags & (SYN | RST):
             self._observe_handshake(hop, client, connection, response=response)
 
-    def _in_connection(self, connection: Tracked, message: Hop) -> None:
+    def _in_connection(self, connection: TcpConnection, message: Hop) -> None:
         """Take in a message that came over a connection."""
         session = self._observe_message(message, connection)
         if session is not None:
@@ -325,10 +325,10 @@ class SessionTable:
 
     @property
     def unread_octets(self) -> int:
-        """Octets of TCP connections that no message was made of."""
+        """Bytes of TCP connections that no message was made of."""
         return self._tcp.unread_octets
 
-    def _observe_handshake(self, hop: Hop, client: Endpoint, connection: Tracked, *, response: bool) -> None:
+    def _observe_handshake(self, hop: Hop, client: Endpoint, connection: TcpConnection, *, response: bool) -> None:
         """Follow the request for a connection like a query, and what answers it like a reply.
 
         It becomes a session only if nothing was ever asked over it: then it is all there is to tell.
@@ -369,7 +369,7 @@ class SessionTable:
         self._forget(connecting)
         self.counts.sessions -= 1
 
-    def _observe_message(self, hop: Hop, connection: Tracked | None = None) -> Session | None:
+    def _observe_message(self, hop: Hop, connection: TcpConnection | None = None) -> Session | None:
         found = self._by_message.get(hop.message_id) or self._introduce(hop, connection)
         if found is None:
             return None
@@ -394,10 +394,10 @@ class SessionTable:
 
     def _stage(self, outermost: Session, hop: Hop, *, response: bool) -> Session:
         """Of a message that a proxy passes on as it came, the leg that this hop belongs to; it may begin here."""
-        outer = None if response else stages.begins(outermost, hop, self.knowledge)
+        outer = None if response else stages.begins(outermost, hop, self.node_state)
         if outer is None:
             if response and hop.flags & ORIGIN:
-                self.knowledge.learn_server(hop, hop.detail)
+                self.node_state.learn_server(hop, hop.detail)
             return stages.stage_of(outermost, hop, response=response)
         inner = self._new(outermost.key._replace(scope=hop.netns), hop)
         self._attach(outer, inner, ambiguous=False)
@@ -406,8 +406,8 @@ class SessionTable:
         return inner
 
     def _note_proxy(self, asked: Hop) -> None:
-        self.knowledge.serving.setdefault(asked.netns, Servers())
-        self.knowledge.takers.note_proxy(asked, asked.detail)
+        self.node_state.serving.setdefault(asked.netns, Servers())
+        self.node_state.takers.note_proxy(asked, asked.detail)
 
     def _keep_out(self, session: Session, hop: Hop, message: Message) -> None:
         """Count what a bound keeps out: more hops than a session has room for, or a zone's many messages.
@@ -416,7 +416,7 @@ class SessionTable:
         """
         replies = session.replies.transmissions
         if session.key.protocol == TCP and message.summary.is_response and len(replies) >= MAX_TRANSMISSIONS:
-            if place(hop) == replies[0].places[0]:
+            if hop_key(hop) == replies[0].hop_keys[0]:
                 session.further += 1
                 self.counts.further += 1
             return
@@ -482,11 +482,11 @@ class SessionTable:
         if parent is not None and len(parent.replies.transmissions) < len(parent.sent):
             self._wait_until(parent, max(parent.deadline_ns, ts_ns + self.settings.upstream_timeout_ns))
 
-    def _introduce(self, hop: Hop, connection: Tracked | None) -> tuple[Session, bool, Message] | None:
+    def _introduce(self, hop: Hop, connection: TcpConnection | None) -> tuple[Session, bool, Message] | None:
         """First hop of a message here: read it and find its session, or open one.
 
         Args:
-            hop: with the message's octets, else it cannot be told whose it is.
+            hop: with the message's bytes, else it cannot be told whose it is.
             connection: that brought it, if it is one of TCP: it knows the client before translation.
         """
         detail = hop.detail
@@ -495,7 +495,7 @@ class SessionTable:
             return None
         response = message.summary.is_response
         if response and hop.flags & ORIGIN:
-            self.knowledge.learn_server(hop, detail)
+            self.node_state.learn_server(hop, detail)
         if message.summary.question is None:
             session = self._asked_under(hop, detail, message.summary)
         else:
@@ -526,7 +526,7 @@ class SessionTable:
             self._keep_out(session, hop, message)
             return None
         response = message.summary.is_response
-        # The same octets under another number: source translation changed the client's address.
+        # The same bytes under another number: source translation changed the client's address.
         for one in session.leg(response=response).transmissions:
             if one.message.payload == message.payload:
                 message = one.message
@@ -557,7 +557,9 @@ class SessionTable:
         """Open sessions, newest first, as many as one packet may cost."""
         return islice(reversed(self._open), MAX_RECENT)
 
-    def _session_of(self, hop: Hop, detail: Detail, message: Message, connection: Tracked | None) -> Session | None:
+    def _session_of(
+        self, hop: Hop, detail: Detail, message: Message, connection: TcpConnection | None
+    ) -> Session | None:
         response = message.summary.is_response
         client, translated = clients(detail, response=response)
         if connection is not None:
@@ -606,10 +608,10 @@ class SessionTable:
         sent_back = key._replace(client=client, scope=self._scope(client, hop)) in self._by_key
         return sent_back and client != key.client and self._lay(hop, detail, message.payload)
 
-    def _is_stray(self, key: Key, hop: Hop, detail: Detail, message: Message, connection: Tracked | None) -> bool:
+    def _is_stray(self, key: Key, hop: Hop, detail: Detail, message: Message, connection: TcpConnection | None) -> bool:
         """Whether a reply that fits no lookup belongs to an open one all the same; not if it fits one that is over.
 
-        Nor over a connection that lacks octets: it answers a query that was lost with them.
+        Nor over a connection that lacks bytes: it answers a query that was lost with them.
         """
         if key in self._closed or (connection is not None and connection.lost_ns is not None):
             return False
@@ -630,11 +632,11 @@ class SessionTable:
         """Whether a message without an open session deserves one of its own.
 
         A late record of a closed one does not; a query that begins where the closed one began is a new attempt. Nor
-        does a reply whose query was before the capture, unless its connection is known to lack octets (`incomplete`).
+        does a reply whose query was before the capture, unless its connection is known to lack bytes (`incomplete`).
         """
         if not response and hop.flags & ORIGIN:
             return True
-        if key in self._closed and self._closed[key] != place(hop):
+        if key in self._closed and self._closed[key] != hop_key(hop):
             self.counts.late += 1
             return False
         if response and hop.flags & LEARNED and not self._losses:
@@ -669,13 +671,13 @@ class SessionTable:
     def _join_upstream(self, session: Session, hop: Hop, message: Message) -> None:
         """If a server asks this, find out for whom."""
         kind = upstream.background_of(session)
-        if kind is Background.LOOP_PROBE and hop.netns in self.knowledge.serving:
+        if kind is Background.LOOP_PROBE and hop.netns in self.node_state.serving:
             session.background = kind
-        elif not self.knowledge.may_be_server(hop):
+        elif not self.node_state.may_be_server(hop):
             return
         elif session.connecting:
-            self._join_dial(session, hop)
-        elif not self._join_same_question(session, hop, message) and hop.netns in self.knowledge.serving:
+            self._join_connect(session, hop)
+        elif not self._join_same_question(session, hop, message) and hop.netns in self.node_state.serving:
             session.background = kind
             if kind is None:
                 self._join_rewritten(session, hop)
@@ -686,23 +688,23 @@ class SessionTable:
         if len(same) < 2:  # noqa: PLR2004  itself
             return False
         oldest = list(islice(same, MAX_SAME_QUESTION))
-        match = upstream.find_parent(session, hop, message, oldest, self.knowledge)
+        match = upstream.find_parent(session, hop, message, oldest, self.node_state)
         if match is not None:
-            session.guessed = upstream.is_guess(match.session, hop, self.knowledge)
+            session.guessed = upstream.is_guess(match.session, hop, self.node_state)
             self._attach(match.session, session, ambiguous=match.ambiguous)
-            self.knowledge.serving.setdefault(hop.netns, Servers())
+            self.node_state.serving.setdefault(hop.netns, Servers())
             self._set_apart(session, match.session, hop)
             return True
         sibling = upstream.find_sibling(session, hop, oldest)
         parent = self._parents.get(sibling) if sibling is not None else None
-        if parent is None or parent not in self._open or not upstream.is_waiting(parent, hop, self.knowledge):
+        if parent is None or parent not in self._open or not upstream.is_waiting(parent, hop, self.node_state):
             return False
         self._attach(parent, session, ambiguous=True)
         return True
 
     def _set_apart(self, session: Session, parent: Session, hop: Hop) -> None:
         """A proxy that asks with its client's address is another client in all that goes by the address."""
-        if proxies.poses(hop, self.knowledge):
+        if proxies.poses(hop, self.node_state):
             session.key = session.key._replace(scope=hop.netns)
             self._note_proxy(hop)
         elif proxies.asks_what_it_took(parent, hop) and not session.guessed:
@@ -713,30 +715,30 @@ class SessionTable:
         if self._refreshes(session, hop, self._by_question[session.key.question]):
             session.background = Background.REFRESH
             return
-        rewritten = upstream.find_rewritten(session, hop, self._recent(), self.knowledge)
+        rewritten = upstream.find_rewritten(session, hop, self._recent(), self.node_state)
         if rewritten is not None:
             self._attach(rewritten, session, ambiguous=True)
 
-    def _join_dial(self, session: Session, hop: Hop) -> None:
+    def _join_connect(self, session: Session, hop: Hop) -> None:
         """A request for a connection has no question: it is the youngest query's, and its repetitions are too.
 
         At a tap a namespace is one address, so the query that waits there was sent to who asks now.
         """
         connect_key = hop.netns, upstream.destination(hop)
-        parent = upstream.find_rewritten(session, hop, self._recent(), self.knowledge)
-        if hop.netns not in self.knowledge.serving and not self.knowledge.is_tapped(hop.netns):
+        parent = upstream.find_rewritten(session, hop, self._recent(), self.node_state)
+        if hop.netns not in self.node_state.serving and not self.node_state.is_tapped(hop.netns):
             # Nobody has replied from there yet: only a proxy that is known to have taken the query asks for its sake.
-            if parent is None or not proxies.was_taken(parent, hop, self.knowledge):
+            if parent is None or not proxies.was_taken(parent, hop, self.node_state):
                 return
             parent.ambiguous = True
-        known = self._dials.get(connect_key)
-        if parent is None and known is not None and upstream.is_waiting(known, hop, self.knowledge):
+        known = self._upstream_connects.get(connect_key)
+        if parent is None and known is not None and upstream.is_waiting(known, hop, self.node_state):
             parent = known
         if parent is not None:
             if parent is not known:
-                self._dials[connect_key] = parent
-                parent.dials.append(connect_key)
-            session.guessed = upstream.is_guess(parent, hop, self.knowledge)
+                self._upstream_connects[connect_key] = parent
+                parent.upstream_connects.append(connect_key)
+            session.guessed = upstream.is_guess(parent, hop, self.node_state)
             self._attach(parent, session, ambiguous=False)
         elif self._refreshes(session, hop, self._recent()):
             session.background = Background.REFRESH
@@ -752,14 +754,14 @@ class SessionTable:
         if not asked:
             return
         others = any(
-            one is not session and one not in asked and upstream.is_waiting(one, reply, self.knowledge) for one in same
+            one is not session and one not in asked and upstream.is_waiting(one, reply, self.node_state) for one in same
         )
         for one in asked[:1] if others else asked:
             self._attach(session, one, ambiguous=others)
 
     def _mend_guess(self, session: Session, hop: Hop, reply: Message) -> None:
         others = islice(self._by_question[session.key.question], MAX_SAME_QUESTION)
-        other = upstream.exchange_exchanges(session, others, hop, reply, self.knowledge)
+        other = upstream.swap_upstream(session, others, hop, reply, self.node_state)
         if other is None:
             return
         for parent in (session, other):
@@ -801,7 +803,7 @@ class SessionTable:
         if missing_ns is not None and session.first_ns < missing_ns <= until_ns:
             session.octets_missing = True
             lost_ns = max(lost_ns or 0, missing_ns)
-        return judge(session, self.knowledge, lost_ns)
+        return judge(session, self.node_state, lost_ns)
 
     def _close(self, session: Session, outcome: Outcome) -> None:
         self._forget(session)
@@ -835,14 +837,14 @@ class SessionTable:
         parent = self._parents.pop(session, None)
         if parent is not None and parent.inner is session:
             parent.inner = None
-        for dial in session.dials:
-            if self._dials.get(dial) is session:
-                del self._dials[dial]
+        for dial in session.upstream_connects:
+            if self._upstream_connects.get(dial) is session:
+                del self._upstream_connects[dial]
         self._last.forget(session)
         if session.strays is not None:
             self._strays.forget(session)
         queries = session.queries.transmissions
-        begins = queries[0].places[0] if queries else None
+        begins = queries[0].hop_keys[0] if queries else None
         for key in session.keys:
             self._closed[key] = begins
         while len(self._closed) > self.settings.tombstones:

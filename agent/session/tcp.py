@@ -1,6 +1,6 @@
 """DNS over TCP: from segments to messages, so that the table sees the same hops as for UDP.
 
-A segment's octets come from the socket programs (`SOCKET_TX`, `SOCKET_RX`); the tracepoints tell where it went.
+A segment's bytes come from the socket programs (`SOCKET_TX`, `SOCKET_RX`); the tracepoints tell where it went.
 Every end of a connection is reassembled for itself, so a loss at one end does not hide what the other saw. A message
 that took several segments has the hops of the one that completed it.
 """
@@ -50,7 +50,7 @@ class End(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Tracked:
+class TcpConnection:
     """One connection, seen from each of its ends on this node."""
 
     client: Endpoint
@@ -63,7 +63,7 @@ class Tracked:
     held: OrderedDict[tuple[int, Side, int], Hop] = field(default_factory=OrderedDict)
     """Segments that may complete a message later, by namespace, sender and time: each message keeps its own."""
     gaps: int = 0
-    """Times that octets were given up: they were sent, and nothing of them was seen."""
+    """Times that bytes were given up: they were sent, and nothing of them was seen."""
     lost_ns: int | None = None
     """When that was noticed last."""
 
@@ -105,7 +105,7 @@ class Tracked:
         """What the receiver has will not come again: a gap there is a loss of ours.
 
         A tap sees the segments of each side where they leave only. If none of this side's were seen anywhere, its
-        octets are counted here by what is acknowledged.
+        bytes are counted here by what is acknowledged.
         """
         ends = [here]
         if not self.ends[here].sent_by(side).captured:
@@ -119,11 +119,11 @@ class Tracked:
 
     @property
     def stalled(self) -> bool:
-        """Whether octets wait behind a gap."""
+        """Whether bytes wait behind a gap."""
         return any(one.stalled for one in self.ends.values())
 
     def note_gaps(self, now_ns: int) -> None:
-        """Notice octets that were given up since the last time."""
+        """Notice bytes that were given up since the last time."""
         gaps = sum(map(_gaps, self.ends.values()))
         if gaps > self.gaps:
             self.gaps, self.lost_ns = gaps, now_ns
@@ -149,7 +149,7 @@ class Tracked:
                 yield from self._complete(end.netns, one.sent_by(side).flush(), side)
 
     def unread_octets(self) -> int:
-        """Octets that no message was made of: never captured, or behind such without a boundary in sight."""
+        """Bytes that no message was made of: never captured, or behind such without a boundary in sight."""
         return sum(max((one.sent_by(side).unread_octets for one in self.ends.values()), default=0) for side in Side)
 
     def _complete(self, netns: int, found: list[StreamMessage], side: Side) -> Iterator[Hop]:
@@ -207,13 +207,13 @@ class TcpStage:
     """All connections; bounded, the one longest unused is forgotten first."""
 
     def __init__(self) -> None:
-        self._connections: OrderedDict[tuple[Endpoint, int], Tracked] = OrderedDict()
-        self._stalled: OrderedDict[Tracked, int] = OrderedDict()
+        self._connections: OrderedDict[tuple[Endpoint, int], TcpConnection] = OrderedDict()
+        self._stalled: OrderedDict[TcpConnection, int] = OrderedDict()
         self._unread_octets = 0
 
     def feed(
         self, hop: Hop, detail: Detail, keys: tuple[tuple[Endpoint, int], tuple[Endpoint, int]]
-    ) -> tuple[Tracked, Iterator[Hop]]:
+    ) -> tuple[TcpConnection, Iterator[Hop]]:
         """The connection of a segment, and the message hops that it brings.
 
         Args:
@@ -229,14 +229,14 @@ class TcpStage:
             return connection, iter(())
         return connection, connection.passing(hop, Segment(side is Side.SERVER, hop.sequence))
 
-    def _at_socket(self, connection: Tracked, hop: Hop, detail: Detail, side: Side) -> Iterator[Hop]:
+    def _at_socket(self, connection: TcpConnection, hop: Hop, detail: Detail, side: Side) -> Iterator[Hop]:
         yield from connection.at_socket(hop, detail, side)
         if connection.stalled:
             self._stalled.setdefault(connection, hop.ts_ns)
         elif self._stalled:
             self._stalled.pop(connection, None)
 
-    def overdue(self, now_ns: int) -> Iterator[tuple[Tracked, Hop]]:
+    def overdue(self, now_ns: int) -> Iterator[tuple[TcpConnection, Hop]]:
         """Messages behind gaps that have been waited for long enough."""
         while self._stalled:
             connection, since_ns = next(iter(self._stalled.items()))
@@ -244,12 +244,12 @@ class TcpStage:
                 return
             yield from self._release(connection, now_ns)
 
-    def rest(self, now_ns: int) -> Iterator[tuple[Tracked, Hop]]:
+    def rest(self, now_ns: int) -> Iterator[tuple[TcpConnection, Hop]]:
         """Messages behind gaps, because nothing more will come."""
         while self._stalled:
             yield from self._release(next(iter(self._stalled)), now_ns)
 
-    def _release(self, connection: Tracked, now_ns: int) -> Iterator[tuple[Tracked, Hop]]:
+    def _release(self, connection: TcpConnection, now_ns: int) -> Iterator[tuple[TcpConnection, Hop]]:
         del self._stalled[connection]
         for message in connection.release():
             yield connection, message
@@ -257,7 +257,7 @@ class TcpStage:
 
     @property
     def unread_octets(self) -> int:
-        """Octets of all connections that no message was made of."""
+        """Bytes of all connections that no message was made of."""
         known = {id(one): one for one in self._connections.values()}
         return self._unread_octets + sum(one.unread_octets() for one in known.values())
 
@@ -268,11 +268,11 @@ class TcpStage:
         if not connection.names:
             self._unread_octets += connection.unread_octets()
 
-    def _connection(self, key: tuple[Endpoint, int], spelled: tuple[Endpoint, int]) -> Tracked:
+    def _connection(self, key: tuple[Endpoint, int], spelled: tuple[Endpoint, int]) -> TcpConnection:
         """Behind a source translation the client has another address: both names lead to the connection."""
         connection = self._connections.get(key)
         if connection is None:
-            connection = self._connections[key] = Tracked(key[0], 1)
+            connection = self._connections[key] = TcpConnection(key[0], 1)
         else:
             self._connections.move_to_end(key)
         if spelled != key and self._connections.get(spelled) is not connection:

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agent.hop.record import Hop
-    from agent.session.knowledge import Knowledge
     from agent.session.model import Message
+    from agent.session.node_state import NodeState
 
 NS, HINFO = 2, 13
 SERVER_PATIENCE_NS = 7_000_000_000
 """How long a server goes on asking for one query at most."""
 REWRITE_NS = 10_000_000
 """A server that asks under another name (rewrite, autopath, CNAME) does so within so long after the query."""
-MAX_DIALS = 8
+MAX_CONNECTS = 8
 NEVER_NS = -(1 << 62)
 LOOP_NAME = re.compile(rb"[\x01-\x14]\d+[\x01-\x14]\d+")
 """CoreDNS's loop plugin asks for <random>.<random>.<zone> HINFO."""
@@ -55,7 +55,7 @@ def arrivals_at(session: Session, asked: Hop) -> list[int]:
     return times
 
 
-def is_waiting(session: Session, asked: Hop, knowledge: Knowledge) -> bool:
+def is_waiting(session: Session, asked: Hop, node_state: NodeState) -> bool:
     """Whether the namespace that asks has this query and has not replied.
 
     A query to the very server that the waiting one went to is another client's: nobody asks himself. But a proxy that
@@ -64,22 +64,22 @@ def is_waiting(session: Session, asked: Hop, knowledge: Knowledge) -> bool:
     replied = sum(one.hops[0].netns == asked.netns for one in session.replies.transmissions)
     if replied >= len(arrivals_at(session, asked)):
         return False
-    if was_taken(session, asked, knowledge) or may_be_taken(session, asked, knowledge):
+    if was_taken(session, asked, node_state) or may_be_taken(session, asked, node_state):
         return True
-    passes = asked.netns in knowledge.forwarding and not _is_at_its_end(session, asked, knowledge)
+    passes = asked.netns in node_state.forwarding and not _is_at_its_end(session, asked, node_state)
     return not passes and not went_to(session, asked)
 
 
-def is_guess(session: Session, asked: Hop, knowledge: Knowledge) -> bool:
+def is_guess(session: Session, asked: Hop, node_state: NodeState) -> bool:
     """Whether nothing shows that the query which waits where this is asked was not just passing by."""
-    return not _is_at_its_end(session, asked, knowledge) and not was_taken(session, asked, knowledge)
+    return not _is_at_its_end(session, asked, node_state) and not was_taken(session, asked, node_state)
 
 
-def _is_at_its_end(session: Session, asked: Hop, knowledge: Knowledge) -> bool:
+def _is_at_its_end(session: Session, asked: Hop, node_state: NodeState) -> bool:
     """Whether the query came to a namespace that has, for all that is known, the address it was sent to."""
     ends = [one.hops[-1] for one in session.queries.transmissions]
     here = [last for last in ends if last.netns == asked.netns]
-    return not here or any(knowledge.owns(last.netns, last.detail.daddr) is not False for last in here)
+    return not here or any(node_state.owns(last.netns, last.detail.daddr) is not False for last in here)
 
 
 def went_to(session: Session, asked: Hop) -> bool:
@@ -95,7 +95,7 @@ def destination(hop: Hop) -> tuple[bytes, int]:
 
 
 def find_parent(
-    asking: Session, hop: Hop, query: Message, same: Iterable[Session], knowledge: Knowledge
+    asking: Session, hop: Hop, query: Message, same: Iterable[Session], node_state: NodeState
 ) -> Match | None:
     """The open lookup with this question that the server is at work on.
 
@@ -104,9 +104,9 @@ def find_parent(
         hop: its first hop, at its socket.
         query: what it asks.
         same: open sessions with the same question, oldest first.
-        knowledge: of the node.
+        node_state: of the node.
     """
-    waiting = [one for one in same if one is not asking and is_waiting(one, hop, knowledge)]
+    waiting = [one for one in same if one is not asking and is_waiting(one, hop, node_state)]
     open_keys = {one.key for one in waiting}
     # Where client, server and upstream share a namespace: what a server asked is not what it is asked.
     waiting = [one for one in waiting if one.upstream_of not in open_keys or _other_process(one, hop)]
@@ -115,7 +115,7 @@ def find_parent(
     cookie = client_cookie(query.payload, query.summary)
     if cookie is not None:
         waiting = [one for one in waiting if _cookie(one) == cookie] or waiting
-    if poses(hop, knowledge):
+    if poses(hop, node_state):
         waiting = _of_client(asking, waiting)
     fresh = [one for one in waiting if all(exchange.connecting for exchange in one.upstream)]
     # The oldest that was not passed on yet; all passed on: the attempt belongs to the one that waits longest.
@@ -162,8 +162,8 @@ def idle_since(session: Session, asked: Hop) -> int:
     return max(one.replies.transmissions[-1].hops[-1].ts_ns for one in exchanges)
 
 
-def exchange_exchanges(
-    session: Session, others: Iterable[Session], hop: Hop, reply: Message, knowledge: Knowledge
+def swap_upstream(
+    session: Session, others: Iterable[Session], hop: Hop, reply: Message, node_state: NodeState
 ) -> Session | None:
     """Mend a guess: a server that relays a reply has one, so if this lookup has none, it has another's.
 
@@ -177,7 +177,7 @@ def exchange_exchanges(
             other is not session
             and session not in other.upstream
             and _was_told(other, reply)
-            and is_waiting(other, hop, knowledge)
+            and is_waiting(other, hop, node_state)
         ):
             session.upstream, other.upstream = other.upstream, session.upstream
             for parent in (session, other):
@@ -194,14 +194,14 @@ def _was_told(session: Session, reply: Message) -> bool:
     return any(one.message.summary.rcode == reply.summary.rcode for one in replies)
 
 
-def find_rewritten(asking: Session, hop: Hop, recent: Iterable[Session], knowledge: Knowledge) -> Session | None:
+def find_rewritten(asking: Session, hop: Hop, recent: Iterable[Session], node_state: NodeState) -> Session | None:
     """The one young query at this server that was not passed on: it may have been, under another name.
 
     Args:
         asking: the session that the upstream query would open.
         hop: its first hop.
         recent: open sessions, newest first.
-        knowledge: of the node.
+        node_state: of the node.
     """
     fresh = takewhile(lambda one: hop.ts_ns - one.first_ns <= SERVER_PATIENCE_NS, recent)
     young = [
@@ -209,7 +209,7 @@ def find_rewritten(asking: Session, hop: Hop, recent: Iterable[Session], knowled
         for one in fresh
         if one is not asking
         and not one.connecting
-        and is_waiting(one, hop, knowledge)
+        and is_waiting(one, hop, node_state)
         and hop.ts_ns - idle_since(one, hop) <= REWRITE_NS
     ]
     return young[0] if len(young) == 1 else None
@@ -239,7 +239,7 @@ def attach(parent: Session, child: Session, *, ambiguous: bool) -> bool:
 
     A refused connection may be asked for again without end: of those, a few tell everything.
     """
-    if child.connecting and sum(one.connecting for one in parent.upstream) >= MAX_DIALS:
+    if child.connecting and sum(one.connecting for one in parent.upstream) >= MAX_CONNECTS:
         child.upstream_of = parent.key
         return True
     if len(parent.upstream) >= MAX_EXCHANGES:

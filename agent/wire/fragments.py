@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agent.wire.packet import Fragment, Ip
 
 MAX_FRAGMENTS = 128
-"""Fragments of one datagram: 65535 octets need 119 of the 576 octets that every IPv4 host takes (RFC 791 3.1)."""
+"""Fragments of one datagram: 65535 bytes need 119 of the 576 bytes that every IPv4 host takes (RFC 791 3.1)."""
 MAX_DATAGRAM = 65535
 _V6 = 6
 _FRAGMENT_HEADER_BYTES = 8
@@ -73,7 +73,7 @@ class _Datagram:
         return True
 
     def _fits(self, start: int, end: int, *, more: bool) -> bool:
-        """Whether these octets can belong to the datagram, given what is there; the last ones say how long it is."""
+        """Whether these bytes can belong to the datagram, given what is there; the last ones say how long it is."""
         if start == end or end > MAX_DATAGRAM or len(self.starts) == MAX_FRAGMENTS or (more and end & 7):
             return False
         at = bisect_left(self.starts, start)
@@ -91,7 +91,7 @@ class _Datagram:
         return start + self.pieces[start].payload_bytes
 
     def is_whole(self) -> bool:
-        """No octet is missing: pieces do not overlap, so counting them is enough."""
+        """No byte is missing: pieces do not overlap, so counting them is enough."""
         return self.received == self.total
 
     def refuse(self) -> None:
@@ -203,7 +203,7 @@ class Reassembler:
         return None
 
     def expired(self, now_ns: int) -> Iterator[Incomplete]:
-        """Give up the datagrams that are incomplete for as long as the time-out, oldest first.
+        """Give up the datagrams that are incomplete for as long as the timeout, oldest first.
 
         Fragments that came once more after their datagram was whole are no loss and are dropped silently.
         """

@@ -1,8 +1,8 @@
-"""DNS messages in the octets of a TCP stream: length prefix, then message, again and again (RFC 1035 4.2.2).
+"""DNS messages in the bytes of a TCP stream: length prefix, then message, again and again (RFC 1035 4.2.2).
 
-Octets that are missing are still counted, because sequence numbers tell how many they are; so a hole inside a message
+Bytes that are missing are still counted, because sequence numbers tell how many they are; so a hole inside a message
 costs that message's tail alone. A hole that swallows a prefix costs the boundaries: then the next start of a segment
-that looks like a message is taken for one. `agent.wire.stream` brings the octets, in order.
+that looks like a message is taken for one. `agent.wire.stream` brings the bytes, in order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StreamMessage(NamedTuple):
     """One DNS message of a stream, without its length prefix."""
 
     payload: bytes
-    """Its octets up to the first that was not captured."""
+    """Its bytes up to the first that was not captured."""
     length_bytes: int
     """Its length by the prefix."""
     first_ts_ns: int
@@ -53,15 +53,15 @@ class StreamCounters:
     """What one direction lost, and how."""
 
     gaps: int = 0
-    """Times that octets were given up."""
+    """Times that bytes were given up."""
     gap_octets: int = 0
-    """Octets of segments that never came."""
+    """Bytes of segments that never came."""
     cut_octets: int = 0
-    """Octets of segments that came without them: the capture's snap length."""
+    """Bytes of segments that came without them: the capture's snap length."""
     skipped_octets: int = 0
-    """Octets that came and belong to no message that could be told."""
+    """Bytes that came and belong to no message that could be told."""
     retransmitted_octets: int = 0
-    """Octets that came again."""
+    """Bytes that came again."""
     short_messages: int = 0
     """Messages shorter than a DNS header, empty ones included."""
     stray_segments: int = 0
@@ -82,13 +82,13 @@ class Unfinished(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Consecutive octets at one place of the stream: the known ones first, then those that only count."""
+    """Consecutive bytes at one place of the stream: the known ones first, then those that only count."""
 
     start: int
     data: bytes
     length: int
     ts_ns: int | None
-    """None for octets that never came."""
+    """None for bytes that never came."""
 
     @property
     def end(self) -> int:
@@ -96,12 +96,12 @@ class Chunk(NamedTuple):
         return self.start + self.length
 
     def part(self, start: int, end: int) -> Chunk:
-        """The octets from `start` to before `end`."""
+        """The bytes from `start` to before `end`."""
         return Chunk(start, self.data[start - self.start : end - self.start], end - start, self.ts_ns)
 
 
 def header_fits(octets: bytes | bytearray, length: int) -> bool:
-    """Whether a header can be that of a message of `length` octets; `octets` begin with the prefix."""
+    """Whether a header can be that of a message of `length` bytes; `bytes` begin with the prefix."""
     _, flags, questions, *records = _read_header(octets, PREFIX_BYTES)
     if questions > 1 or flags >> 11 & 0xF not in _OPCODES:
         return False
@@ -110,14 +110,14 @@ def header_fits(octets: bytes | bytearray, length: int) -> bool:
 
 
 def _is_message_start(octets: bytes, *, ended: bool) -> bool | None:
-    """Whether octets at the start of a segment are a prefix, a header and one question.
+    """Whether bytes at the start of a segment are a prefix, a header and one question.
 
     Args:
         octets: What is known from there on.
         ended: What follows them will never be known.
 
     Returns:
-        None if that needs more octets, of which it asks for less than 300.
+        None if that needs more bytes, of which it asks for less than 300.
     """
     length = int.from_bytes(octets[:PREFIX_BYTES], "big")
     if len(octets) < MESSAGE_START_BYTES:
@@ -145,7 +145,7 @@ def _question_fits(summary: Summary, length: int) -> bool:
 
 
 class Framer:
-    """Cuts octets that come in order into messages."""
+    """Cuts bytes that come in order into messages."""
 
     __slots__ = (
         "certain", "counters", "first_ts_ns", "framed", "judged", "last_ts_ns", "octets", "seen", "segments", "total",
@@ -159,7 +159,7 @@ class Framer:
         self._begin()
 
     def restart(self, trust: int) -> None:
-        """Forget everything; `CERTAIN` if the next octet is the first of the connection."""
+        """Forget everything; `CERTAIN` if the next byte is the first of the connection."""
         self.counters.skipped_octets += len(self.octets) + sum(len(chunk.data) for chunk in self.tried)
         self.trust = trust
         self.tried = []
@@ -184,7 +184,7 @@ class Framer:
         return Unfinished(bytes(self.octets[PREFIX_BYTES:]), self.total - PREFIX_BYTES, self.first_ts_ns)
 
     def push(self, chunk: Chunk) -> list[StreamMessage]:
-        """Take the octets that follow those before, and return the messages that they complete."""
+        """Take the bytes that follow those before, and return the messages that they complete."""
         messages: list[StreamMessage] = []
         work = [chunk]
         while work:
@@ -227,7 +227,7 @@ class Framer:
         return chunks
 
     def _read(self, chunk: Chunk, messages: list[StreamMessage]) -> None:
-        """Give each message its octets, until the chunk or the trust ends."""
+        """Give each message its bytes, until the chunk or the trust ends."""
         position = 0
         while position < chunk.length and self.trust:
             if not position or not self.seen:
@@ -247,7 +247,7 @@ class Framer:
         self.segments += 1
 
     def _take(self, chunk: Chunk, position: int) -> int:
-        """Move octets of the chunk to the prefix or to the rest of the message; return where the chunk goes on."""
+        """Move bytes of the chunk to the prefix or to the rest of the message; return where the chunk goes on."""
         end = min(chunk.length, position + self.total - self.seen)
         if len(self.octets) == self.seen:  # what follows a hole is of no use: the payload is what comes before
             self.octets += chunk.data[position:end]

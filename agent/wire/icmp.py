@@ -23,7 +23,7 @@ _read_ports = struct.Struct("!HHI").unpack_from
 
 
 class IcmpError(NamedTuple):
-    """An error, and what it quotes. Only 8 octets behind the quoted IP header are sure to be there."""
+    """An error, and what it quotes. Only 8 bytes behind the quoted IP header are sure to be there."""
 
     kind: int
     code: int

@@ -1,7 +1,7 @@
 """The parser of the hot path: header and question in about a microsecond, record data untouched.
 
 Every offset is checked, because packets are hostile input. Compression loops cannot happen: a pointer must lead to
-before the octets that led to it, and what it leads to must end before them (RFC 1035 4.1.4, "a prior occurrence").
+before the bytes that led to it, and what it leads to must end before them (RFC 1035 4.1.4, "a prior occurrence").
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Question(NamedTuple):
     """The first entry of the question section (RFC 1035 4.1.2)."""
 
     name: bytes
-    """Uncompressed, length octets and root included, ASCII letters in lower case: the key (RFC 4343 3)."""
+    """Uncompressed, length bytes and root included, ASCII letters in lower case: the key (RFC 4343 3)."""
     original: bytes
     """The same with the letters as they were sent."""
     rdtype: int
@@ -58,7 +58,7 @@ class Summary(NamedTuple):
 
     id: int
     flags: int
-    """Octets 2 and 3 as they are."""
+    """Bytes 2 and 3 as they are."""
     qdcount: int
     ancount: int
     nscount: int
@@ -66,7 +66,7 @@ class Summary(NamedTuple):
     question: Question | None
     """None only if the message has none."""
     end: int
-    """Offset of the octet after the question section."""
+    """Offset of the byte after the question section."""
 
     @property
     def is_response(self) -> bool:
@@ -126,7 +126,7 @@ def summarize(wire: bytes) -> Summary:
 
 def _read_question(wire: bytes) -> tuple[Question, int]:
     """The first question and the offset after it."""
-    # Walk the labels: a search for the root's zero would stop at a zero octet inside a label.
+    # Walk the labels: a search for the root's zero would stop at a zero byte inside a label.
     offset = HEADER_BYTES
     try:
         length = wire[offset]
@@ -143,7 +143,7 @@ def _read_question(wire: bytes) -> tuple[Question, int]:
     if len(wire) < offset + 4:
         raise CutError("the message ends inside the question", len(wire))
     rdtype, rdclass = _read_type_and_class(wire, offset)
-    # lower() changes octets 65 to 90 alone, and a length octet is at most 63: it touches nothing but letters of labels.
+    # lower() changes bytes 65 to 90 alone, and a length byte is at most 63: it touches nothing but letters of labels.
     return Question(original.lower(), original, rdtype, rdclass), offset + 4
 
 
@@ -164,7 +164,7 @@ def read_name(wire: bytes, start: int) -> tuple[bytes, int]:
         start: Offset of the name.
 
     Returns:
-        The uncompressed name as it was sent, length octets and root included, and the offset after its first part.
+        The uncompressed name as it was sent, length bytes and root included, and the offset after its first part.
 
     Raises:
         WireError: It is cut, too long, of a label type that does not exist, or a pointer does not lead backwards.
@@ -183,12 +183,12 @@ def read_name(wire: bytes, start: int) -> tuple[bytes, int]:
         stop = _skip_labels(wire, segment, limit)
         name += wire[segment:stop]
         if len(name) >= MAX_NAME_BYTES:
-            raise WireError("the name is longer than 255 octets", start)
+            raise WireError("the name is longer than 255 bytes", start)
     return name + b"\0", end
 
 
 def _pointer_target(wire: bytes, offset: int, limit: int, before: int) -> int:
-    """Where the pointer at `offset` leads, which must be before the octets that led to it."""
+    """Where the pointer at `offset` leads, which must be before the bytes that led to it."""
     if offset + 2 > limit:
         raise _ran_out(wire, offset, limit)
     target = (wire[offset] & ~_POINTER) << 8 | wire[offset + 1]
@@ -198,7 +198,7 @@ def _pointer_target(wire: bytes, offset: int, limit: int, before: int) -> int:
 
 
 def _skip_labels(wire: bytes, start: int, limit: int) -> int:
-    """Offset of the octet that ends a run of labels: the root's zero, or the first of a pointer's two."""
+    """Offset of the byte that ends a run of labels: the root's zero, or the first of a pointer's two."""
     offset = start
     while offset < limit:
         length = wire[offset]
@@ -210,14 +210,14 @@ def _skip_labels(wire: bytes, start: int, limit: int) -> int:
         if not length:
             return offset
         offset += length + 1
-        # Checked at every label, so that a hostile message cannot buy long walks with two octets each.
+        # Checked at every label, so that a hostile message cannot buy long walks with two bytes each.
         if offset - start >= MAX_NAME_BYTES:
-            raise WireError("the name is longer than 255 octets", start)
+            raise WireError("the name is longer than 255 bytes", start)
     raise _ran_out(wire, start, limit)
 
 
 def _ran_out(wire: bytes, offset: int, limit: int) -> WireError:
-    """Why a name did not end before `limit`: the message does, or the octets that point to it begin there."""
+    """Why a name did not end before `limit`: the message does, or the bytes that point to it begin there."""
     if limit < len(wire):
         return WireError("a compression pointer leads into the name it belongs to", offset)
     return CutError("the message ends inside a name", limit)
@@ -247,7 +247,7 @@ def extended_rcode(wire: bytes, summary: Summary) -> int:
 
 
 def client_cookie(wire: bytes, summary: Summary) -> bytes | None:
-    """The client's part of the COOKIE option, 8 octets (RFC 7873 4); None if there is none. Never raises."""
+    """The client's part of the COOKIE option, 8 bytes (RFC 7873 4); None if there is none. Never raises."""
     cookies = (data for code, data in options(wire, summary) if code == COOKIE and len(data) >= CLIENT_COOKIE_BYTES)
     return next((data[:CLIENT_COOKIE_BYTES] for data in cookies), None)
 
@@ -266,7 +266,7 @@ def options(wire: bytes, summary: Summary) -> Iterator[tuple[int, bytes]]:
 
 
 def udp_size(wire: bytes, summary: Summary) -> int | None:
-    """Octets of a reply that the sender says it takes over UDP (RFC 6891 6.2.3); None without EDNS. Never raises."""
+    """Bytes of a reply that the sender says it takes over UDP (RFC 6891 6.2.3); None without EDNS. Never raises."""
     opt = _find_opt(wire, summary)
     return None if opt is None else opt.udp_size
 
@@ -303,7 +303,7 @@ def _find_opt(wire: bytes, summary: Summary) -> Opt | None:
 def name_to_text(name: bytes) -> str:
     r"""Spell a name as in master files, with the trailing dot: always printable ASCII.
 
-    A dot inside a label is `\.`, an octet that does not print is `\DDD` (RFC 1035 5.1, RFC 4343 2.1); the root is `.`.
+    A dot inside a label is `\.`, a byte that does not print is `\DDD` (RFC 1035 5.1, RFC 4343 2.1); the root is `.`.
 
     Args:
         name: The uncompressed name, such as `Question.name`.

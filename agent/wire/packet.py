@@ -15,7 +15,7 @@ from typing import NamedTuple
 from agent.wire import tunnels
 
 V4_MAPPED = bytes(10) + b"\xff\xff"
-"""Prefix of an IPv4 address in 16 octets (RFC 4291 2.5.5.2)."""
+"""Prefix of an IPv4 address in 16 bytes (RFC 4291 2.5.5.2)."""
 
 TCP = 6
 UDP = 17
@@ -48,14 +48,14 @@ class LinkType(IntEnum):
 
 
 class Flaw(StrEnum):
-    """Why octets could not be read."""
+    """Why bytes could not be read."""
 
     LINK_TYPE = "link_type"
     """A link type that is not a `LinkType`."""
     NOT_IP = "not_ip"
     """Another protocol, such as ARP. Nothing is wrong with it."""
     CUT = "cut"
-    """The captured octets end inside a header."""
+    """The captured bytes end inside a header."""
     LENGTHS = "lengths"
     """The header's lengths contradict each other or the packet's."""
     JUMBOGRAM = "jumbogram"
@@ -108,7 +108,7 @@ class Ip(NamedTuple):
     family: int
     """4 or 6."""
     saddr: bytes
-    """16 octets, IPv4 as ::ffff:a.b.c.d."""
+    """16 bytes, IPv4 as ::ffff:a.b.c.d."""
     daddr: bytes
     protocol: int
     """IANA protocol number. Of an IPv6 fragment: of what follows the fragment header."""
@@ -201,7 +201,7 @@ def network_layer(linktype: int, frame: bytes, flaws: Flaws) -> bytes | None:
 
 
 def _behind_ethertype(frame: bytes, at: int, start: int, flaws: Flaws, depth: int = 0) -> bytes | None:
-    """What the EtherType at octet `at` announces at octet `start`, if that is IP (IEEE 802.1Q for the tags).
+    """What the EtherType at byte `at` announces at byte `start`, if that is IP (IEEE 802.1Q for the tags).
 
     Between the two there may be headers of carriers: PPPoE, MPLS, and the frame in MPLS.
     """
@@ -248,11 +248,11 @@ def cooked_header(linktype: int, frame: bytes) -> Cooked | None:
 def parse_ip(packet: bytes, flaws: Flaws, missing: int = 0) -> Ip | None:
     """Read the IP header, and the extension headers of IPv6 up to the fragment header of a fragment.
 
-    A length of 0 with more octets behind it is what a sender's segmentation offload (TSO, BIG TCP: RFC 2675) leaves to
+    A length of 0 with more bytes behind it is what a sender's segmentation offload (TSO, BIG TCP: RFC 2675) leaves to
     be filled in: then the packet is as long as the frame.
 
     Args:
-        packet: Its octets, as far as captured.
+        packet: Its bytes, as far as captured.
         flaws: Counts why it is None.
         missing: How many more there were on the wire.
     """
@@ -340,15 +340,15 @@ def skip_extensions(ip: Ip, flaws: Flaws) -> Ip | None:
 
 
 def _extension_bytes(protocol: int, payload: bytes, at: int) -> int:
-    """Length of the extension header at octet `at`; the least possible if it is cut before it says so."""
+    """Length of the extension header at byte `at`; the least possible if it is cut before it says so."""
     if protocol == _FRAGMENT or len(payload) < at + _EXTENSION_BYTES:
         return _EXTENSION_BYTES
-    # RFC 4302 2.2: the authentication header counts words of 4 octets, less 2; all others words of 8, less 1.
+    # RFC 4302 2.2: the authentication header counts words of 4 bytes, less 2; all others words of 8, less 1.
     return (payload[at + 1] + 2) * 4 if protocol == _AUTHENTICATION else (payload[at + 1] + 1) * 8
 
 
 def _parse_fragment_header(payload: bytes, at: int) -> Fragment | None:
-    """The fragment header at octet `at`; None if it is an atomic fragment, which is a whole packet (RFC 6946)."""
+    """The fragment header at byte `at`; None if it is an atomic fragment, which is a whole packet (RFC 6946)."""
     offset_and_more, identification = _read_fragment(payload, at)
     if not offset_and_more & 0xFFF9:
         return None
@@ -384,7 +384,7 @@ def parse_tcp(ip: Ip, flaws: Flaws) -> Tcp | None:
 
 
 def _start_flaw(ip: Ip, header: int) -> Flaw:
-    """Why an upper layer's header of so many octets is not there."""
+    """Why an upper layer's header of so many bytes is not there."""
     if ip.fragment and ip.fragment.offset_octets:
         return Flaw.FRAGMENT
     return Flaw.LENGTHS if ip.payload_bytes < header else Flaw.CUT

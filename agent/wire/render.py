@@ -105,7 +105,7 @@ class _Reader:
     def note(self, what: str, offset: int) -> None:
         """Remember what is wrong, unless something was before: later problems tend to follow from the first."""
         if self.problem is None:
-            self.problem = f"{what} at octet {offset}"
+            self.problem = f"{what} at byte {offset}"
 
     def spend(self, *texts: str) -> None:
         """Count text against `MAX_TEXT`.
@@ -153,7 +153,7 @@ class _Reader:
         if rdtype in _KNOWN_TYPES:
             try:
                 return _known_data(self.wire, rdtype, _DATA_CLASSES.get(rdclass, _UNKNOWN_CLASS), start, rdlength)
-            except Exception:  # noqa: BLE001  whatever a library makes of hostile octets, the next record may be well
+            except Exception:  # noqa: BLE001  whatever a library makes of hostile bytes, the next record may be well
                 self.note(f"{rdtype_to_text(rdtype)} record data that cannot be read", start)
         return _unknown_data(self.wire[start : start + rdlength])
 
@@ -236,7 +236,7 @@ def render(wire: bytes, *, length_bytes: int | None = None) -> dict[str, object]
 
     Args:
         wire: The message as captured.
-        length_bytes: Octets the message had when it was sent, if the capture may have cut it.
+        length_bytes: Bytes the message had when it was sent, if the capture may have cut it.
 
     Returns:
         The keys `id`, `opcode`, `rcode` (with EDNS's upper bits), `flags`, `question`, `answer`, `authority`,
@@ -256,14 +256,14 @@ def render(wire: bytes, *, length_bytes: int | None = None) -> dict[str, object]
     message["edns"] = reader.edns
     problems = [reader.problem] if reader.problem else []
     if cut:
-        problems.insert(0, f"the capture cut the message at {len(wire)} of {length_bytes} octets")
+        problems.insert(0, f"the capture cut the message at {len(wire)} of {length_bytes} bytes")
     if problems:
         message["malformed"] = "; ".join(problems)
     return message
 
 
 def _empty(wire: bytes) -> dict[str, object]:
-    """The object with what the first octets tell, even of half a header."""
+    """The object with what the first bytes tell, even of half a header."""
     flags = int.from_bytes(wire[_ID_BYTES:_FLAGS_END], "big") if len(wire) >= _FLAGS_END else None
     return {
         "id": int.from_bytes(wire[:_ID_BYTES], "big") if len(wire) >= _ID_BYTES else None,
@@ -309,7 +309,7 @@ def _read_sections(message: dict[str, object], reader: _Reader, summary: Summary
             if record is not None:
                 records.append(record)
     if reader.offset < len(reader.wire):
-        reader.note(f"{len(reader.wire) - reader.offset} octets too many", reader.offset)
+        reader.note(f"{len(reader.wire) - reader.offset} bytes too many", reader.offset)
 
 
 @lru_cache(maxsize=16)

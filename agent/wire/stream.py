@@ -44,13 +44,13 @@ RST = 0x04
 ACK = 0x10
 
 MAX_BUFFER_BYTES = 64 * 1024
-"""Octets that one direction keeps beyond a gap by default: a full receive window of most DNS clients."""
+"""Bytes that one direction keeps beyond a gap by default: a full receive window of most DNS clients."""
 GAP_WAIT_NS = 2_000_000_000
-"""How long a gap waits for its octets: Linux sends them again after 0.2, 0.6 and 1.4 s (RFC 6298 with its minimum)."""
+"""How long a gap waits for its bytes: Linux sends them again after 0.2, 0.6 and 1.4 s (RFC 6298 with its minimum)."""
 MAX_JUMP_BYTES = 1 << 20
 """A segment further away than this is not of the same flight: forged, or of a connection whose SYN was not seen."""
 SEGMENT_COST_BYTES = 128
-"""What a kept segment weighs beside its octets, so that a flood of tiny ones is bounded as well."""
+"""What a kept segment weighs beside its bytes, so that a flood of tiny ones is bounded as well."""
 
 _CONTROL = SYN | FIN | RST
 _SEQUENCE_MASK = 0xFFFFFFFF
@@ -61,7 +61,7 @@ _start_of = attrgetter("start")
 class Stream:
     """One direction of one TCP connection.
 
-    Never raises, whatever the segments say. It keeps at most `max_buffer_bytes` of reordered octets, and one message.
+    Never raises, whatever the segments say. It keeps at most `max_buffer_bytes` of reordered bytes, and one message.
 
     Attributes:
         opened: Its SYN was seen.
@@ -97,7 +97,7 @@ class Stream:
 
     @property
     def unfinished_bytes(self) -> int:
-        """Octets so far of a message that has not ended, its prefix included."""
+        """Bytes so far of a message that has not ended, its prefix included."""
         return self._framer.seen
 
     @property
@@ -107,17 +107,17 @@ class Stream:
 
     @property
     def carried(self) -> bool:
-        """Whether it had any octets since it was opened."""
+        """Whether it had any bytes since it was opened."""
         return self._started and (self.isn is None or self._next != self.isn + 1 or bool(self._held))
 
     @property
     def stalled(self) -> bool:
-        """Whether octets wait behind a gap."""
+        """Whether bytes wait behind a gap."""
         return bool(self._held)
 
     @property
     def unread_octets(self) -> int:
-        """Octets so far that no message was made of."""
+        """Bytes so far that no message was made of."""
         return self.counters.gap_octets + self.counters.skipped_octets + len(self._framer.octets)
 
     def feed(self, seq: int, flags: int, payload: bytes, length: int, ts_ns: int) -> list[StreamMessage]:
@@ -126,8 +126,8 @@ class Stream:
         Args:
             seq: Its sequence number.
             flags: Its control bits.
-            payload: Its octets as captured.
-            length: How many octets it had.
+            payload: Its bytes as captured.
+            length: How many bytes it had.
             ts_ns: When it was seen.
 
         Returns:
@@ -167,7 +167,7 @@ class Stream:
         return messages + self._drain(ts_ns)
 
     def _open(self, seq: int) -> list[StreamMessage]:
-        """A SYN: the first octet is the next; nothing new if it is sent again."""
+        """A SYN: the first byte is the next; nothing new if it is sent again."""
         if self.opened and seq == self.isn:
             return []
         messages = self.flush()
@@ -178,11 +178,11 @@ class Stream:
         return messages
 
     def _unwrap(self, seq: int) -> int:
-        """The place nearest to the next octet that has this sequence number (RFC 9293 3.4)."""
+        """The place nearest to the next byte that has this sequence number (RFC 9293 3.4)."""
         return self._next + (seq - self._next + _SEQUENCE_HALF & _SEQUENCE_MASK) - _SEQUENCE_HALF
 
     def _place(self, seq: int, payload: bytes, length: int, ts_ns: int) -> None:
-        """Put a segment's octets where they belong, unless they were there before."""
+        """Put a segment's bytes where they belong, unless they were there before."""
         if not self._started:
             self._started = True
             self._next = seq
@@ -204,7 +204,7 @@ class Stream:
         return moves
 
     def _hold(self, chunk: Chunk) -> None:
-        """Keep those octets of a segment that no segment before it brought."""
+        """Keep those bytes of a segment that no segment before it brought."""
         index = bisect_right(self._held, chunk.start, key=_start_of)
         start = max(chunk.start, self._next, self._held[index - 1].end if index else 0)
         new = 0
@@ -220,7 +220,7 @@ class Stream:
         self.counters.retransmitted_octets += chunk.length - new
 
     def _insert(self, index: int, chunk: Chunk) -> None:
-        """Keep octets that nothing overlaps."""
+        """Keep bytes that nothing overlaps."""
         self._held.insert(index, chunk)
         self._held_cost += _cost(chunk)
 
@@ -240,7 +240,7 @@ class Stream:
         return messages
 
     def _give_up(self, end: int) -> list[StreamMessage]:
-        """Count the octets before `end` as lost."""
+        """Count the bytes before `end` as lost."""
         size = end - self._next
         self.counters.gaps += 1
         self.counters.gap_octets += size
@@ -249,22 +249,22 @@ class Stream:
         return self._framer.push(gap)
 
     def expire(self, now_ns: int) -> list[StreamMessage]:
-        """Stop waiting for octets that are overdue at `now_ns` (in the time of the segments)."""
+        """Stop waiting for bytes that are overdue at `now_ns` (in the time of the segments)."""
         return self._drain(now_ns)
 
     def flush(self) -> list[StreamMessage]:
-        """Stop waiting for any octets: nothing will come any more."""
+        """Stop waiting for any bytes: nothing will come any more."""
         messages: list[StreamMessage] = []
         while self._held:
             messages += self._give_up(self._held[0].start) + self._drain()
         return messages
 
     def is_next(self, seq: int) -> bool:
-        """Whether this is the number of the octet that comes next: all before it was seen or given up."""
+        """Whether this is the number of the byte that comes next: all before it was seen or given up."""
         return self._started and self._next & _SEQUENCE_MASK == seq
 
     def acknowledge(self, ack: int) -> list[StreamMessage]:
-        """Stop waiting for octets that the other side says it has: the capture lost them, nobody sends them again.
+        """Stop waiting for bytes that the other side says it has: the capture lost them, nobody sends them again.
 
         Optional, but it turns a wait for `GAP_WAIT_NS` into none.
 
@@ -273,7 +273,7 @@ class Stream:
         """
         end = self._unwrap(ack & _SEQUENCE_MASK)
         if self._end is not None:
-            end = min(end, self._end)  # a FIN is acknowledged as if it were an octet
+            end = min(end, self._end)  # a FIN is acknowledged as if it were a byte
         messages: list[StreamMessage] = []
         if not self._started:
             # Only one side was captured: from here on it is known how much the other one said.
@@ -346,7 +346,7 @@ class Connection:
 
     @property
     def stalled(self) -> bool:
-        """Whether octets of either direction wait behind a gap."""
+        """Whether bytes of either direction wait behind a gap."""
         return self.client_to_server.stalled or self.server_to_client.stalled
 
     def _note(self, seq: int, flags: int, stream: Stream, sender: Side) -> None:

@@ -119,11 +119,11 @@ def pppoe(payload: bytes) -> Inner | None:
 
 
 def ppp(payload: bytes) -> Inner | None:
-    """The packet in a PPP frame (RFC 1661 2), with or without the address and control octets of RFC 1662 3.1."""
+    """The packet in a PPP frame (RFC 1661 2), with or without the address and control bytes of RFC 1662 3.1."""
     start = 2 if payload.startswith(_PPP_ALL_STATIONS) else 0
     if len(payload) < start + 2:
         return None
-    compressed = payload[start] & 1  # RFC 1661 6.5: the leading 0 may be left out, and only the last octet is odd
+    compressed = payload[start] & 1  # RFC 1661 6.5: the leading 0 may be left out, and only the last byte is odd
     protocol = payload[start] if compressed else payload[start] << 8 | payload[start + 1]
     return Inner(RAW, payload[start + (1 if compressed else 2) :]) if protocol in _PPP_OF_IP else None
 
@@ -145,14 +145,14 @@ def gre(payload: bytes) -> Inner | None:
 
 
 def _erspan_iii(payload: bytes) -> Inner | None:
-    """A mirrored frame behind a header of 12 octets, and 8 more where its last bit says so."""
+    """A mirrored frame behind a header of 12 bytes, and 8 more where its last bit says so."""
     if len(payload) < 12:  # noqa: PLR2004  the sentence above
         return None
     return Inner(ETHERNET, payload[12 + 8 * (payload[11] & 1) :])
 
 
 def ethernet_in_ip(payload: bytes) -> Inner | None:
-    """The frame behind the two octets of an EtherIP header (RFC 3378 3)."""
+    """The frame behind the two bytes of an EtherIP header (RFC 3378 3)."""
     return Inner(ETHERNET, payload[2:]) if payload[:1] == b"\x30" else None
 
 

@@ -45,7 +45,7 @@ class ControlPlane(Api):
         """Describe a control plane; entering it starts it.
 
         Args:
-            directory: For its data, credentials and logs; a path of less than 90 octets, because of etcd's socket.
+            directory: For its data, credentials and logs; a path of less than 90 bytes, because of etcd's socket.
             options: More options of kube-apiserver.
         """
         self.directory = directory

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kernel
 
 KNOWN_SECONDS = 20.0
 MANY = 60
-"""Endpoints: 16 octets each, so that they are more than the 512 of a reply over UDP."""
+"""Endpoints: 16 bytes each, so that they are more than the 512 of a reply over UDP."""
 ENOUGH = 500
 """Lookups: even when a minute ends meanwhile, 200 of them are in one."""
 OLD, NEW = "10.96.44.3", "10.96.44.4"

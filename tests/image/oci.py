@@ -232,7 +232,7 @@ def _resources(resources: Json) -> Json:
 
 
 def quantity(text: str) -> int:
-    """`512Mi` as octets."""
+    """`512Mi` as bytes."""
     return int(text[:-2]) * QUANTITIES[text[-2:]]
 
 

@@ -209,7 +209,7 @@ def test_multicast_dns_and_other_traffic_beside_a_server_on_its_port_are_no_look
     finally:
         server.start()
     assert "NOERROR" in client.dig(NAME).stdout
-    time.sleep(1.5)  # longer than the time-out: everything that is a lookup has its line
+    time.sleep(1.5)  # longer than the timeout: everything that is a lookup has its line
     dnstrail.stop()
     # The server's pod asks itself whether it is there.
     lines = [line for line in dnstrail.lines(any_lab) if line["Client"]["Netns"] != server.netns_id]

@@ -264,7 +264,7 @@ class Silence(NamedTuple):
         Silence("musl", 2, 1, 4),  # same id, same port to all servers at once
         Silence("go", 1, 2, 2),  # new id and port each time
         Silence("go", 2, 4, 4),
-        Silence("cares", 1, 2, 2),  # same id, new port after a time-out
+        Silence("cares", 1, 2, 2),  # same id, new port after a timeout
         Silence("cares", 2, 4, 4),
     ],
     ids=str,

@@ -39,7 +39,7 @@ SIZES = (255, 256, 263, 512, 513, 1232, 4096, 65_000, 65_507)
 REPLY_SECONDS = 2.0
 PADDING = 12  # EDNS option code (RFC 7830)
 VIPS = pytest.mark.parametrize("vip", [VIP, VIP6])
-PAD_TO_8 = b"\0\0\1\4\0\0\0\0"  # next header (the kernel's business), length 0, PadN of 4 octets (RFC 8200 4.2)
+PAD_TO_8 = b"\0\0\1\4\0\0\0\0"  # next header (the kernel's business), length 0, PadN of 4 bytes (RFC 8200 4.2)
 STUB = [
     *("dnsmasq", "--conf-file=/dev/null", "--keep-in-foreground", "--no-resolv", "--no-hosts", "--user=root"),
     *("--pid-file=", "--bind-interfaces", "--cache-size=0", f"--server={VIP}"),
@@ -175,7 +175,7 @@ def test_a_fragment_that_never_came_is_told_by_what_was_given_up_for_it(
         assert "cut" in payloads(line)["CLIENT_RESPONSE"][0]["malformed"]
 
 
-# The kernel puts a small datagram together in the room behind its first fragment's octets, a larger one in pages.
+# The kernel puts a small datagram together in the room behind its first fragment's bytes, a larger one in pages.
 @pytest.mark.parametrize("size", [75, 255, 900])
 def test_fragments_that_cut_the_dns_header_in_two_are_understood(lab: Lab, watch: Watch, tun: TunServer, size: int):
     name = new_name(f"size-{size}")

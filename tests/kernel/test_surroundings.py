@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.context.counters import NetnsCounters
-from agent.enrich.counters import LiveSurroundings
+from agent.enrich.counters import LiveCounters
 from agent.lab import CLUSTER_NAMES, VIP, VIP6, Lab, Pod, closed_port, stopped_server, wait_until
 
 pytestmark = pytest.mark.kernel
@@ -37,7 +37,7 @@ class Counters:
 
     def __init__(self, pod: Pod) -> None:
         self.netns = pod.netns_id
-        self.surroundings = LiveSurroundings()
+        self.surroundings = LiveCounters()
         self.surroundings.interest(self.netns)
         self.surroundings.poll(time.monotonic_ns())
         self.since_ns = time.monotonic_ns()
@@ -115,4 +115,4 @@ def test_looking_keeps_no_namespace_alive():
 
 @pytest.mark.skipif(Path("/proc/self/net/ip_vs").exists(), reason="this kernel has ip_vs")
 def test_a_kernel_without_ip_vs_has_none(lab: Lab):
-    assert LiveSurroundings().ipvs(lab.node.netns_id) is None
+    assert LiveCounters().ipvs(lab.node.netns_id) is None

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from agent.capture.live import Capture
-from agent.context.counters import NothingKnown
+from agent.context.counters import NullCounters
 from agent.context.translation import Mechanism, translate
-from agent.enrich.counters import LiveSurroundings
+from agent.enrich.counters import LiveCounters
 from agent.enrich.local import LocalAddresses
 from agent.enrich.processes import NetnsProcesses
 from agent.hop.endpoint import V4_MAPPED, Endpoint
@@ -57,7 +57,7 @@ class Node:
     def __init__(self, capture: Capture) -> None:
         processes = NetnsProcesses()
         self.capture = capture
-        self.around = LiveSurroundings(processes)
+        self.namespaces = LiveCounters(processes)
         self.table = SessionTable(
             Settings(),
             kernel=capture.kernel,
@@ -112,12 +112,12 @@ def ask(pod: Pod, server: str) -> Endpoint:
 def test_nat_rules_and_ip_vs_are_told_apart_by_what_is_on_the_packet(lab: Lab, node: Node, vip: str):
     outcome = node.outcome(ask(lab.clients[0], vip))
     server = lab.servers[0].address6 if ":" in vip else lab.servers[0].address
-    found = translate(outcome, NothingKnown())
+    found = translate(outcome, NullCounters())
     assert found == (endpoint(vip), endpoint(server), MODES["ipvs" if lab.translator == "ipvs" else "iptables"])
 
 
 def test_a_program_of_the_node_itself_is_no_exception(lab: Lab, node: Node):
-    found = translate(node.outcome(ask(lab.node, VIP)), NothingKnown())
+    found = translate(node.outcome(ask(lab.node, VIP)), NullCounters())
     assert found is not None
     assert found.by == MODES["ipvs" if lab.translator == "ipvs" else "iptables"]
 
@@ -130,7 +130,7 @@ def test_ip_vs_without_connection_tracking_is_found_in_its_tables(lab: Lab, node
         outcome = node.outcome(ask(lab.clients[0], VIP))
     finally:
         lab.node.run(["sysctl", "-qw", "net.ipv4.vs.conntrack=1"])
-    assert translate(outcome, node.around) == (endpoint(VIP), endpoint(lab.servers[0].address), Mechanism.IPVS)
+    assert translate(outcome, node.namespaces) == (endpoint(VIP), endpoint(lab.servers[0].address), Mechanism.IPVS)
 
 
 @pytest.mark.parametrize("track", ["", "notrack"])
@@ -139,7 +139,7 @@ def test_what_rewrites_addresses_past_the_connection_table_is_not_taken_for_it(p
     virtual = "10.96.0.77"
     with rules(plain_lab.node, STATELESS.format(vip=virtual, server=server, track=track)):
         outcome = node.outcome(ask(plain_lab.clients[0], virtual))
-    assert translate(outcome, node.around) == (endpoint(virtual), endpoint(server), Mechanism.PROGRAM)
+    assert translate(outcome, node.namespaces) == (endpoint(virtual), endpoint(server), Mechanism.PROGRAM)
 
 
 @contextlib.contextmanager
@@ -155,7 +155,7 @@ def test_a_cache_of_the_node_is_asked_without_translation(plain_lab: Lab, node: 
     plain_lab.node.run(["ip", "addr", "add", f"{NODE_LOCAL}/32", "dev", "lo"])
     with answering(plain_lab.node, NODE_LOCAL):
         outcome = node.outcome(ask(plain_lab.clients[0], NODE_LOCAL))
-    assert translate(outcome, node.around) == (endpoint(NODE_LOCAL), endpoint(NODE_LOCAL), Mechanism.NONE)
+    assert translate(outcome, node.namespaces) == (endpoint(NODE_LOCAL), endpoint(NODE_LOCAL), Mechanism.NONE)
 
 
 @contextlib.contextmanager
@@ -179,4 +179,4 @@ def answer(sock: socket.socket) -> None:
 
 def test_a_server_asked_at_its_own_address_is_not_said_to_be_translated(plain_lab: Lab, node: Node):
     outcome = node.outcome(ask(plain_lab.clients[0], plain_lab.servers[0].address))
-    assert translate(outcome, node.around) is None
+    assert translate(outcome, node.namespaces) is None

@@ -26,9 +26,9 @@ MS = 1_000_000
 SECOND = 1_000_000_000
 START = 1_000 * SECOND
 RESEND_NS = SECOND // 20
-"""After so long the kernel program sends the octets of a message once more."""
+"""After so long the kernel program sends the bytes of a message once more."""
 PREFIX = 96
-"""A question that ends behind this octet leaves a message without a number."""
+"""A question that ends behind this byte leaves a message without a number."""
 
 CLIENT, NODE, SERVER = 4026532177, 4026531840, 4026532300
 POD, POD6 = ("172.20.2.25", 44525), ("fd00::2:25", 44525)
@@ -185,9 +185,9 @@ class PlainHop:
 
 
 class Recorder:
-    """Packs hops as the kernel program does: same number for all hops of a message, octets with the first alone.
+    """Packs hops as the kernel program does: same number for all hops of a message, bytes with the first alone.
 
-    TCP segments have no number, and their octets are read at the sockets alone.
+    TCP segments have no number, and their bytes are read at the sockets alone.
     """
 
     def __init__(self) -> None:
@@ -445,13 +445,13 @@ class Lookup:
         return self._hops(octets or self.answer(**said), ts_ns, response=True)
 
     def question(self, tail: bytes = b"") -> bytes:
-        """The query's octets."""
+        """The query's bytes."""
         return message(self.name, self.rdtype, self.identifier, rdclass=self.rdclass, tail=tail)
 
     def answer(
         self, *, rcode: int = 0, aa: bool = True, ra: bool = False, tc: bool = False, an: int = 0, tail: bytes = b""
     ) -> bytes:
-        """The reply's octets."""
+        """The reply's bytes."""
         flags = 0x8100 | aa << 10 | tc << 9 | ra << 7 | rcode
         return message(self.name, self.rdtype, self.identifier, flags=flags, rdclass=self.rdclass, an=an, tail=tail)
 
@@ -621,7 +621,7 @@ class World:
         return list(self.table.expire(self.now))
 
     def outcomes(self, *parts: Iterable[PlainHop]) -> list[Outcome]:
-        """Everything that these hops (and those before) come to, when all time-outs have passed."""
+        """Everything that these hops (and those before) come to, when all timeouts have passed."""
         return self.feed(*parts).later(60 * SECOND)
 
     def outcome(self, *parts: Iterable[PlainHop]) -> Outcome:

@@ -152,8 +152,8 @@ def test_an_acknowledged_segment_that_is_not_there_costs_its_own_lookup_alone(re
     lines, summary = replay("02")
     assert [line["Status"] for line in lines] == ["Succeeded", "SampleLoss", *["Succeeded"] * 4]
     assert cause(lines[1]) == ("CaptureLoss", "high")
-    assert "octets of its TCP connection" in lines[1]["Cause"]["Message"]
-    assert "64 octets of TCP connections not read" in summary
+    assert "bytes of its TCP connection" in lines[1]["Cause"]["Message"]
+    assert "64 bytes of TCP connections not read" in summary
 
 
 @both_families
@@ -196,7 +196,7 @@ def test_only_one_side_of_a_connection_does_not_accuse_the_server(replay):
         )
     lines, summary = replay(capture.later())
     assert [(line["Status"], cause(line)) for line in lines] == [("SampleLoss", ("CaptureLoss", "high"))] * 3
-    assert "octets of TCP connections not read" in summary
+    assert "bytes of TCP connections not read" in summary
 
 
 def test_a_lost_query_is_no_reply_from_before_the_capture(replay):
@@ -684,7 +684,7 @@ def test_what_servers_ask_for_themselves_and_empty_datagrams_are_named(replay):
     lines, summary = replay("19")
     assert len(lines) == 1
     assert summary.startswith("dnstrail: 1 session from 5 frames of 1 file; ")
-    assert "1 datagram without octets" in summary
+    assert "1 datagram without bytes" in summary
     assert "1 health check or priming (unanswered)" in summary
 
 
@@ -723,7 +723,7 @@ def test_a_reply_over_tcp_that_never_became_whole_is_not_silence(one, client, se
     capture.wrap = ethernet if bits is None else lambda packet, kind=4: sll(packet, kind)
     line = one(capture.later())
     assert (line["Status"], cause(line)) == ("Failed", ("MalformedReply", "medium"))
-    assert line["Cause"]["Evidence"][0] == "498 of 1633 octets of the reply came over the connection, and then no more"
+    assert line["Cause"]["Evidence"][0] == "498 of 1633 bytes of the reply came over the connection, and then no more"
 
 
 def test_a_lookup_that_waits_behind_such_a_reply_does_not_accuse_the_server_with_confidence(replay):
@@ -872,7 +872,7 @@ def test_fragments_without_the_first_are_in_one_sum(replay, client, server):
 EVERY = sorted([*(FIXTURES / "cases").glob("*.pcap"), *FIXTURES.glob("coredns-dnstap/*.pcap")])
 
 
-@pytest.mark.parametrize("path", EVERY, ids=[path.stem for path in EVERY])
+@pytest.mark.parametrize("path", EVERY, ids=[path.search_prefix for path in EVERY])
 def test_every_frame_is_in_a_line_or_in_exactly_one_sum(path, capsys):
     for ports in ((53,), (1053, 2053, 2054, 2055, 2056, 2057)):
         run = Replay(Options((str(path),), ports), Inputs([str(path)]), FakeOut())

@@ -329,9 +329,9 @@ def test_ipvs_that_binds_the_client_to_a_listed_server_is_not_stale(world):
 
 
 def test_a_full_receive_buffer_is_told_with_its_figures(world):
-    around = Around(look(1, udp={"RcvbufErrors": 3}), look(1, udp={"RcvbufErrors": 5}))
+    namespaces = Around(look(1, udp={"RcvbufErrors": 3}), look(1, udp={"RcvbufErrors": 5}))
     outcome = lost_query(world, 4, "SOCKET_RCVBUFF", "udp_queue_rcv_one_skb", socket=(4352, 2304))
-    evidence = explain(outcome, around).cause.evidence
+    evidence = explain(outcome, namespaces).cause.evidence
     assert any("4352 of 2304" in line for line in evidence)
     assert any("RcvbufErrors" in line and "+2" in line for line in evidence)
 
@@ -562,7 +562,7 @@ def test_a_truncated_answer_is_remarked(world):
 @pytest.mark.parametrize(("known", "confidence"), [(False, "high"), (True, "medium")])
 def test_a_drop_in_prerouting_is_less_certain_where_a_transparent_proxy_is_known(world, known, confidence):
     if known:
-        world.table.knowledge.takers._programs.add((world.NODE, b"cilium-agent"))
+        world.table.node_state.takers._programs.add((world.NODE, b"cilium-agent"))
     dropped = world.dropped(world.Lookup().query(), 2, "NETFILTER_DROP", "nft_do_chain", ("nft_do_chain", "ip_rcv"))
     cause = explain(world.outcome(dropped)).cause
     assert (cause.code, cause.confidence) == ("PolicyDrop", confidence)

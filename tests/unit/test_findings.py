@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from agent.context.cluster import Backends, Member, NobodyKnown, NodeLocal, Pod, Service, StatefulSet
+from agent.context.cluster import Backends, Member, NodeLocal, NullCluster, Pod, Service, StatefulSet
 from agent.context.who import Who
 from agent.explain.rules import explain
 from agent.hop.endpoint import Endpoint
 from tests.unit.conftest import BACKEND, SERVER, VIP, encoded, packed
 
 ADDRESS = b"\xc0\x0c\0\x01\0\x01\0\0\0\x1e\0\x04"
-"""Everything of an A record but its four octets: a pointer to the question, class IN, TTL 30."""
+"""Everything of an A record but its four bytes: a pointer to the question, class IN, TTL 30."""
 CART = Pod("u1", "shop", "cart-0", "Deployment/cart", "node-a", False, "ClusterFirst", ())
 CACHE = Pod("u2", "kube-system", "node-local-dns-x", "DaemonSet/node-local-dns", "node-a", True, "Default", ())
 DNS = Service("kube-system", "kube-dns", False, (packed(VIP[0]),))
@@ -20,7 +20,7 @@ WEB = Service("shop", "web", True, ())
 ASKED = "redis-master.default.svc.cluster.local."
 
 
-class Cluster(NobodyKnown):
+class Cluster(NullCluster):
     """A cluster of these objects."""
 
     def __init__(self, *, members=None, sets=(), cache=None, listed=None):

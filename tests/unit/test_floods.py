@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from agent.context.cluster import Backends, NobodyKnown
-from agent.context.counters import NothingKnown
+from agent.context.cluster import Backends, NullCluster
+from agent.context.counters import NullCounters
 from agent.explain.rules import explain
 from agent.hop.endpoint import Endpoint
 from agent.hop.record import Event
@@ -16,7 +16,7 @@ OTHER, ANOTHER = 4026532901, 4026532902
 US = 1_000
 
 
-class Gone(NobodyKnown):
+class Gone(NullCluster):
     """A cluster in which the server is no endpoint any more."""
 
     def backends(self, _virtual, _protocol):
@@ -45,7 +45,7 @@ def flooded(hops, *netns, uplink=False):
 
 
 def cause_of(outcome, cluster=None):
-    return explain(outcome, NothingKnown(), cluster or NobodyKnown()).cause
+    return explain(outcome, NullCounters(), cluster or NullCluster()).cause
 
 
 @pytest.mark.parametrize("netns", [(OTHER,), (OTHER, ANOTHER)])
@@ -69,7 +69,7 @@ def test_what_was_flooded_out_of_the_node_too_has_left_it(world):
     cause = cause_of(outcome)
     assert (cause.code, int(outcome.bitmap)) == ("LeftNode", 1)
     assert "eth1" in cause.text
-    assert (NODE, 3) not in world.table.knowledge.linked
+    assert (NODE, 3) not in world.table.node_state.linked
 
 
 def test_a_reply_that_others_got_is_not_delivered(world):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.context.cluster import Cluster, NobodyKnown
+from agent.context.cluster import Cluster, NullCluster
 from agent.enrich.kube import live, rbac
 from agent.enrich.kube.access import IN_CLUSTER, InCluster, Kubeconfig, access_by
 from agent.enrich.kube.errors import NotConfiguredError
@@ -248,7 +248,7 @@ def test_a_cluster_that_was_never_reached_ends_at_once(tmp_path: Path):
 
 
 def test_without_a_cluster_nobody_is_known():
-    nobody: Cluster = NobodyKnown()
+    nobody: Cluster = NullCluster()
     assert nobody.pod_at(octets("10.244.1.10"), 0) is None
     assert nobody.node_local() is None
 

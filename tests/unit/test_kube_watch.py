@@ -201,7 +201,7 @@ def test_a_list_that_does_not_end_is_given_up(server: Replay, tmp_path: Path, mo
     monkeypatch.setattr(watching, "MAX_PAGE_BYTES", 1000)
     with Follower(kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")) as follower:
         follower.until(lambda: follower.health.errors["Garbled"], "it to be given up")
-    assert "more than 1000 octets" in (follower.health.last_error or "")
+    assert "more than 1000 bytes" in (follower.health.last_error or "")
 
 
 def test_a_server_that_is_not_there_is_asked_again_and_found(server: Replay, tmp_path: Path):

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from agent.context.cluster import Backends, NobodyKnown, Outage, Pod, Service
-from agent.context.counters import Ipvs, NothingKnown
+from agent.context.cluster import Backends, NullCluster, Outage, Pod, Service
+from agent.context.counters import Ipvs, NullCounters
 from agent.explain.rules import explain
 from agent.hop.endpoint import Endpoint
 from agent.wire.stream import SYN
@@ -23,7 +23,7 @@ SERVERS = frozenset({Endpoint(packed(BACKEND[0]), 53)})
 NONE_READY = Backends(frozenset(), SERVERS)
 
 
-class ApiServer(NobodyKnown):
+class ApiServer(NullCluster):
     """A cluster with one DNS Service."""
 
     def __init__(self, listed=NONE_READY, pods=(POD[0], POD6[0])):
@@ -41,7 +41,7 @@ class ApiServer(NobodyKnown):
         return Pod("uid", "shop", "cart", None, "node-a", False, "ClusterFirst", ()) if known else None
 
 
-class Balanced(NothingKnown):
+class Balanced(NullCounters):
     """A node with one virtual service of ip_vs."""
 
     def __init__(self, servers):
@@ -59,8 +59,8 @@ def refused(world, stack=FORWARD, sender=HOST[0], **kind):
     return world.outcome(hops, [world.icmp(hops[-1], *code, sender)] if sender else [])
 
 
-def cause_of(outcome, around=None, cluster=None):
-    return explain(outcome, around or NothingKnown(), cluster or NobodyKnown(), wall_offset_ns=BOOT_NS).cause
+def cause_of(outcome, namespaces=None, cluster=None):
+    return explain(outcome, namespaces or NullCounters(), cluster or NullCluster(), wall_offset_ns=BOOT_NS).cause
 
 
 @pytest.mark.parametrize("sender", [HOST[0], None])

@@ -1,4 +1,4 @@
-"""From frames to ports: every link type, every length, and nothing that hostile octets can break."""
+"""From frames to ports: every link type, every length, and nothing that hostile bytes can break."""
 
 from __future__ import annotations
 
@@ -231,9 +231,9 @@ def fragment_header(protocol: int, offset_and_more: int) -> bytes:
 
 def test_ipv6_extension_headers_are_walked():
     chain = b"\x2b\x00" + bytes(6)  # hop-by-hop, then routing
-    chain += b"\x3c\x02" + bytes(22)  # 24 octets of routing, then destination options
-    chain += b"\x33\x01" + bytes(14)  # 16 octets, then authentication
-    chain += bytes([UDP, 4]) + bytes(22)  # 24 octets
+    chain += b"\x3c\x02" + bytes(22)  # 24 bytes of routing, then destination options
+    chain += b"\x33\x01" + bytes(14)  # 16 bytes, then authentication
+    chain += bytes([UDP, 4]) + bytes(22)  # 24 bytes
     ip = parsed(ipv6(chain + udp(b"question"), 0))
     assert (ip.protocol, ip.payload, ip.payload_bytes, ip.fragment) == (UDP, udp(b"question"), 16, None)
     assert ip.total_bytes == 40 + len(chain) + 16
@@ -346,7 +346,7 @@ def test_a_malformed_tcp_header_says_why(packet, flaw):
 
 
 def read_everything(linktype: int, frame: bytes) -> None:
-    """Whatever is read must stay inside the octets that are there."""
+    """Whatever is read must stay inside the bytes that are there."""
     flaws = Flaws()
     cooked_header(linktype, frame)
     packet = network_layer(linktype, frame, flaws)

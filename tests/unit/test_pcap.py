@@ -88,8 +88,8 @@ def test_packets_larger_than_a_chunk_are_read():
 def test_an_impossible_length_ends_the_frames_with_its_place():
     read, error = frames_and_error(classic(packet(b"good"), packet(b"", original=0)[:8] + b"\xff" * 8 + bytes(99)))
     assert [frame.data for frame in read] == [b"good"]
-    assert (error.offset, error.what) == (44, "the file is damaged: a packet cannot have 4294967295 octets")
-    assert str(error) == f"{error.what} (octet 44 of the file)"
+    assert (error.offset, error.what) == (44, "the file is damaged: a packet cannot have 4294967295 bytes")
+    assert str(error) == f"{error.what} (byte 44 of the file)"
 
 
 # pcapng, as others write it.
@@ -208,9 +208,9 @@ def test_text_that_is_not_utf8_is_shown_as_escapes():
 @pytest.mark.parametrize(
     ("bad", "what"),
     [
-        (struct.pack("<III", 6, 13, 13), "a block cannot have 13 octets"),
-        (struct.pack("<III", 6, 8, 8), "a block cannot have 8 octets"),
-        (struct.pack("<III", 6, 1 << 25, 0), "a block cannot have 33554432 octets"),
+        (struct.pack("<III", 6, 13, 13), "a block cannot have 13 bytes"),
+        (struct.pack("<III", 6, 8, 8), "a block cannot have 8 bytes"),
+        (struct.pack("<III", 6, 1 << 25, 0), "a block cannot have 33554432 bytes"),
         (struct.pack("<III", 99, 12, 16), "a block's two lengths differ"),
         (enhanced(b"", number=1), "a packet of interface 1, which is not described"),
         (block(6, bytes(16)), "block is too short"),
@@ -288,7 +288,7 @@ def test_damage_is_never_worse_than_a_pcap_error(file, data):
 
 
 class Dribble(io.RawIOBase):
-    """A pipe that gives one octet at a time and cannot seek."""
+    """A pipe that gives one byte at a time and cannot seek."""
 
     def __init__(self, octets: bytes) -> None:
         self._octets = iter(octets)

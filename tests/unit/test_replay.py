@@ -148,9 +148,9 @@ def test_a_file_cut_anywhere_gives_the_sessions_up_to_there_and_one_error(tmp_pa
         path.write_bytes(octets[:size])
         found, err = replay(str(path), code=1)
         assert re.fullmatch(
-            rf"dnstrail: {re.escape(str(path))}: the file ends inside .* \(octet \d+ of the file\)", err[-1]
+            rf"dnstrail: {re.escape(str(path))}: the file ends inside .* \(byte \d+ of the file\)", err[-1]
         )
-        assert sum("octet" in line for line in err) == 1
+        assert sum("byte" in line for line in err) == 1
         assert bool(found) == (size >= 2000)
 
 
@@ -171,7 +171,7 @@ def test_a_foreign_file_is_named_and_nothing_is_printed(octets, words, tmp_path,
     assert not found
     assert err[-1].startswith(f"dnstrail: {path}: ")
     assert words in err[-1]
-    assert "(octet 0 of the file)" in err[-1]
+    assert "(byte 0 of the file)" in err[-1]
 
 
 def test_a_foreign_file_does_not_hinder_the_others(tmp_path, replay, lines):

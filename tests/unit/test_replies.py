@@ -725,10 +725,10 @@ def test_servers_that_are_asked_one_after_the_other_and_contradict_each_other_ar
     ("octets", "offered", "words"),
     [
         (512, None, None),
-        (513, None, "513 octets, and the query allows 512 without EDNS"),
+        (513, None, "513 bytes, and the query allows 512 without EDNS"),
         (1232, 1232, None),
-        (1400, 1232, "1400 octets, and the query allows 1232 by EDNS"),
-        (513, 100, "513 octets"),
+        (1400, 1232, "1400 bytes, and the query allows 1232 by EDNS"),
+        (513, 100, "513 bytes"),
         (513, 512, "by EDNS"),
     ],
 )
@@ -780,7 +780,7 @@ def test_an_extended_error_is_a_remark_whatever_the_response_code(world, code, n
     assert '"why"' in finding(world.outcome(lookup.query(), lookup.reply(octets=reply)), name)
 
 
-def searched(world, *steps, rdtypes=(1,)):
+def searching(world, *steps, rdtypes=(1,)):
     """Lookups of a search list one after the other: (name, rcode, answers)."""
     start, hops = world.START, []
     for count, (name, rcode, answers) in enumerate(steps):
@@ -795,7 +795,7 @@ def searched(world, *steps, rdtypes=(1,)):
 @pytest.mark.parametrize("rdtypes", [(1,), (1, 28)])
 def test_no_data_that_ends_a_search_list_is_told(world, rdtypes):
     steps = [("db.shop.svc.cluster.local.", NXDOMAIN, 0), ("db.svc.cluster.local.", 0, 0)]
-    outcomes = searched(world, *steps, rdtypes=rdtypes)
+    outcomes = searching(world, *steps, rdtypes=rdtypes)
     words = [finding(one, "SearchPathNODATA") for one in outcomes[len(rdtypes) :]]
     assert all("db.svc.cluster.local. exists without A" in one for one in words)
     assert not any(finding(one, "SearchPathNODATA") for one in outcomes[: len(rdtypes)])
@@ -803,7 +803,7 @@ def test_no_data_that_ends_a_search_list_is_told(world, rdtypes):
 
 @pytest.mark.parametrize("last", [("db.cluster.local.", 0, 1), ("db.", 0, 0), ("db.cluster.local.", NXDOMAIN, 0)])
 def test_a_search_that_goes_on_after_no_data_is_not_ended_by_it(world, last):
-    outcomes = searched(world, ("db.shop.svc.cluster.local.", NXDOMAIN, 0), ("db.svc.cluster.local.", 0, 0), last)
+    outcomes = searching(world, ("db.shop.svc.cluster.local.", NXDOMAIN, 0), ("db.svc.cluster.local.", 0, 0), last)
     assert not any(finding(one, "SearchPathNODATA") for one in outcomes)
 
 
@@ -823,13 +823,13 @@ def test_an_address_of_one_family_is_an_answer_and_ends_no_search(world):
 
 
 def test_a_search_list_of_one_domain_that_is_tried_after_the_name_itself_is_one(world):
-    outcomes = searched(world, ("www.example.com.", NXDOMAIN, 0), ("www.example.com.corp.example.org.", 0, 1))
+    outcomes = searching(world, ("www.example.com.", NXDOMAIN, 0), ("www.example.com.corp.example.org.", 0, 1))
     assert "SearchPathNXDOMAIN" in explain(outcomes[0]).findings
     assert finding(outcomes[1], "SearchDomainAnswered")
 
 
 def test_a_public_name_answered_under_a_search_domain_is_told(world):
-    outcomes = searched(
+    outcomes = searching(
         world,
         ("www.example.com.shop.svc.cluster.local.", NXDOMAIN, 0),
         ("www.example.com.svc.cluster.local.", NXDOMAIN, 0),
@@ -841,11 +841,11 @@ def test_a_public_name_answered_under_a_search_domain_is_told(world):
 
 @pytest.mark.parametrize("name", ["www.example.com.", "db.shop.svc.cluster.local."])
 def test_a_name_that_a_search_list_is_meant_to_find_is_nothing_special(world, name):
-    stem = name.split(".svc")[0].rstrip(".")
-    outcomes = searched(
+    search_prefix = name.split(".svc")[0].rstrip(".")
+    outcomes = searching(
         world,
-        (f"{stem}.shop.svc.cluster.local.", NXDOMAIN, 0),
-        (f"{stem}.svc.cluster.local.", NXDOMAIN, 0),
+        (f"{search_prefix}.shop.svc.cluster.local.", NXDOMAIN, 0),
+        (f"{search_prefix}.svc.cluster.local.", NXDOMAIN, 0),
         (name, 0, 1),
     )
     assert finding(outcomes[-1], "SearchDomainAnswered") is None

@@ -155,7 +155,7 @@ def test_the_same_question_after_the_session_closed_is_a_new_session(world, shap
 
 
 def test_the_same_question_half_a_second_after_its_answer_is_a_new_session(world):
-    # The kernel program does not send the octets again so soon.
+    # The kernel program does not send the bytes again so soon.
     lookup = world.Lookup()
     outcomes = world.outcomes(lookup.both(), lookup.both(world.START + world.SECOND // 2))
     assert [(int(one.path), one.attempts) for one in outcomes] == [(51, 1), (51, 1)]

@@ -1,4 +1,4 @@
-"""The session table under anything: random lookups, losses, repetitions, reorderings and octets that mean nothing."""
+"""The session table under anything: random lookups, losses, repetitions, reorderings and bytes that mean nothing."""
 
 from collections.abc import Sized
 

@@ -10,7 +10,7 @@ from agent.hop.record import Event
 from agent.session.outcome import Bit, Status
 
 SERVFAIL = {"rcode": 2, "aa": False}
-INNOCENT = [
+BENIGN = [
     {"reason": "PACKET_SOCK_ERROR", "location": ""},
     {"reason": "QUEUE_PURGE", "location": ""},
     {"reason": "NOT_SPECIFIED", "location": "skb_release_data"},
@@ -226,20 +226,20 @@ def test_records_close_sessions_by_their_own_time_when_the_reader_was_stalled(wo
 # What is no loss
 
 
-@pytest.mark.parametrize("innocent", INNOCENT)
-def test_freed_copies_and_unread_queues_never_change_a_success(world, innocent):
+@pytest.mark.parametrize("innocent", BENIGN)
+def test_freed_copies_and_unread_queues_never_change_a_success(world, benign):
     lookup = world.Lookup()
     query, reply = lookup.query(), lookup.reply()
-    drops = [world.dropped(hops, after, **innocent)[-1] for hops in (query, reply) for after in (1, 2, 3, 4)]
+    drops = [world.dropped(hops, after, **benign)[-1] for hops in (query, reply) for after in (1, 2, 3, 4)]
     one = world.outcome(sorted([*query, *reply, *drops], key=lambda hop: hop.ts_ns))
     assert (masks(one), one.attempts) == (("Succeeded", 3, 51), 1)
     assert sum(len(leg.transmissions[0].hops) for leg in (one.session.queries, one.session.replies)) == 8
-    assert world.table.counts.innocent_drops == 8
+    assert world.table.counts.benign_drops == 8
 
 
-@pytest.mark.parametrize("innocent", INNOCENT)
-def test_freed_copies_and_unread_queues_never_explain_a_failure(world, innocent):
-    one = world.outcome(world.dropped(world.Lookup().query(), 4, **innocent))
+@pytest.mark.parametrize("innocent", BENIGN)
+def test_freed_copies_and_unread_queues_never_explain_a_failure(world, benign):
+    one = world.outcome(world.dropped(world.Lookup().query(), 4, **benign))
     assert (masks(one), cause(one)) == (("Failed", 1, 17), "ServerNoReply")
 
 
@@ -401,15 +401,15 @@ def test_ways_of_pods_that_are_gone_do_not_keep_out_those_of_new_ones(world, mon
     monkeypatch.setattr("agent.session.outcome.MAX_SHAPES", 2)
     for port in range(53, 59):
         similar(world, 1, vip=("10.96.0.10", port), dnat=False)
-        assert 0 < len(world.table.knowledge.shapes) <= 2
-    newest = next(reversed(world.table.knowledge.shapes))
+        assert 0 < len(world.table.node_state.path_patterns) <= 2
+    newest = next(reversed(world.table.node_state.path_patterns))
     assert (58).to_bytes(2, sys.byteorder) in newest[2]
 
 
 def test_devices_that_are_gone_are_forgotten_and_those_in_use_are_learned_again(world, monkeypatch):
-    monkeypatch.setattr("agent.session.knowledge.MAX_KNOWN", 100)
+    monkeypatch.setattr("agent.session.node_state.MAX_KNOWN", 100)
     similar(world, 2)
-    known = world.table.knowledge
+    known = world.table.node_state
     known.linked.update((world.NODE, 1000 + index) for index in range(100))
     similar(world, 1, port=9, vip=("10.96.0.11", 53))
     assert len(known.linked) < 10
@@ -418,13 +418,13 @@ def test_devices_that_are_gone_are_forgotten_and_those_in_use_are_learned_again(
 
 
 def test_answers_are_still_counted_when_servers_were_forgotten(world, monkeypatch):
-    monkeypatch.setattr("agent.session.knowledge.MAX_SERVICES", 1)
+    monkeypatch.setattr("agent.session.node_state.MAX_SERVICES", 1)
     similar(world, 2)
     similar(world, 1, port=9, vip=("10.96.0.11", 53))
     similar(world, 1, port=9, vip=("10.96.0.12", 53))
-    assert len(world.table.knowledge.backends) == 1
+    assert len(world.table.node_state.backends) == 1
     similar(world, 2)
-    counted = [one.all_answers for servers in world.table.knowledge.backends.values() for one in servers.values()]
+    counted = [one.all_answers for servers in world.table.node_state.backends.values() for one in servers.values()]
     assert sum(counted) >= 2
 
 

@@ -47,7 +47,7 @@ SIZE = len(framed(A))
 
 
 class Message:
-    """A stream that is fed by offsets: 0 is the first octet after the SYN."""
+    """A stream that is fed by offsets: 0 is the first byte after the SYN."""
 
     def __init__(self, isn: int = 1000, *, syn: bool = True) -> None:
         self.stream = Stream()
@@ -108,7 +108,7 @@ def test_replies_out_of_order_are_messages_in_the_order_of_the_stream():
 @pytest.mark.parametrize("size", [12, 13, 17, 64, 512, 1460, 16384, MAX_MESSAGE])
 def test_messages_of_every_length_are_found(size):
     wire = Message()
-    # Twelve octets are a header alone: FORMERR as some servers send it.
+    # Twelve bytes are a header alone: FORMERR as some servers send it.
     wanted = (message(7, b"\0", bytes(size - 28)) if size > 28 else b"\0\7\x81\1" + bytes(size))[:size]
     data = framed(wanted, A)
     found = [each for at in range(0, len(data), 1460) for each in wire.feed(at, data[at : at + 1460])]
@@ -341,9 +341,9 @@ def test_a_body_without_its_prefix_is_not_taken_for_a_message():
     [
         A[:12] + b"\x80" * 17 + A[29:],  # a label type that does not exist
         A[:-2] + b"\x7f\xff",  # a class that does not exist
-        A + b"\0",  # octets after the question, but no record
+        A + b"\0",  # bytes after the question, but no record
         b"\0\0\x78\0" + A[4:],  # opcode 15
-        A[:6] + b"\0\1" + A[8:],  # a record, but no octets for it
+        A[:6] + b"\0\1" + A[8:],  # a record, but no bytes for it
         A[:12] + b"\x3f" * (len(A) - 12),  # a name that does not end
     ],
 )
@@ -496,7 +496,7 @@ sequence_numbers = st.integers(0, 2**32 - 1) | st.integers(2**32 - 3000, 2**32 -
 
 @st.composite
 def split_streams(draw: st.DrawFn) -> tuple[list[bytes], int, list[tuple[int, int]], bytes]:
-    """Messages, the ISN, the ranges of the segments in the order they are seen, and the octets."""
+    """Messages, the ISN, the ranges of the segments in the order they are seen, and the bytes."""
     sent = draw(st.lists(messages, min_size=1, max_size=8))
     data = framed(*sent)
     edges = sorted({0, len(data), *draw(st.lists(st.integers(0, len(data)), max_size=25))})
@@ -574,10 +574,10 @@ def test_hostile_segments_never_raise_and_never_fill_the_memory(segments):
 @pytest.mark.parametrize(
     "segments",
     [
-        [(2 * at + 1, b"\0") for at in range(20_000)],  # every other octet
+        [(2 * at + 1, b"\0") for at in range(20_000)],  # every other byte
         [(20_000 - at, b"\1") for at in range(20_000)],  # backwards
-        [(at, b"\x3f") for at in range(20_000)],  # one octet each
-        [(at * 1460, bytes(1460)) for at in range(1000)],  # nothing but messages without octets
+        [(at, b"\x3f") for at in range(20_000)],  # one byte each
+        [(at * 1460, bytes(1460)) for at in range(1000)],  # nothing but messages without bytes
     ],
 )
 @pytest.mark.parametrize("syn", [True, False])

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.context.counters import ConntrackCounters, Surroundings
+from agent.context.counters import ConntrackCounters, NamespaceCounters
 from agent.enrich import counters as live
 from agent.enrich import local as local_addresses
-from agent.enrich.counters import LOOK_NS, LOOKS_KEPT, MAX_WATCHED, LiveSurroundings
+from agent.enrich.counters import LOOK_NS, LOOKS_KEPT, MAX_WATCHED, LiveCounters
 from agent.enrich.local import LocalAddresses
 from agent.enrich.processes import NetnsProcesses
 from agent.hop.endpoint import V4_MAPPED, Endpoint
@@ -118,9 +118,9 @@ class Proc:
     def end(self, pid: str) -> None:
         (self.root / pid).rename(self.root / f"gone-{pid}")
 
-    def watch(self) -> LiveSurroundings:
+    def watch(self) -> LiveCounters:
         """Start to watch it; time stands still unless `now_ns` is set."""
-        return LiveSurroundings(NetnsProcesses(self.root), clock=lambda: self.now_ns)
+        return LiveCounters(NetnsProcesses(self.root), clock=lambda: self.now_ns)
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def no_ports(count: int) -> str:
 
 
 def test_a_look_has_all_counters(proc: Proc):
-    watching: Surroundings = proc.watch()
+    watching: NamespaceCounters = proc.watch()
     before, now = watching.counters(node_netns(proc), 0)
     assert before is None
     assert now is not None
@@ -360,7 +360,7 @@ def test_ip_vs_connections_tell_the_server_they_are_bound_to(ip_vs: Proc):
 
 
 def test_ip_vs_of_other_ports_is_read_where_they_are_watched(ip_vs: Proc):
-    found = LiveSurroundings(NetnsProcesses(ip_vs.root), ports=(54, 443)).ipvs(node_netns(ip_vs))
+    found = LiveCounters(NetnsProcesses(ip_vs.root), ports=(54, 443)).ipvs(node_netns(ip_vs))
     assert found is not None
     assert found.services == {(UDP, endpoint("10.96.0.10", 54)): {endpoint("10.244.3.53", 54)}}
     assert list(found.connections) == [(TCP, endpoint("10.244.1.5", 0xADEE), endpoint("10.96.0.10", 443))]

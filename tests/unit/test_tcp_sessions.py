@@ -202,7 +202,7 @@ def test_a_segment_sent_twice_is_no_second_attempt(world):
 
 
 def test_a_copy_that_tcp_did_not_need_is_no_loss(world):
-    # The kernel frees octets that it has already: TCP_OLD_DATA.
+    # The kernel frees bytes that it has already: TCP_OLD_DATA.
     lookup = world.Lookup()
     tcp = world.Tcp(lookup)
     query = world.prefixed(lookup.question())
@@ -505,7 +505,7 @@ def test_segments_without_end_take_bounded_memory(world, same, events):
     tcp = world.Tcp(world.Lookup())
     for index in range(3000):
         sequence = 1001 if same else 1001 + 100_000 * index
-        hops = tcp.segment(world.START + index * world.MS, b"\0\xffsome octets", sequence=sequence)
+        hops = tcp.segment(world.START + index * world.MS, b"\0\xffsome bytes", sequence=sequence)
         world.feed(hop for hop in hops if hop.event in events)
     (connection,) = world.table._tcp._connections.values()
     assert sum(len(hops) for hops in connection.waiting.values()) < 5000

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from agent.context.cluster import Backends, NobodyKnown
-from agent.context.counters import NothingKnown
+from agent.context.cluster import Backends, NullCluster
+from agent.context.counters import NullCounters
 from agent.explain.rules import explain
 from agent.hop.endpoint import Endpoint
 from tests.unit.conftest import BACKEND, BACKEND6, NODE, POD, POD6, SECOND, START, VIP, VIP6, packed
@@ -15,7 +15,7 @@ NEW = 2
 """enum ip_conntrack_info, IP_CT_NEW."""
 
 
-class Listed(NobodyKnown):
+class Listed(NullCluster):
     """A cluster in which the server is not ready."""
 
     def backends(self, virtual, _protocol):
@@ -42,7 +42,7 @@ def lost(world, seconds, *, again=0.0, forgotten=True, v6=False, shape="pod"):
 
 
 def cause_of(outcome, cluster=None):
-    return explain(outcome, NothingKnown(), cluster or NobodyKnown()).cause
+    return explain(outcome, NullCounters(), cluster or NullCluster()).cause
 
 
 @pytest.mark.parametrize("v6", [False, True])

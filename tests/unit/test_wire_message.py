@@ -123,7 +123,7 @@ def test_what_follows_the_question_may_be_cut_or_rubbish():
 
 @pytest.mark.parametrize("end", range(len(QUERY)))
 def test_a_message_cut_before_the_end_of_its_question_is_refused_as_cut(end: int):
-    with pytest.raises(CutError, match=f"at octet {end}$") as caught:
+    with pytest.raises(CutError, match=f"at byte {end}$") as caught:
         summarize(QUERY[:end])
     assert caught.value.offset == end
 
@@ -138,13 +138,13 @@ def test_a_message_cut_before_the_end_of_its_question_is_refused_as_cut(end: int
         (b"\x40a\x00", "label type 0x40 does not exist", 12),
         (b"\x01a\x80a\x00", "label type 0x80 does not exist", 14),
         (b"\x3f" + b"a" * 63 + b"\xbf" * 64, "label type 0x80 does not exist", 76),
-        ((b"\x3f" + b"a" * 63) * 4 + b"\x00", "longer than 255 octets", 12),
-        ((b"\x3f" + b"a" * 63) * 3 + b"\x3e" + b"a" * 62 + b"\0", "longer than 255 octets", 12),
-        (b"\x01a" * 127 + b"\x01a\x00", "longer than 255 octets", 12),
+        ((b"\x3f" + b"a" * 63) * 4 + b"\x00", "longer than 255 bytes", 12),
+        ((b"\x3f" + b"a" * 63) * 3 + b"\x3e" + b"a" * 62 + b"\0", "longer than 255 bytes", 12),
+        (b"\x01a" * 127 + b"\x01a\x00", "longer than 255 bytes", 12),
     ],
 )
 def test_a_broken_name_is_refused_with_the_octet_where_it_breaks(name: bytes, sentence: str, offset: int):
-    with pytest.raises(WireError, match=f"{sentence} at octet {offset}$") as caught:
+    with pytest.raises(WireError, match=f"{sentence} at byte {offset}$") as caught:
         summarize(question(name))
     assert not isinstance(caught.value, CutError)
     assert caught.value.offset == offset
@@ -159,7 +159,7 @@ def test_a_name_of_255_octets_is_accepted():
 
 
 def test_a_compressed_question_is_read_through_its_pointer():
-    # The only octets before the question are the header's: its last two, an ARCOUNT of 0, spell the root name.
+    # The only bytes before the question are the header's: its last two, an ARCOUNT of 0, spell the root name.
     assert summarize(question(b"\x01a\xc0\x0b")).question == (b"\x01a\0", b"\x01a\0", 1, 1)
 
 
@@ -246,7 +246,7 @@ def test_an_error_says_at_which_octet_of_the_message_it_is(count: int, tail: byt
     with pytest.raises(WireError) as caught:
         summarize(question(b"\x01a" * count + b"\x80", tail))
     assert caught.value.offset == 12 + 2 * count
-    assert str(caught.value) == f"label type 0x80 does not exist at octet {12 + 2 * count}"
+    assert str(caught.value) == f"label type 0x80 does not exist at byte {12 + 2 * count}"
 
 
 @settings(max_examples=30)

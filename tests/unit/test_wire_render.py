@@ -219,16 +219,16 @@ def test_the_rcode_includes_the_bits_of_edns():
 def test_an_unreadable_option_is_shown_in_hexadecimal_and_named():
     rendered = render(raw(ar=1, records=opt(option(10, b"\x01\x02") + option(15, b"\0\x01\xff"))))
     assert [item["data"] for item in rendered["edns"]["options"]] == ["0102", "0001ff"]  # type: ignore[index]
-    assert rendered["malformed"] == "EDNS option COOKIE that cannot be read at octet 34"
+    assert rendered["malformed"] == "EDNS option COOKIE that cannot be read at byte 34"
 
 
 def test_an_option_longer_than_its_record_is_named():
     wire = raw(ar=1, records=opt(b"\0\x0a\0\x09abc"))
-    assert render(wire)["malformed"] == "an EDNS option is longer than its OPT record at octet 30"
+    assert render(wire)["malformed"] == "an EDNS option is longer than its OPT record at byte 30"
     longer_by_one = raw(ar=2, records=opt(b"\0\x0a\0\x01") + record(1, bytes(4)))
-    assert render(longer_by_one)["malformed"] == "an EDNS option is longer than its OPT record at octet 30"
+    assert render(longer_by_one)["malformed"] == "an EDNS option is longer than its OPT record at byte 30"
     assert render(raw(ar=1, records=opt(b"\0\x0a")))["malformed"] == (
-        "an EDNS option is longer than its OPT record at octet 30"
+        "an EDNS option is longer than its OPT record at byte 30"
     )
 
 
@@ -238,13 +238,13 @@ def test_a_second_opt_record_stays_visible():
     assert rendered["additional"] == [
         {"name": ".", "type": "OPT", "class": "CLASS1232", "ttl": 0, "data": r"\# 5 0003000178"}
     ]
-    assert rendered["malformed"] == "an OPT record that RFC 6891 6.1.1 does not allow at octet 41"
+    assert rendered["malformed"] == "an OPT record that RFC 6891 6.1.1 does not allow at byte 41"
 
 
 def test_unreadable_record_data_is_shown_in_hexadecimal_and_the_next_record_is_read():
     rendered = render(raw(2, records=record(1, b"\x0a\0\0") + record(1, b"\x0a\0\0\x01")))
     assert [item["data"] for item in rendered["answer"]] == [r"\# 3 0a0000", "10.0.0.1"]  # type: ignore[attr-defined]
-    assert rendered["malformed"] == "A record data that cannot be read at octet 31"
+    assert rendered["malformed"] == "A record data that cannot be read at byte 31"
 
 
 def test_text_that_is_not_utf8_does_not_stop_rendering():
@@ -275,12 +275,12 @@ def test_compressed_names_inside_record_data_are_shown_in_full():
 def test_record_data_whose_name_breaks_the_rules_is_shown_in_hexadecimal(rdtype: int, rdata: bytes):
     rendered: Any = render(raw(2, records=record(rdtype, rdata) + record(1, b"\x0a\0\0\x01", owner=b"\0")))
     assert [item["data"] for item in rendered["answer"]] == [rf"\# {len(rdata)} {rdata.hex()}", "10.0.0.1"]
-    assert rendered["malformed"] == f"{rdtype_to_text(rdtype)} record data that cannot be read at octet 31"
+    assert rendered["malformed"] == f"{rdtype_to_text(rdtype)} record data that cannot be read at byte 31"
 
 
 def test_the_first_of_several_problems_is_named():
     wire = raw(2, records=record(1, b"\x0a\0\0") + b"\x40")
-    assert render(wire)["malformed"] == "A record data that cannot be read at octet 31"
+    assert render(wire)["malformed"] == "A record data that cannot be read at byte 31"
 
 
 def test_a_signed_message_is_rendered_without_its_key():
@@ -293,18 +293,18 @@ def test_a_signed_message_is_rendered_without_its_key():
 
 def test_several_questions_are_named_as_wrong():
     wire = b"\0\x07\0\0\0\x02\0\0\0\0\0\0\x01a\0\0\x01\0\x01\x01b\0\0\x01\0\x01"
-    assert render(wire)["malformed"] == "2 questions, of which the first is shown (RFC 9619), at octet 4"
+    assert render(wire)["malformed"] == "2 questions, of which the first is shown (RFC 9619), at byte 4"
 
 
 def test_octets_after_the_message_are_named():
-    assert render(QUERY + b"xyz")["malformed"] == f"3 octets too many at octet {len(QUERY)}"
+    assert render(QUERY + b"xyz")["malformed"] == f"3 bytes too many at byte {len(QUERY)}"
 
 
 def test_a_message_that_the_capture_cut_says_so():
     wire = raw(2, records=record(1, b"\x0a\0\0\x01") * 2)
     for end in range(len(wire)):
         rendered = render(wire[:end], length_bytes=len(wire))
-        assert rendered["malformed"] == f"the capture cut the message at {end} of {len(wire)} octets"
+        assert rendered["malformed"] == f"the capture cut the message at {end} of {len(wire)} bytes"
         assert len(rendered["answer"]) == max(0, end - 19) // 16  # type: ignore[arg-type]
     assert "malformed" not in render(wire, length_bytes=len(wire))
 
@@ -312,20 +312,20 @@ def test_a_message_that_the_capture_cut_says_so():
 def test_a_message_that_the_capture_cut_still_says_what_else_is_wrong():
     wire = raw(2, records=record(1, b"\x0a\0\0") + record(1, b"\x0a\0\0\x01"))
     assert render(wire[:-1], length_bytes=len(wire))["malformed"] == (
-        f"the capture cut the message at {len(wire) - 1} of {len(wire)} octets; "
-        "A record data that cannot be read at octet 31"
+        f"the capture cut the message at {len(wire) - 1} of {len(wire)} bytes; "
+        "A record data that cannot be read at byte 31"
     )
 
 
 def test_a_message_that_its_sender_cut_shows_what_is_there():
-    assert render(b"")["malformed"] == "the message ends inside the header at octet 0"
+    assert render(b"")["malformed"] == "the message ends inside the header at byte 0"
     assert render(b"\x12\x34")["id"] == 0x1234
     assert render(b"\x12\x34")["opcode"] is None
     assert render(b"\x12\x34\x81\x83")["rcode"] == "NXDOMAIN"
-    assert render(QUERY[:-1])["malformed"] == f"the message ends inside the question at octet {len(QUERY) - 1}"
+    assert render(QUERY[:-1])["malformed"] == f"the message ends inside the question at byte {len(QUERY) - 1}"
     assert (
         render(raw(1, records=record(1, bytes(4))[:-1]))["malformed"]
-        == "the message ends inside record data at octet 34"
+        == "the message ends inside record data at byte 34"
     )
 
 

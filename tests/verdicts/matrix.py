@@ -148,7 +148,7 @@ def summary(results: Sequence[Result]) -> str:
     lookups = sum(result.lost for result in tried)
     missing = len(results) - len(tried)
     words = [
-        f"{good} of {len(tried)} faults told right over {lookups} lookups",
+        f"{good} of {len(tried)} faults diagnosed correctly over {lookups} lookups",
         f"{limited} with a limit that is named",
     ]
     return "; ".join([*words, *([f"{missing} cannot be injected on this kernel"] if missing else [])]) + "."

@@ -251,7 +251,8 @@ def test_the_matrix_by_code_has_its_rows_numbers_as_columns(injection):
 
 def test_the_sums_are_told(injection):
     assert summary(results(injection)) == (
-        "3 of 4 faults told right over 4 lookups; 1 with a limit that is named; 1 cannot be injected on this kernel."
+        "3 of 4 faults diagnosed correctly over 4 lookups; 1 with a limit that is named; "
+        "1 cannot be injected on this kernel."
     )
 
 

@@ -96,7 +96,7 @@ class StatefulSetFacts(NamedTuple):
 
 
 def packed(text: str) -> bytes | None:
-    """The 16 octets of an address; None when it is none."""
+    """The 16 bytes of an address; None when it is none."""
     try:
         if ":" in text:
             return socket.inet_pton(socket.AF_INET6, text)

@@ -40,7 +40,7 @@ class WatchHealth:
     connected: bool = False
     """Whether a watch is open, and has not been silent for too long. Between two watches it is not, for a moment."""
     last_contact_seconds: float = 0.0
-    """Unix time of the last octets from the API server; 0 before the first."""
+    """Unix time of the last bytes from the API server; 0 before the first."""
     lists: int = 0
     """How often everything was asked for: again when the API server forgot too much (410), or others are wanted."""
     watches: int = 0

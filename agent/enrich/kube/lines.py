@@ -28,7 +28,7 @@ def joined(chunks: Iterable[bytes], limit_bytes: int, deadline: float) -> bytes:
         parts.append(chunk)
         length += len(chunk)
         if length > limit_bytes:
-            raise GarbledError(f"an answer of more than {limit_bytes} octets")
+            raise GarbledError(f"an answer of more than {limit_bytes} bytes")
         if time.monotonic() > deadline:
             raise SilentError("an answer that does not end")
     return b"".join(parts)
@@ -53,4 +53,4 @@ def lines(chunks: Iterable[bytes], limit_bytes: int) -> Iterator[bytes]:
             begun.append(rest)
             length += len(rest)
         if length > limit_bytes:
-            raise GarbledError(f"an event of more than {limit_bytes} octets")
+            raise GarbledError(f"an event of more than {limit_bytes} bytes")

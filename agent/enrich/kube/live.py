@@ -149,7 +149,7 @@ class LiveCluster:
         self._elsewhere.watch.select(UNRESTRICTED)
 
     def pod_at(self, address: bytes, ts_ns: int) -> Pod | None:
-        """The pod that had this 16-octet address at that time; None for the addresses of nodes."""
+        """The pod that had this 16-byte address at that time; None for the addresses of nodes."""
         return self._with_cron_job(self._pods.at(address, ts_ns))
 
     def pods_here(self) -> list[Pod] | None:

@@ -10,7 +10,7 @@ from datetime import datetime  # noqa: TC003  msgspec reads the annotations
 import msgspec
 
 UNREADABLE = (msgspec.DecodeError, ValueError, RecursionError)
-"""What decoding raises: for what is no such object, for octets that are no text, for brackets without end."""
+"""What decoding raises: for what is no such object, for bytes that are no text, for brackets without end."""
 
 
 class _Part(msgspec.Struct, rename="camel", gc=False, frozen=True):

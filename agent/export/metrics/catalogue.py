@@ -203,7 +203,7 @@ IGNORED = Label(
         "started_mid_lookup",
         "unasked",
     ),
-    "`malformed`: no DNS message; `cut`: its octets were not all captured; `without_question`: it asks nothing and "
+    "`malformed`: no DNS message; `cut`: its bytes were not all captured; `without_question`: it asks nothing and "
     "answers no open session; `innocent_drop`: a copy nobody waits for; `stray_icmp`: about no open session; "
     "`fragment`: a later IP fragment; `late`: of a closed session; `started_mid_lookup`: asked before the agent began; "
     "`unasked`: a reply to no query, from another port than DNS's",
@@ -472,7 +472,7 @@ WATCH_LEFT_OUT = _gauge(
 )
 WATCH_CONTACT = _gauge(
     "dnstrail_kubernetes_watch_last_contact_timestamp_seconds",
-    "Unix time of the last octets from the API server; 0 before the first",
+    "Unix time of the last bytes from the API server; 0 before the first",
     WATCH,
     when=_KUBERNETES,
 )

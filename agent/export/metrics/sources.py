@@ -91,7 +91,7 @@ class WatchNumbers(Watched, Protocol):
 
     @property
     def last_contact_seconds(self) -> float:
-        """Unix time of the last octets."""
+        """Unix time of the last bytes."""
 
     @property
     def lists(self) -> int:

@@ -348,7 +348,7 @@ def table_cases() -> Iterator[Case]:
         findings=RETRANSMITTED,
     )
     yield Case(
-        fault="innocent: connection table full of entries that make room",
+        fault="benign: connection table full of entries that make room",
         code=None,
         inject=full_of_unassured_entries,
         setup=full_of_unassured,
@@ -375,7 +375,7 @@ def race_cases() -> Iterator[Case]:
         lab=NFTABLES,
     )
     yield Case(
-        fault="innocent: A and AAAA of one socket at one moment, clash resolved",
+        fault="benign: A and AAAA of one socket at one moment, clash resolved",
         code=None,
         inject=resolved_clash,
         status="Succeeded",
@@ -453,7 +453,7 @@ def bridge_cases() -> Iterator[Case]:
     )
     for what, setup in innocents:
         yield Case(
-            fault=f"innocent: bridge, {what}",
+            fault=f"benign: bridge, {what}",
             code=None,
             inject=fine_on_bridge,
             setup=setup,

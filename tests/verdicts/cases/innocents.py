@@ -292,7 +292,7 @@ def fine(
 ) -> Case:
     """A row in which nothing was lost."""
     return Case(
-        fault=f"innocent: {what}",
+        fault=f"benign: {what}",
         code=None,
         status="Succeeded",
         inject=inject,

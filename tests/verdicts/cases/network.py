@@ -49,7 +49,7 @@ SECONDS = 0.3
 MULTICAST = "224.0.0.9"
 BIG, ABOVE_SMALL_MTU, SMALL_MTU = 3000, 1400, 1280
 FRAGMENT_BYTES_V4, FRAGMENT_BYTES_V6 = 1480, 1448
-"""What a fragment takes of a datagram on a link of 1500 octets."""
+"""What a fragment takes of a datagram on a link of 1500 bytes."""
 TXT = "TXT"
 VXLAN_PORT = 4789
 UNSTEADY = LabKind(note="links come and go")
@@ -752,7 +752,7 @@ OVERLAY: tuple[Case, ...] = (
         also=frozenset({"LeftNode", "Unknown"}),
         limit="packets of a tunnel are not looked into",
     ),
-    row("innocent: a lookup through VXLAN", None, answered_through_overlay, setup=overlay, status="Succeeded"),
+    row("benign: a lookup through VXLAN", None, answered_through_overlay, setup=overlay, status="Succeeded"),
 )
 
 BEYOND_NODE: tuple[Case, ...] = (

@@ -19,7 +19,7 @@ from agent.lab.upstream_faults import (
     slow_line,
     upstream_beyond,
 )
-from agent.session.knowledge import WINDOW_NS
+from agent.session.node_state import WINDOW_NS
 from tests.verdicts.case import Case, Connection, Hop, Injection, LabKind, Lost, nothing_to_set_up
 from tests.verdicts.lookups import SILENCE, ask_over_tcp, connect, one_socket, says, sent_datagrams
 

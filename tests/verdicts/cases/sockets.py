@@ -182,7 +182,7 @@ def host_cases(family: str, vip: str) -> Iterator[Case]:
         last_hop=received_by_server,
     )
     yield Case(
-        fault=f"innocent: hostNetwork client, {family}",
+        fault=f"benign: hostNetwork client, {family}",
         code=None,
         inject=asked_well(vip),
         status="Succeeded",

@@ -117,7 +117,7 @@ class Servers:
             self.processes.add(detail.tgid)
 
 
-class Shape(NamedTuple):
+class PathPattern(NamedTuple):
     """What the places of a complete, undisturbed lookup say. They say the same for the next one."""
 
     client_netns: int
@@ -136,7 +136,7 @@ def way_of(hop: Hop, client_netns: int) -> tuple[int, ...]:
 
 
 @dataclass(slots=True)
-class Knowledge:
+class NodeState:
     """What the node is known to be like, from outside and from earlier hops."""
 
     kernel: Kernel
@@ -162,15 +162,15 @@ class Knowledge:
     refused: dict[tuple[int, Endpoint], int] = field(default_factory=dict)
     """When a namespace last saw "port unreachable" of an address and port. Rules that refuse do not say so each time:
     the kernel limits ICMP errors to one a second for each receiver (net.ipv4.icmp_ratelimit), after a few at once."""
-    shapes: dict[tuple[tuple[int, ...], tuple[int, ...], bytes], Shape] = field(default_factory=dict)
+    path_patterns: dict[tuple[tuple[int, ...], tuple[int, ...], bytes], PathPattern] = field(default_factory=dict)
     """Places of the query and of the reply and the addresses asked and answering, for lookups like earlier ones."""
 
-    def is_innocent(self, hop: Hop) -> bool:
+    def is_benign(self, hop: Hop) -> bool:
         """Whether this drop is no loss: a frame for another host is one only where the address really lives."""
         drop = self.kernel.describe(hop)
         if drop.reason == OTHER_HOST:
             return self.owns(hop.netns, hop.detail.daddr) is not True
-        return drop.innocent
+        return drop.benign
 
     def is_for_another_host(self, drop: Hop) -> bool:
         """Whether the kernel says of a frame that it is for another host (net/ipv4/ip_input.c)."""
@@ -251,7 +251,7 @@ class Knowledge:
         for known in (self.receiving, self.forwarding, self.linked, self.continues):
             known.clear()
         self.serving.clear()
-        self.shapes.clear()
+        self.path_patterns.clear()
 
     def _learn_path(self, one: Transmission) -> None:
         came_in: set[int] = set()
@@ -305,11 +305,11 @@ class Knowledge:
         """Take note that a server behind a virtual address has answered."""
         if len(self.backends) > MAX_SERVICES:
             self.backends.clear()
-            self.shapes.clear()  # else their lookups would be counted for servers that are forgotten
+            self.path_patterns.clear()  # else their lookups would be counted for servers that are forgotten
         servers = self.backends.setdefault(virtual, {})
         if len(servers) > MAX_BACKENDS:
             servers.clear()
-            self.shapes.clear()
+            self.path_patterns.clear()
         known = servers.get(backend)
         if known is None:
             known = servers[backend] = Backend(servers)

@@ -8,18 +8,18 @@ from agent.session.outcome import Leg
 
 if TYPE_CHECKING:
     from agent.context.cluster import Cluster
-    from agent.context.counters import Surroundings
+    from agent.context.counters import NamespaceCounters
     from agent.session.outcome import Outcome, PacketDrop
 
 QUERIES = frozenset({Leg.QUERY, Leg.UPSTREAM_QUERY})
 """What was on its way to a server."""
 
 
-class Case(NamedTuple):
+class RuleInput(NamedTuple):
     """A closed session, and everything that can be asked about it."""
 
     outcome: Outcome
-    around: Surroundings
+    namespaces: NamespaceCounters
     cluster: Cluster
     drops: list[PacketDrop]
     """The losses that matter to this client."""
