@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import msgspec
 
 from agent.capture.ring import RECORD_HEADER, Ring
-from agent.explain.rules import Verdict, explain
+from agent.explain.rules import explain
 from agent.export import line
 from agent.export.filters import Filter, is_problem
 from agent.hop.endpoint import V4_MAPPED
@@ -31,6 +31,7 @@ from agent.session.table import SessionTable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from agent.explain.verdict import Verdict
     from agent.session.outcome import Outcome
 
 Result = TypeVar("Result")

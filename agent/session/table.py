@@ -5,19 +5,21 @@ Pure: the caller brings every hop and the time. Order, duplication and loss of h
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
-from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from agent.hop.conntrack import clients
 from agent.hop.drops import UNKNOWN_KERNEL, Kernel
 from agent.hop.endpoint import Endpoint, is_loopback
 from agent.hop.record import DROP, FRAGMENT, ICMP, LEARNED, ORIGIN, RESPONSE, TCP, Detail, Hop
-from agent.session import proxies, stages, upstream
+from agent.session import stages
 from agent.session.accepted import is_good
 from agent.session.addressed import times_asked
+from agent.session.deadlines import Deadlines
+from agent.session.forwarding import Forwarding
+from agent.session.index import Index
+from agent.session.judge import judge
 from agent.session.last_answers import LastAnswers
 from agent.session.model import (
     MAX_MESSAGES,
@@ -30,8 +32,7 @@ from agent.session.model import (
     connecting_key,
     hop_key,
 )
-from agent.session.node_state import Losses, NodeState, Servers
-from agent.session.outcome import REFRESH_NS, Outcome, judge
+from agent.session.node_state import Losses, NodeState
 from agent.session.related import LastLookups
 from agent.session.strays import Strays
 from agent.session.tcp import TcpStage
@@ -40,8 +41,9 @@ from agent.wire.message import Summary, summarize
 from agent.wire.stream import ACK, RST, SYN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
+    from agent.session.outcome import Outcome
     from agent.session.tcp import TcpConnection
 
 MAX_SAME_QUESTION = 256
@@ -132,19 +134,10 @@ class SessionTable:
         self.counts = Counts()
         self.node_state = NodeState(kernel=kernel, is_local=is_local, is_tapped=is_tapped)
         self._started_ns = started_ns
-        self._first_look_ns = 2 * self.settings.linger_ns
         self._tcp = TcpStage()
-        self._by_message: dict[int, tuple[Session, bool, Message]] = {}
-        self._by_key: dict[Key, Session] = {}
-        self._by_question: dict[tuple[bytes, int, int], OrderedDict[Session, None]] = {}
-        self._open: OrderedDict[Session, None] = OrderedDict()
-        self._parents: dict[Session, Session] = {}
-        self._upstream_connects: dict[tuple[int, tuple[bytes, int]], Session] = {}
-        # Most sessions are answered before their first look and closed at it; the heap is for the others.
-        self._first_looks: deque[tuple[int, Session]] = deque()
-        self._deadlines: list[tuple[int, int, Session]] = []
-        self._sequence = count()
-        self._closed: OrderedDict[Key, int | None] = OrderedDict()
+        self._index = Index(self.settings.tombstones)
+        self._deadlines = Deadlines(self.settings)
+        self._forwarding = Forwarding(self._index, self._deadlines, self.node_state, self.settings)
         self._early: OrderedDict[Key, list[Hop]] = OrderedDict()
         self._kept_back = self._laid = False
         self._last = LastLookups()
@@ -155,7 +148,7 @@ class SessionTable:
         self._ready: deque[Outcome] = deque()
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._index.open)
 
     def observe(self, hop: Hop) -> bool | None:
         """Take one hop in.
@@ -166,9 +159,7 @@ class SessionTable:
         """
         self.counts.hops += 1
         now_ns = hop.ts_ns
-        if (self._first_looks and self._first_looks[0][0] <= now_ns) or (
-            self._deadlines and self._deadlines[0][0] <= now_ns
-        ):
+        if self._deadlines.is_due(now_ns):
             # Time is the record's, so that a stalled reader and a replay close sessions where a prompt reader does.
             self._advance(now_ns)
         if hop.event == DROP and self.node_state.is_benign(hop):
@@ -198,7 +189,7 @@ class SessionTable:
         """Whether a lookup of this client is open and has no reply."""
         return any(
             one.key.client == client and one.key.protocol == protocol and not one.replies.transmissions
-            for one in self._recent()
+            for one in self._index.recent()
         )
 
     def record_loss(self, start_ns: int, end_ns: int) -> None:
@@ -221,8 +212,8 @@ class SessionTable:
         yield from self.expire(now_ns)
         for connection, message in self._tcp.rest(now_ns):
             self._in_connection(connection, message)
-        while self._open:
-            session = next(iter(self._open))
+        while self._index.open:
+            session = next(iter(self._index.open))
             session.interrupted, session.interrupted_ns = True, now_ns
             self._close(session, self._judge(session, now_ns))
             yield from self._take_ready()
@@ -230,7 +221,7 @@ class SessionTable:
     @property
     def left(self) -> int:
         """Sessions whose outcome nobody has taken yet."""
-        return len(self._open) + len(self._ready)
+        return len(self._index.open) + len(self._ready)
 
     def _take_ready(self) -> Iterator[Outcome]:
         while self._ready:
@@ -242,25 +233,22 @@ class SessionTable:
 
     def _look_at_next(self, now_ns: int) -> bool:
         """Look at a session whose time may have come; whether there was one."""
-        looks, deadlines = self._first_looks, self._deadlines
-        if looks and looks[0][0] <= now_ns:
-            self._look(looks.popleft()[1], now_ns)
-        elif deadlines and deadlines[0][0] <= now_ns:
-            self._look(heapq.heappop(deadlines)[2], now_ns)
-        else:
+        session = self._deadlines.next_due(now_ns)
+        if session is None:
             return False
+        self._look(session, now_ns)
         return True
 
     def _look(self, session: Session, now_ns: int) -> None:
         """Close the session if its time has come, else look again when it will have."""
-        if session not in self._open:
+        if session not in self._index.open:
             return
         if session.deadline_ns <= now_ns:
             outcome = self._judge(session, session.deadline_ns)
             if outcome.delivered or not session.queries.transmissions or not self._extend(session, now_ns):
                 self._close(session, outcome)
                 return
-        heapq.heappush(self._deadlines, (session.deadline_ns, next(self._sequence), session))
+        self._deadlines.again(session)
 
     def _extend(self, session: Session, now_ns: int) -> bool:
         """A query without a delivered reply: the client may ask again, and a late drop may tell why."""
@@ -268,13 +256,13 @@ class SessionTable:
         deadline = last_query + self.settings.timeout_ns
         if session.upstream:
             deadline = max(deadline, session.upstream[-1].last_ns + self.settings.upstream_timeout_ns)
-        self._wait_until(session, max(deadline, session.deadline_ns))
+        self._deadlines.wait_until(session, max(deadline, session.deadline_ns))
         return session.deadline_ns > now_ns
 
     def _observe_error(self, error: Hop) -> bool:
         """Note an ICMP error with the lookup whose packet it quotes; some quote too little to tell the message."""
         self.node_state.learn_error(error)
-        found = self._by_message.get(error.message_id)
+        found = self._index.by_message.get(error.message_id)
         session = stages.quoted_in(found[0], error) if found is not None else self._quoted(error)
         if session is None:
             self.counts.stray_errors += 1
@@ -285,13 +273,13 @@ class SessionTable:
 
     def _note_stranger(self, drop: Hop) -> None:
         """TCP segments have no number: they are known by their ends."""
-        found = self._by_message.get(drop.message_id)
+        found = self._index.by_message.get(drop.message_id)
         session = found[0] if found is not None else self._quoted(drop)
         if session is not None and len(session.strangers) < MAX_STRANGERS:
             session.strangers.add((drop.netns, drop.ifindex))
 
     def _quoted(self, error: Hop) -> Session | None:
-        return next((one for one in self._recent() if _quotes(error, one)), None)
+        return next((one for one in self._index.recent() if _quotes(error, one)), None)
 
     def _take_early_errors(self, session: Session, hop: Hop) -> None:
         """Note errors that came before the first hop of the packet that they quote; forget older ones."""
@@ -340,12 +328,12 @@ class SessionTable:
             # The client has given up and refuses a late SYN-ACK: nothing is asked by that, and no server refused it.
             return
         key = connecting_key(client, self._scope(client, hop))
-        session = self._by_key.get(key)
+        session = self._index.by_key.get(key)
         if session is None and flags == SYN and self._is_new(key, hop, response=False):
             session = self._new(key, hop)
             session.connection = connection
             if hop.flags & ORIGIN:
-                self._join_upstream(session, hop, NO_MESSAGE)
+                self._forwarding.join(session, hop, NO_MESSAGE)
         if session is None:
             return
         leg = session.leg(response=response)
@@ -353,24 +341,24 @@ class SessionTable:
         if leg.add(hop, message or Message(bytes((flags,)), 0, NO_MESSAGE.summary)):
             wait_ns = self.settings.linger_ns if response else self.settings.timeout_ns
             session.last_ns = max(session.last_ns, hop.ts_ns)
-            self._wait_until(session, hop.ts_ns + wait_ns)
+            self._deadlines.wait_until(session, hop.ts_ns + wait_ns)
 
     def _connected(self, session: Session) -> None:
         """The connection carries messages: they tell everything, but when the server decided to ask."""
         key = session.key
-        connecting = self._by_key.get(connecting_key(key.client, key.scope if is_loopback(key.client.address) else 0))
+        connecting = self._index.by_key.get(
+            connecting_key(key.client, key.scope if is_loopback(key.client.address) else 0)
+        )
         if connecting is None:
             return
-        parent = self._parents.get(connecting)
-        if parent is not None and connecting in parent.upstream:
-            parent.upstream.remove(connecting)
+        self._forwarding.detach(connecting)
         if session.background is None and session.upstream_of is None:
             session.background = connecting.background
         self._forget(connecting)
         self.counts.sessions -= 1
 
     def _observe_message(self, hop: Hop, connection: TcpConnection | None = None) -> Session | None:
-        found = self._by_message.get(hop.message_id) or self._introduce(hop, connection)
+        found = self._index.by_message.get(hop.message_id) or self._introduce(hop, connection)
         if found is None:
             return None
         session, response, message = found
@@ -383,11 +371,11 @@ class SessionTable:
         if hop.ts_ns > session.last_ns:  # noqa: PLR1730  max() costs four times as much, on the hottest path
             session.last_ns = hop.ts_ns
         if response:
-            self._wait_until(session, self._answered_until(session, hop.ts_ns))
+            self._deadlines.wait_until(session, self._answered_until(session, hop.ts_ns))
         elif session.replies.transmissions:
             self._wait_for_better(session, hop)
         elif hop.flags & ORIGIN:
-            self._wait_until(session, max(session.deadline_ns, hop.ts_ns + self.settings.timeout_ns))
+            self._deadlines.wait_until(session, max(session.deadline_ns, hop.ts_ns + self.settings.timeout_ns))
         if session.upstream_of is not None:
             self._keep_parent_open(session, hop.ts_ns)
         return session
@@ -400,14 +388,10 @@ class SessionTable:
                 self.node_state.learn_server(hop, hop.detail)
             return stages.stage_of(outermost, hop, response=response)
         inner = self._new(outermost.key._replace(scope=hop.netns), hop)
-        self._attach(outer, inner, ambiguous=False)
+        self._forwarding.attach(outer, inner, ambiguous=False)
         outer.inner = inner
-        self._note_proxy(hop)
+        self._forwarding.note_proxy(hop)
         return inner
-
-    def _note_proxy(self, asked: Hop) -> None:
-        self.node_state.serving.setdefault(asked.netns, Servers())
-        self.node_state.takers.note_proxy(asked, asked.detail)
 
     def _keep_out(self, session: Session, hop: Hop, message: Message) -> None:
         """Count what a bound keeps out: more hops than a session has room for, or a zone's many messages.
@@ -468,19 +452,12 @@ class SessionTable:
         newest = session.queries.transmissions[-1].hops[0]
         reply = session.replies.transmissions[-1]
         if newest.ts_ns > reply.hops[0].ts_ns and not is_good(reply):
-            self._wait_until(session, max(session.deadline_ns, hop.ts_ns + self.settings.timeout_ns))
-
-    def _wait_until(self, session: Session, deadline_ns: int) -> None:
-        deadline_ns = min(deadline_ns, session.first_ns + self.settings.lifetime_ns)
-        if session.first_ns + self._first_look_ns < deadline_ns < session.deadline_ns:
-            # It may have been looked at already, and stand in the heap for a later time.
-            heapq.heappush(self._deadlines, (deadline_ns, next(self._sequence), session))
-        session.deadline_ns = deadline_ns
+            self._deadlines.wait_until(session, max(session.deadline_ns, hop.ts_ns + self.settings.timeout_ns))
 
     def _keep_parent_open(self, session: Session, ts_ns: int) -> None:
-        parent = self._parents.get(session)
+        parent = self._forwarding.parent_of(session)
         if parent is not None and len(parent.replies.transmissions) < len(parent.sent):
-            self._wait_until(parent, max(parent.deadline_ns, ts_ns + self.settings.upstream_timeout_ns))
+            self._deadlines.wait_until(parent, max(parent.deadline_ns, ts_ns + self.settings.upstream_timeout_ns))
 
     def _introduce(self, hop: Hop, connection: TcpConnection | None) -> tuple[Session, bool, Message] | None:
         """First hop of a message here: read it and find its session, or open one.
@@ -531,31 +508,26 @@ class SessionTable:
             if one.message.payload == message.payload:
                 message = one.message
                 break
-        if response and hop.flags & ORIGIN and not session.replies.transmissions and session.inner is None:
-            same = self._by_question[session.key.question]
-            if len(same) > 1:
-                self._find_asked_meanwhile(session, hop, list(islice(same, MAX_SAME_QUESTION)))
-                self._mend_guess(session, hop, message)
+        first = response and hop.flags & ORIGIN and not session.replies.transmissions and session.inner is None
+        if first and not self._index.is_alone(session):
+            self._forwarding.find_asked_meanwhile(session, hop, self._index.alike(session))
+            self._forwarding.mend_guess(session, hop, message)
         found = (session, response, message)
         if hop.message_id:
-            self._by_message[hop.message_id] = found
+            self._index.by_message[hop.message_id] = found
             session.messages.append(hop.message_id)
         return found
 
     def _asked_under(self, hop: Hop, detail: Detail, summary: Summary) -> Session | None:
         """The open lookup of this client and id: an error reply may come without the question (RFC 1035 4.1.1)."""
         client, spelled = clients(detail, response=True)
-        for one in self._recent():
+        for one in self._index.recent():
             key = one.key
             if key.client in (client, spelled) and key.id == summary.id and key.protocol == hop.protocol:
                 return one
         if not self._lay(hop, detail, hop.payload(detail)):
             self._count_unread(summary, whole=True)
         return None
-
-    def _recent(self) -> Iterator[Session]:
-        """Open sessions, newest first, as many as one packet may cost."""
-        return islice(reversed(self._open), MAX_RECENT)
 
     def _session_of(
         self, hop: Hop, detail: Detail, message: Message, connection: TcpConnection | None
@@ -565,7 +537,7 @@ class SessionTable:
         if connection is not None:
             client = connection.client
         key = self._key(client, hop, message.summary)
-        session = self._by_key.get(key)
+        session = self._index.by_key.get(key)
         if session is None and response and self._is_stray(key, hop, detail, message, connection):
             return None
         if not response and self._echoes(key, hop, detail, message):
@@ -574,16 +546,16 @@ class SessionTable:
         if session is None and self._is_new(key, hop, response=response, incomplete=incomplete):
             session = self._new(key, hop)
             if not response and hop.flags & ORIGIN:
-                self._join_upstream(session, hop, message)
+                self._forwarding.join(session, hop, message)
             if not response:
                 self._last.relate(session)
         if session is not None and translated != client:
-            self._alias(session, key._replace(client=translated, scope=self._scope(translated, hop)))
+            self._index.alias(session, key._replace(client=translated, scope=self._scope(translated, hop)))
         return session
 
     def _lay(self, hop: Hop, detail: Detail, payload: bytes, *, whole: bool = False) -> bool:
         """Whether what answers no lookup as it should is meant for an open one, which then keeps it."""
-        self._laid = self._strays.take(hop, detail, payload, self._recent(), whole=whole)
+        self._laid = self._strays.take(hop, detail, payload, self._index.recent(), whole=whole)
         return self._laid
 
     def _count_unread(self, summary: Summary | None, *, whole: bool) -> None:
@@ -602,10 +574,10 @@ class SessionTable:
         """
         if hop.flags & RESPONSE:
             return self._lay(hop, detail, message.payload)
-        if key in self._by_key:
+        if key in self._index.by_key:
             return False
         client = Endpoint(detail.daddr, detail.dport)
-        sent_back = key._replace(client=client, scope=self._scope(client, hop)) in self._by_key
+        sent_back = key._replace(client=client, scope=self._scope(client, hop)) in self._index.by_key
         return sent_back and client != key.client and self._lay(hop, detail, message.payload)
 
     def _is_stray(self, key: Key, hop: Hop, detail: Detail, message: Message, connection: TcpConnection | None) -> bool:
@@ -613,7 +585,7 @@ class SessionTable:
 
         Nor over a connection that lacks bytes: it answers a query that was lost with them.
         """
-        if key in self._closed or (connection is not None and connection.lost_ns is not None):
+        if self._index.was_closed(key) or (connection is not None and connection.lost_ns is not None):
             return False
         whole = connection is not None and connection.facts.syn
         return self._lay(hop, detail, message.payload, whole=whole)
@@ -636,7 +608,7 @@ class SessionTable:
         """
         if not response and hop.flags & ORIGIN:
             return True
-        if key in self._closed and self._closed[key] != hop_key(hop):
+        if self._index.is_late(key, hop):
             self.counts.late += 1
             return False
         if response and hop.flags & LEARNED and not self._losses:
@@ -649,150 +621,18 @@ class SessionTable:
         return True
 
     def _new(self, key: Key, hop: Hop) -> Session:
-        if len(self._open) >= self.settings.max_sessions:
-            oldest = next(iter(self._open))
+        if len(self._index.open) >= self.settings.max_sessions:
+            oldest = next(iter(self._index.open))
             oldest.overflowed = oldest.evicted = True
             self.counts.evicted += 1
             self._close(oldest, self._judge(oldest, hop.ts_ns))
         session = Session(key, hop.ts_ns, hop.ts_ns + self.settings.timeout_ns)
         self.counts.sessions += 1
-        self._open[session] = None
+        self._index.add(session)
+        self._deadlines.begin(session, hop.ts_ns)
         if self._early_errors:
             self._take_early_errors(session, hop)
-        self._alias(session, key)
-        same = self._by_question.get(key.question)
-        if same is None:
-            self._by_question[key.question] = OrderedDict.fromkeys((session,))
-        else:
-            same[session] = None
-        self._first_looks.append((hop.ts_ns + self._first_look_ns, session))
         return session
-
-    def _join_upstream(self, session: Session, hop: Hop, message: Message) -> None:
-        """If a server asks this, find out for whom."""
-        kind = upstream.background_of(session)
-        if kind is Background.LOOP_PROBE and hop.netns in self.node_state.serving:
-            session.background = kind
-        elif not self.node_state.may_be_server(hop):
-            return
-        elif session.connecting:
-            self._join_connect(session, hop)
-        elif not self._join_same_question(session, hop, message) and hop.netns in self.node_state.serving:
-            session.background = kind
-            if kind is None:
-                self._join_rewritten(session, hop)
-
-    def _join_same_question(self, session: Session, hop: Hop, message: Message) -> bool:
-        """Whether somebody waits for the answer to this question, or to the one that it was asked for before."""
-        same = self._by_question[session.key.question]
-        if len(same) < 2:  # noqa: PLR2004  itself
-            return False
-        oldest = list(islice(same, MAX_SAME_QUESTION))
-        match = upstream.find_parent(session, hop, message, oldest, self.node_state)
-        if match is not None:
-            session.guessed = upstream.is_guess(match.session, hop, self.node_state)
-            self._attach(match.session, session, ambiguous=match.ambiguous)
-            self.node_state.serving.setdefault(hop.netns, Servers())
-            self._set_apart(session, match.session, hop)
-            return True
-        sibling = upstream.find_sibling(session, hop, oldest)
-        parent = self._parents.get(sibling) if sibling is not None else None
-        if parent is None or parent not in self._open or not upstream.is_waiting(parent, hop, self.node_state):
-            return False
-        self._attach(parent, session, ambiguous=True)
-        return True
-
-    def _set_apart(self, session: Session, parent: Session, hop: Hop) -> None:
-        """A proxy that asks with its client's address is another client in all that goes by the address."""
-        if proxies.poses(hop, self.node_state):
-            session.key = session.key._replace(scope=hop.netns)
-            self._note_proxy(hop)
-        elif proxies.asks_what_it_took(parent, hop) and not session.guessed:
-            self._note_proxy(hop)
-
-    def _join_rewritten(self, session: Session, hop: Hop) -> None:
-        """Asked under another name, or to renew an answer that was given already."""
-        if self._refreshes(session, hop, self._by_question[session.key.question]):
-            session.background = Background.REFRESH
-            return
-        rewritten = upstream.find_rewritten(session, hop, self._recent(), self.node_state)
-        if rewritten is not None:
-            self._attach(rewritten, session, ambiguous=True)
-
-    def _join_connect(self, session: Session, hop: Hop) -> None:
-        """A request for a connection has no question: it is the youngest query's, and its repetitions are too.
-
-        At a tap a namespace is one address, so the query that waits there was sent to who asks now.
-        """
-        connect_key = hop.netns, upstream.destination(hop)
-        parent = upstream.find_rewritten(session, hop, self._recent(), self.node_state)
-        if hop.netns not in self.node_state.serving and not self.node_state.is_tapped(hop.netns):
-            # Nobody has replied from there yet: only a proxy that is known to have taken the query asks for its sake.
-            if parent is None or not proxies.was_taken(parent, hop, self.node_state):
-                return
-            parent.ambiguous = True
-        known = self._upstream_connects.get(connect_key)
-        if parent is None and known is not None and upstream.is_waiting(known, hop, self.node_state):
-            parent = known
-        if parent is not None:
-            if parent is not known:
-                self._upstream_connects[connect_key] = parent
-                parent.upstream_connects.append(connect_key)
-            session.guessed = upstream.is_guess(parent, hop, self.node_state)
-            self._attach(parent, session, ambiguous=False)
-        elif self._refreshes(session, hop, self._recent()):
-            session.background = Background.REFRESH
-
-    def _find_asked_meanwhile(self, session: Session, reply: Hop, same: list[Session]) -> None:
-        """Who replies has asked for it: what looked like a client's own lookup before is known now."""
-        confirmed = stages.confirm_guesses(session, reply)
-        asked = stages.asked_meanwhile(session, reply, same)
-        for one in (*confirmed, *asked):
-            first = one.queries.transmissions[0].hops[0]
-            if proxies.asks_what_it_took(session, first):
-                self._note_proxy(first)
-        if not asked:
-            return
-        others = any(
-            one is not session and one not in asked and upstream.is_waiting(one, reply, self.node_state) for one in same
-        )
-        for one in asked[:1] if others else asked:
-            self._attach(session, one, ambiguous=others)
-
-    def _mend_guess(self, session: Session, hop: Hop, reply: Message) -> None:
-        others = islice(self._by_question[session.key.question], MAX_SAME_QUESTION)
-        other = upstream.swap_upstream(session, others, hop, reply, self.node_state)
-        if other is None:
-            return
-        for parent in (session, other):
-            for child in parent.upstream:
-                if child in self._parents:
-                    self._parents[child] = parent
-
-    def _attach(self, parent: Session, child: Session, *, ambiguous: bool) -> None:
-        if upstream.attach(parent, child, ambiguous=ambiguous):
-            self._parents[child] = parent
-            if child.replies.transmissions:
-                return
-            wait_ns = max(self.settings.timeout_ns, self.settings.upstream_timeout_ns)
-            self._wait_until(child, child.first_ns + wait_ns)
-
-    @staticmethod
-    def _refreshes(session: Session, hop: Hop, same: Iterable[Session]) -> bool:
-        """Whether this server has just answered this very question, and asks another server."""
-        return any(
-            one is not session
-            and one.replies.transmissions
-            and (reply := one.replies.transmissions[-1].hops[0]).netns == hop.netns
-            and 0 <= hop.ts_ns - reply.ts_ns <= REFRESH_NS
-            and not upstream.went_to(one, hop)
-            for one in same
-        )
-
-    def _alias(self, session: Session, key: Key) -> None:
-        if key not in self._by_key:
-            self._by_key[key] = session
-            session.keys.append(key)
 
     def _judge(self, session: Session, end_ns: int) -> Outcome:
         if session.upstream:
@@ -825,30 +665,11 @@ class SessionTable:
         self._ready.append(outcome)
 
     def _forget(self, session: Session) -> None:
-        del self._open[session]
-        for key in session.keys:
-            del self._by_key[key]
-        for message in session.messages:
-            self._by_message.pop(message, None)
-        same = self._by_question[session.key.question]
-        del same[session]
-        if not same:
-            del self._by_question[session.key.question]
-        parent = self._parents.pop(session, None)
-        if parent is not None and parent.inner is session:
-            parent.inner = None
-        for dial in session.upstream_connects:
-            if self._upstream_connects.get(dial) is session:
-                del self._upstream_connects[dial]
+        self._index.discard(session)
+        self._forwarding.forget(session)
         self._last.forget(session)
         if session.strays is not None:
             self._strays.forget(session)
-        queries = session.queries.transmissions
-        begins = queries[0].hop_keys[0] if queries else None
-        for key in session.keys:
-            self._closed[key] = begins
-        while len(self._closed) > self.settings.tombstones:
-            self._closed.popitem(last=False)
 
 
 def _quotes(error: Hop, session: Session) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.explain.rules import READ_WORDS
+from agent.explain.silence import READ_WORDS
 from agent.lab import BIG_NAME, VIP, VIP6, Lab, closed_port, drop_queries, drop_replies, stopped_server
 from agent.lab.processes import PATIENCE
 from agent.wire.render import rdtype_from_text

@@ -398,7 +398,7 @@ def similar(world, count, **changes):
 
 
 def test_ways_of_pods_that_are_gone_do_not_keep_out_those_of_new_ones(world, monkeypatch):
-    monkeypatch.setattr("agent.session.outcome.MAX_SHAPES", 2)
+    monkeypatch.setattr("agent.session.judge.MAX_PATTERNS", 2)
     for port in range(53, 59):
         similar(world, 1, vip=("10.96.0.10", port), dnat=False)
         assert 0 < len(world.table.node_state.path_patterns) <= 2
