@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from agent.lab.servers import PROGRAMS, find_program
 from tests.cluster import dns, servers
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.rest import Api
+from tests.lab.servers import PROGRAMS, find_program
 
 OF_TESTS = (
     ("v1", "Pod"),

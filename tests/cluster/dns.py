@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from subprocess import Popen
 
 from agent.lab.pods import Pod
-from agent.lab.servers import serving
 from tests.cluster import manifests
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.relay import relay
+from tests.lab.servers import serving
 
 PROGRAM = "coredns-kubernetes"
 RULES = (

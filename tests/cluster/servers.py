@@ -13,10 +13,10 @@ from pathlib import Path
 from subprocess import Popen
 
 from agent.lab.processes import LabError, Processes, wait_until
-from agent.lab.servers import find_program
 from agent.lab.wiring import NODE_ADDRESS
 from tests.cluster.credentials import ISSUER, Credentials, key_of
 from tests.cluster.rest import ApiError, Manifest
+from tests.lab.servers import find_program
 
 PROGRAM = "control-plane"
 LOOPBACK = "127.0.0.1"

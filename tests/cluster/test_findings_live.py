@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from agent.lab import VIP, VIP6, Lab, wait_until
-from agent.lab.conntrack_faults import addresses_of, service_of, without_route
 from tests.cluster import manifests
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.dns import cluster_dns
 from tests.cluster.node import Container, Dnstrail, Node, cart, coredns, dns_service, running, serve_dns
 from tests.cluster.rest import Manifest
 from tests.kernel.conftest import Line
+from tests.lab.conntrack_faults import addresses_of, service_of, without_route
 
 pytestmark = pytest.mark.kernel
 

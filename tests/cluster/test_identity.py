@@ -17,9 +17,7 @@ import pytest
 
 from agent.enrich.processes import NetnsProcesses
 from agent.lab import ANY_CLUSTER_NAME, VIP, VIP6, Lab, Pod, wait_until
-from agent.lab.conntrack_faults import addresses_of, service_of
 from agent.lab.processes import end
-from agent.lab.shapes import BEYOND, tun_server, udp_reply
 from agent.lab.wiring import GATEWAY, NODE_ADDRESS, NODE_MAC
 from tests.cluster import manifests
 from tests.cluster.control_plane import ControlPlane
@@ -37,6 +35,8 @@ from tests.cluster.node import (
 )
 from tests.cluster.rest import ApiError, Manifest
 from tests.kernel.conftest import Line
+from tests.lab.conntrack_faults import addresses_of, service_of
+from tests.lab.shapes import BEYOND, tun_server, udp_reply
 
 pytestmark = pytest.mark.kernel
 

@@ -14,11 +14,11 @@ import yaml
 from agent.enrich.kube.access import InCluster
 from agent.enrich.kube.live import LiveCluster
 from agent.lab.processes import wait_until
-from agent.lab.servers import find_program
 from tests.cluster import manifests, servers
 from tests.cluster.conftest import need
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.rest import APPLY, ApiError, Manifest
+from tests.lab.servers import find_program
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from agent.lab import wait_until
-from agent.lab.servers import PROGRAMS, find_program
 from tests.cluster import manifests
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.rest import ApiError
+from tests.lab.servers import PROGRAMS, find_program
 
 ROOT = Path(__file__).parents[2]
 DEFINITIONS = PROGRAMS.parent / "crds"

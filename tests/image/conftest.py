@@ -9,9 +9,9 @@ import pytest
 
 from agent.lab import Lab
 from agent.lab.namespaces import path_of
-from agent.lab.servers import find_program
 from tests.image import container, oci
 from tests.image.container import Container, Ended
+from tests.lab.servers import find_program
 
 HERE = Path(__file__).parent
 

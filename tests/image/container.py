@@ -19,8 +19,8 @@ from typing import IO, Any, NamedTuple, Self
 import yaml
 
 from agent.lab.processes import LabError, wait_until
-from agent.lab.servers import find_program
 from tests.image import oci
+from tests.lab.servers import find_program
 
 ROOT = Path(__file__).parents[2]
 STORE = (ROOT / ".cache/image").resolve()

@@ -14,12 +14,12 @@ from http import HTTPStatus
 import pytest
 
 from agent.lab import Lab, UnsupportedFaultError, wait_until
-from agent.lab.conntrack_faults import full_table
 from agent.run import STALL_SECONDS
 from agent.serve import DEFAULT_PORT
 from tests.image import oci
 from tests.image.container import Container
 from tests.image.test_privileges import NAME, wait_for
+from tests.lab.conntrack_faults import full_table
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(600)]
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, VIP, Lab, closed_port, drop_queries
-from agent.lab.conntrack_faults import addresses_of, drop_question, full_table, service_of, without_route
-from agent.lab.scripted import scripted
-from agent.lab.socket_faults import narrow_server, open_query
-from agent.lab.upstream_faults import hung_server
+from tests.lab.conntrack_faults import addresses_of, drop_question, full_table, service_of, without_route
+from tests.lab.scripted import scripted
+from tests.lab.socket_faults import narrow_server, open_query
+from tests.lab.upstream_faults import hung_server
 
 SHORT = 0.05
 PATIENT = 2.0

@@ -23,10 +23,10 @@ from agent.lab import (
     sweep,
     wait_until,
 )
-from agent.lab.bpf_planes import host_routing, socket_translation
-from agent.lab.proxies import DOCKER_ADDRESS, Proxy, docker_proxies, mesh_proxies, no_proxy, node_proxy, stopped_proxy
 from agent.lab.wiring import UnsupportedLinkError
 from tests.kernel.conftest import LINE_SECONDS, Line, Watch
+from tests.lab.bpf_planes import host_routing, socket_translation
+from tests.lab.proxies import DOCKER_ADDRESS, Proxy, docker_proxies, mesh_proxies, no_proxy, node_proxy, stopped_proxy
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
@@ -39,7 +39,7 @@ SOURCES = pytest.mark.parametrize("source", ["own", "address", "port"])
 KILLED_OWNER = """
 import time
 from agent.lab import Lab
-from agent.lab.bpf_planes import socket_translation
+from tests.lab.bpf_planes import socket_translation
 with Lab() as lab, socket_translation(lab):
     print(lab.id, flush=True)
     time.sleep(60)

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import pytest
 
 from agent.lab import VIP, VIP6, Lab, Pod, UnsupportedFaultError, wait_until
-from agent.lab.ipvs_faults import NAME as FIRST_NAME
-from agent.lab.ipvs_faults import Removal, ipvs_entries, stale_ipvs_backend
-from agent.lab.service_faults import service_without_endpoints
 from agent.lab.translation import UnsupportedTranslationError
 from tests.kernel.conftest import Line, Watch
+from tests.lab.ipvs_faults import NAME as FIRST_NAME
+from tests.lab.ipvs_faults import Removal, ipvs_entries, stale_ipvs_backend
+from tests.lab.service_faults import service_without_endpoints
 
 pytestmark = pytest.mark.kernel
 

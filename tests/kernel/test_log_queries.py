@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from agent.lab import Lab, LabError, wait_until
-from agent.lab.servers import find_program
 from tests.kernel.conftest import Watch, end_all
 from tests.kernel.incidents import CAUSES, INCIDENTS, UNFINISHED, name_of, unfinished
+from tests.lab.servers import find_program
 
 pytestmark = pytest.mark.kernel
 

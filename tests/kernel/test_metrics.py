@@ -25,10 +25,10 @@ from prometheus_client.openmetrics import parser
 
 from agent.kernel.syscall import bpf
 from agent.lab import Lab, UnsupportedFaultError, closed_port, drop_queries, drop_replies, stopped_server, wait_until
-from agent.lab.conntrack_faults import drop_question, full_table
 from agent.lab.namespaces import call_inside
-from agent.lab.socket_faults import narrow_server, open_query
 from tests.kernel.conftest import EVERY_FAILURE
+from tests.lab.conntrack_faults import drop_question, full_table
+from tests.lab.socket_faults import narrow_server, open_query
 
 pytestmark = pytest.mark.kernel
 

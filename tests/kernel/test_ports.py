@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent.lab import VIP, VIP6, Lab, closed_port
-from agent.lab.bpf_planes import host_routing
 from agent.lab.namespaces import udp_socket
 from agent.lab.pods import READY_QUERY
 from tests.kernel.conftest import Line, Watch
+from tests.lab.bpf_planes import host_routing
 
 if TYPE_CHECKING:
     from agent.lab import Pod

@@ -9,10 +9,10 @@ from typing import get_args
 import pytest
 
 from agent.lab import VIP, VIP6, Lab
-from agent.lab.forwarder import Source
-from agent.lab.proxies import Proxy, no_proxy, node_proxy, stopped_proxy
 from tests.kernel.conftest import Line, Watch
 from tests.kernel.named import masks, new_name, wait_for, watching
+from tests.lab.forwarder import Source
+from tests.lab.proxies import Proxy, no_proxy, node_proxy, stopped_proxy
 
 pytestmark = pytest.mark.kernel
 

@@ -8,8 +8,8 @@ import pytest
 
 from agent.capture.loader import PROBE_LOSS
 from agent.lab import ANY_CLUSTER_NAME, Lab, stopped_server
-from agent.lab.scripted import scripted
 from tests.kernel.conftest import Watch
+from tests.lab.scripted import scripted
 
 pytestmark = pytest.mark.kernel
 

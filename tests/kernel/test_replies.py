@@ -11,10 +11,10 @@ import dns.rcode
 import pytest
 
 from agent.lab import Lab, namespaces
-from agent.lab.scripted import OTHER_NAME, scripted
-from agent.lab.servers import coredns, find_program, serving
 from tests.kernel.named import containing, new_name, wait_for, watching
 from tests.kernel.test_resolvers import OPTIONS, resolver_command
+from tests.lab.scripted import OTHER_NAME, scripted
+from tests.lab.servers import coredns, find_program, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

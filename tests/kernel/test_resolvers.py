@@ -27,9 +27,9 @@ import pytest
 
 from agent.lab import VIP, Lab, namespaces
 from agent.lab.processes import PATIENCE
-from agent.lab.scripted import scripted
 from tests.kernel.conftest import Line, Watch
 from tests.kernel.named import masks, new_name, of_name, wait_for, wait_for_lines, watching
+from tests.lab.scripted import scripted
 
 pytestmark = pytest.mark.kernel
 

@@ -12,8 +12,10 @@ import dns.message
 import pytest
 
 from agent.lab import VIP, VIP6, Lab, Pod, UnsupportedFaultError, closed_port, namespaces, wait_until
-from agent.lab.scripted import scripted
-from agent.lab.shapes import (
+from tests.kernel.conftest import Line, Watch
+from tests.kernel.named import containing, masks, new_name, of_name, payloads, wait_for, wait_for_lines, watching
+from tests.lab.scripted import scripted
+from tests.lab.shapes import (
     BEYOND,
     IPV4_HEADER,
     MTU,
@@ -27,8 +29,6 @@ from agent.lab.shapes import (
     vlan_device,
     vxlan,
 )
-from tests.kernel.conftest import Line, Watch
-from tests.kernel.named import containing, masks, new_name, of_name, payloads, wait_for, wait_for_lines, watching
 
 pytestmark = pytest.mark.kernel
 

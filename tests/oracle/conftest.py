@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agent.lab import Lab, Pod
-from agent.lab.servers import PROGRAMS, find_program
 from tests.kernel.conftest import Line, Watch
+from tests.lab.servers import PROGRAMS, find_program
 
 POLL_SECONDS = 0.3
 

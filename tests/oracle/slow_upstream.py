@@ -14,7 +14,7 @@ import dns.message
 
 from agent.lab import LabError, Pod
 from agent.lab.processes import EXIT_SECONDS, end
-from agent.lab.scripted import READY, Datagrams, Script
+from tests.lab.scripted import READY, Datagrams, Script
 
 SECONDS = (0.001, 0.008)
 

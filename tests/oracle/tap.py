@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from agent.lab import Lab, wait_until
-from agent.lab.servers import find_program
+from tests.lab.servers import find_program
 
 BITS = {"CLIENT_QUERY": 1, "CLIENT_RESPONSE": 2, "FORWARDER_QUERY": 4, "FORWARDER_RESPONSE": 8}
 HEADER = re.compile(r"^;; opcode: \w+, status: (\w+), id: (\d+)$", re.MULTILINE)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pytest
 
 from agent.lab import VIP, VIP6, Lab, Pod
-from agent.lab.scripted import scripted
-from agent.lab.servers import coredns
 from tests.kernel.conftest import Line
+from tests.lab.scripted import scripted
+from tests.lab.servers import coredns
 from tests.oracle.conftest import lines_of, need, watching
 from tests.oracle.slow_upstream import slow_upstream
 from tests.oracle.tap import Tap, Told, assert_same, mask, told_by_dnstrail

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from agent.lab import BIG_NAME, VIP, VIP6, Lab
-from agent.lab.servers import unbound
 from tests.kernel.conftest import Line
+from tests.lab.servers import unbound
 from tests.oracle.conftest import lines_of, need, watching
 from tests.oracle.tap import BITS, Tap, Told, assert_same, mask, told_by_dnstrail
 

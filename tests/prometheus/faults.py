@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 from agent.lab import drop_queries
-from agent.lab.conntrack_faults import drop_question, full_table
-from agent.lab.upstream_faults import hung_server
+from tests.lab.conntrack_faults import drop_question, full_table
+from tests.lab.upstream_faults import hung_server
 from tests.prometheus.node import Node
 from tests.prometheus.server import NODE
 from tests.prometheus.traffic import name_of

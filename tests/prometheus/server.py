@@ -18,7 +18,7 @@ import yaml
 from agent.lab import Lab, LabError, Pod, wait_until
 from agent.lab.namespaces import call_inside
 from agent.lab.processes import end
-from agent.lab.servers import find_program
+from tests.lab.servers import find_program
 
 HOST, PORT = "127.0.0.1", 9090
 SCRAPE_SECONDS = 1

@@ -15,9 +15,9 @@ from agent.export.metrics.catalogue import METRICS, Kind, Metric
 from agent.export.metrics.clients import ByClient, Clients
 from agent.export.metrics.pages import Pages
 from agent.export.metrics.sources import Sources
-from agent.lab.servers import find_program
 from deploy.prometheus.alerts import ALERTS
 from deploy.prometheus.rules import RULES
+from tests.lab.servers import find_program
 from tests.prometheus.cases import CASES, HEALTHY, NODES, SCRAPE_SECONDS, SCRAPES, Case, target
 
 LABEL = re.compile(r'(\w+)="([^"]*)"')

@@ -29,10 +29,10 @@ from agent.lab import (
     UnsupportedFaultError,
     wait_until,
 )
-from agent.lab.proxies import Proxy
 from agent.lab.translation import DNS_PORT, UnsupportedTranslationError
 from agent.lab.wiring import ON_UPLINK, UnsupportedLinkError
 from tests.kernel.conftest import Line, Watch, end_all
+from tests.lab.proxies import Proxy
 from tests.verdicts.case import Asked, Case, Connection, Hop, Injection, LabKind, Lost
 from tests.verdicts.planes import PLANES
 

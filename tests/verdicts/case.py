@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, Lab, Translation
-from agent.lab.proxies import Proxy
 from agent.lab.wiring import Link
+from tests.lab.proxies import Proxy
 
 _serial = itertools.count(1)
 FIRST_PORT, PORTS = 20_000, 12_000

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, VIP, VIP6, Lab, Translation
-from agent.lab.bpf_planes import host_routing, translated_cgroup
-from agent.lab.bystanders import REFUSING, sniffer
-from agent.lab.proxies import DOCKER_ADDRESS, docker_proxies, mesh_proxies, node_proxy
-from agent.lab.servers import coredns, find_program
 from agent.lab.translation import DNS_PORT
 from agent.lab.wiring import ON_UPLINK, Link
+from tests.lab.bpf_planes import host_routing, translated_cgroup
+from tests.lab.bystanders import REFUSING, sniffer
+from tests.lab.proxies import DOCKER_ADDRESS, docker_proxies, mesh_proxies, node_proxy
+from tests.lab.servers import coredns, find_program
 from tests.verdicts.case import nothing_to_set_up
 
 RATE = 1_500

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from agent.lab import Lab
-from agent.lab.bpf_planes import host_routing, socket_translation
-from agent.lab.proxies import Proxy, docker_proxies, mesh_proxies, node_proxy
+from tests.lab.bpf_planes import host_routing, socket_translation
+from tests.lab.proxies import Proxy, docker_proxies, mesh_proxies, node_proxy
 
 Enter = Callable[[Lab], AbstractContextManager[Sequence[Proxy]]]
 

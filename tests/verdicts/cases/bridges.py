@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from agent.lab import VIP, VIP6, Lab, Pod
-from agent.lab.bridge import BridgeNetwork, bridged
-from agent.lab.policies import Denial, denied
-from agent.lab.scripted import scripted
-from agent.lab.socket_faults import open_query
+from tests.lab.bridge import BridgeNetwork, bridged
+from tests.lab.policies import Denial, denied
+from tests.lab.scripted import scripted
+from tests.lab.socket_faults import open_query
 from tests.verdicts.case import Case, Injection, LabKind, Lost
 from tests.verdicts.lookups import connect
 

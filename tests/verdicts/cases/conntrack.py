@@ -13,8 +13,8 @@ from functools import partial
 import dns.message
 
 from agent.lab import VIP, VIP6, DnsServer, Lab, Pod, closed_port, drop_first_query
-from agent.lab.bridge import BridgeNetwork, bridged
-from agent.lab.conntrack_faults import (
+from tests.lab.bridge import BridgeNetwork, bridged
+from tests.lab.conntrack_faults import (
     FullTable,
     Shot,
     addresses_of,
@@ -29,8 +29,8 @@ from agent.lab.conntrack_faults import (
     without_neighbour,
     without_route,
 )
-from agent.lab.scripted import scripted
-from agent.lab.socket_faults import hung_server, open_query
+from tests.lab.scripted import scripted
+from tests.lab.socket_faults import hung_server, open_query
 from tests.verdicts.campaign import TIMEOUT_SECONDS
 from tests.verdicts.case import Case, Hop, Injection, LabKind, Lost
 

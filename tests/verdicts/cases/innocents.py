@@ -11,11 +11,11 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 
 from agent.lab import ANY_UPSTREAM_NAME, VIP, VIP6, Lab, UnsupportedFaultError, wait_until
-from agent.lab.bystanders import REFUSING, deaf_to_arp, narrow_link, sniffer, unresolved_neighbour
-from agent.lab.scripted import scripted
-from agent.lab.servers import coredns
-from agent.lab.shapes import node_local_address
-from agent.lab.upstream_faults import coredns_server, hung_upstream, need_coredns
+from tests.lab.bystanders import REFUSING, deaf_to_arp, narrow_link, sniffer, unresolved_neighbour
+from tests.lab.scripted import scripted
+from tests.lab.servers import coredns
+from tests.lab.shapes import node_local_address
+from tests.lab.upstream_faults import coredns_server, hung_upstream, need_coredns
 from tests.verdicts.case import PLAIN, Case, Injection, LabKind, Lost, nothing_to_set_up
 from tests.verdicts.cases.servers import COREDNS, Inject, Setup, all_of, scripted_server
 from tests.verdicts.lookups import answered, ask_over_tcp, one_socket, says, wait_unread

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypedDict, Unpack
 import dns.message
 
 from agent.lab import VIP, VIP6, Lab, Pod, wait_until, wiring
-from agent.lab.network_faults import (
+from tests.lab.network_faults import (
     DUMMY,
     UPLINK,
     WRONG_MAC,
@@ -39,8 +39,8 @@ from agent.lab.network_faults import (
     way_by_dummy,
     way_by_uplink,
 )
-from agent.lab.scripted import reply_of_size, scripted
-from agent.lab.shapes import BEYOND, TUN, VXLAN, VXLAN_ADDRESSES, lost_fragments, tun_server, vxlan
+from tests.lab.scripted import reply_of_size, scripted
+from tests.lab.shapes import BEYOND, TUN, VXLAN, VXLAN_ADDRESSES, lost_fragments, tun_server, vxlan
 from tests.verdicts.case import Case, Hop, Injection, LabKind, Lost, kernel_release, nothing_to_set_up
 from tests.verdicts.lookups import sent_datagrams
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from agent.lab import VIP, VIP6, Lab, closed_port
 from agent.lab.faults import Hook, Message
-from agent.lab.policies import Denial, denied
-from agent.lab.programs import tcx_drop
-from agent.lab.proxies import DOCKER_ADDRESS, MESH_PORT, no_proxy, stopped_proxy
-from agent.lab.upstream_faults import hung_server
 from agent.lab.wiring import ON_UPLINK, Link
+from tests.lab.policies import Denial, denied
+from tests.lab.programs import tcx_drop
+from tests.lab.proxies import DOCKER_ADDRESS, MESH_PORT, no_proxy, stopped_proxy
+from tests.lab.upstream_faults import hung_server
 from tests.verdicts import planes
 from tests.verdicts.case import Asked, Case, Connection, Injection, LabKind, Lost
 from tests.verdicts.cases.rules import FROM_CLIENT, FROM_SERVER, Spot, Where, client, node, server

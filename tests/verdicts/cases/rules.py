@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from agent.lab import VIP, VIP6, Hook, Lab, Pod, Translator
 from agent.lab.faults import Direction, Message, tc_drop
-from agent.lab.policies import (
+from tests.lab.policies import (
     Denial,
     Table,
     Variant,
@@ -20,7 +20,7 @@ from agent.lab.policies import (
     denied_by_queue,
     only_allowed_by_sets,
 )
-from agent.lab.programs import (
+from tests.lab.programs import (
     bpf_netfilter_drop,
     cgroup,
     cgroup_drop,

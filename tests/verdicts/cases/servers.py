@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 from agent.explain.findings import ENOUGH_ANSWERS
 from agent.lab import ANY_CLUSTER_NAME, ANY_UPSTREAM_NAME, VIP, VIP6, Lab, wait_until
-from agent.lab.conntrack_faults import addresses_of, service_of
-from agent.lab.scripted import scripted
-from agent.lab.upstream_faults import (
+from agent.session.node_state import WINDOW_NS
+from tests.lab.conntrack_faults import addresses_of, service_of
+from tests.lab.scripted import scripted
+from tests.lab.upstream_faults import (
     coredns_server,
     drop_queries_upstream,
     drop_replies_upstream,
@@ -19,7 +20,6 @@ from agent.lab.upstream_faults import (
     slow_line,
     upstream_beyond,
 )
-from agent.session.node_state import WINDOW_NS
 from tests.verdicts.case import Case, Connection, Hop, Injection, LabKind, Lost, nothing_to_set_up
 from tests.verdicts.lookups import SILENCE, ask_over_tcp, connect, one_socket, says, sent_datagrams
 

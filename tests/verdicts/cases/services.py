@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import product
 
 from agent.lab import VIP, VIP6, Lab, Pod
-from agent.lab.service_faults import service_without_endpoints
+from tests.lab.service_faults import service_without_endpoints
 from tests.verdicts.case import PLAIN, Case, Hop, Injection, LabKind, Lost
 from tests.verdicts.lookups import connect
 

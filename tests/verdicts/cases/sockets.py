@@ -9,7 +9,7 @@ from functools import partial
 import dns.message
 
 from agent.lab import VIP, VIP6, DnsServer, Lab, closed_port, stopped_server, wait_until
-from agent.lab.socket_faults import filtered_server, hung_server, narrow_client, narrow_server, open_query
+from tests.lab.socket_faults import filtered_server, hung_server, narrow_client, narrow_server, open_query
 from tests.verdicts.case import Case, Hop, Injection, Lost
 
 FAMILIES = {"IPv4": VIP, "IPv6": VIP6}

@@ -8,10 +8,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 from agent.lab import VIP, VIP6, Lab, Pod
-from agent.lab.bridge import bridged
-from agent.lab.conntrack_faults import forget_translations, forgetting_soon, only_replies_come_in
-from agent.lab.scripted import scripted
-from agent.lab.socket_faults import open_query
+from tests.lab.bridge import bridged
+from tests.lab.conntrack_faults import forget_translations, forgetting_soon, only_replies_come_in
+from tests.lab.scripted import scripted
+from tests.lab.socket_faults import open_query
 from tests.verdicts.case import PLAIN, Case, Hop, Injection, LabKind, Lost
 
 NFTABLES = LabKind("nftables")

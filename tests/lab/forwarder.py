@@ -1,6 +1,6 @@
 """A DNS proxy: it takes lookups that rules of the kernel lead to it, asks a server, and replies in its name.
 
-    python -m agent.lab.forwarder --listen 127.0.0.1:15053 --ask 10.96.0.10 --ask fd00:10:96::a
+    python -m tests.lab.forwarder --listen 127.0.0.1:15053 --ask 10.96.0.10 --ask fd00:10:96::a
 
 How it asks is what proxies differ in: with the client's id or its own, from its own address, from the client's address,
 or from the client's address and port. It asks over the protocol by which it was asked, and says SERVFAIL where it is

@@ -14,8 +14,8 @@ import dns.message
 
 from agent.lab import namespaces
 from agent.lab.processes import LabError, wait_until
-from agent.lab.scripted import PORT, Script
 from agent.lab.translation import VIP
+from tests.lab.scripted import PORT, Script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

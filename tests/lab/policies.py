@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from agent.lab.faults import UnsupportedFaultError
-from agent.lab.packet_queue import QUEUE, refusing_reader
+from tests.lab.packet_queue import QUEUE, refusing_reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -21,7 +21,7 @@ import dns.message
 
 from agent.lab import namespaces
 from agent.lab.faults import UnsupportedFaultError
-from agent.lab.scripted import PORT, Script
+from tests.lab.scripted import PORT, Script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +76,7 @@ class TunServer:
         self._stopped.set()
 
     def _reply(self, packet: bytes) -> list[bytes]:
-        if packet[0] >> 4 != 4 or packet[9] != socket.IPPROTO_UDP:  # noqa: PLR2004  neighbour discovery, and others
+        if packet[0] >> 4 != 4 or packet[9] != socket.IPPROTO_UDP:
             return []
         with contextlib.suppress(dns.exception.DNSException):
             message = self._script.reply(dns.message.from_wire(packet[IPV4_HEADER + UDP_HEADER :]), tcp=False)

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agent.lab.faults import UnsupportedFaultError
-from agent.lab.servers import coredns, find_program
-from agent.lab.shapes import BEYOND, tun_server
+from tests.lab.servers import coredns, find_program
+from tests.lab.shapes import BEYOND, tun_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

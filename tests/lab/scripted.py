@@ -114,7 +114,7 @@ def _start(pod: Pod, addresses: Sequence[str], options: Sequence[str]) -> Popen[
     with log.open("w") as errors:
         argv = [sys.executable, "-m", __name__, *options, *addresses]
         process = pod.popen(argv, stdout=PIPE, stderr=errors)
-    assert process.stdout is not None  # noqa: S101  it is a pipe
+    assert process.stdout is not None
     readable, _, _ = select.select([process.stdout], [], [], EXIT_SECONDS)
     if not readable or process.stdout.readline() != READY:
         end(process)

@@ -16,10 +16,10 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import TYPE_CHECKING
 
-from agent.lab import forwarder
 from agent.lab.faults import UnsupportedFaultError
 from agent.lab.processes import PATIENCE, LabError, end, wait_until
 from agent.lab.translation import VIP, VIP6
+from tests.lab import forwarder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,7 +61,7 @@ class Proxy:
         log = self.pod.directory / f"{self.pod.name}-forwarder-{next(_numbers)}.log"
         with log.open("w") as errors:
             self.process = self.host.popen(self.argv, stdout=PIPE, stderr=errors)
-        assert self.process.stdout is not None  # noqa: S101  it is a pipe
+        assert self.process.stdout is not None
         readable, _, _ = select.select([self.process.stdout], [], [], READY_SECONDS)
         if not readable or self.process.stdout.readline() != forwarder.READY:
             raise LabError(f"the proxy of {self.pod.name} does not start: {log.read_text().strip()[-500:]}")
@@ -118,7 +118,7 @@ def mesh_proxies(lab: Lab, *options: str) -> Iterator[list[Proxy]]:
 
     Args:
         lab: Whose clients.
-        options: Of `agent.lab.forwarder`, as to how it asks.
+        options: Of `tests.lab.forwarder`, as to how it asks.
 
     Raises:
         UnsupportedFaultError: The kernel cannot redirect.
@@ -159,7 +159,7 @@ def docker_proxies(lab: Lab, *options: str) -> Iterator[list[Proxy]]:
 
     Args:
         lab: Whose clients; its translator has to be a kind of iptables.
-        options: Of `agent.lab.forwarder`, as to how it asks.
+        options: Of `tests.lab.forwarder`, as to how it asks.
 
     Raises:
         UnsupportedFaultError: The kernel cannot translate so.
@@ -200,7 +200,7 @@ def node_proxy(lab: Lab, source: forwarder.Source, *options: str) -> Iterator[li
     Args:
         lab: Whose clients.
         source: From where it asks: the node's own address, the client's address, or the client's port too.
-        options: Of `agent.lab.forwarder`.
+        options: Of `tests.lab.forwarder`.
 
     Raises:
         UnsupportedFaultError: The kernel has no TPROXY.

@@ -3,7 +3,7 @@
     with host_routing(lab):
         lab.clients[0].ask("redis-master.default.svc.cluster.local")
 
-A child process (`python -m agent.lab.bpf_planes ORDER`) compiles, loads and attaches a program of `bpf/lab` by BPF
+A child process (`python -m tests.lab.bpf_planes ORDER`) compiles, loads and attaches a program of `tests/lab/bpf` by BPF
 links, and holds them: with it they are gone.
 """
 
@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from subprocess import PIPE
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +25,9 @@ from agent.kernel.compiler import KERNEL_SOURCE, bcc, source_directory
 from agent.kernel.syscall import bpf
 from agent.lab.faults import UnsupportedFaultError
 from agent.lab.processes import PATIENCE, LabError, end
-from agent.lab.programs import cgroup, inside
 from agent.lab.translation import DNS_PORT, VIP, VIP6
 from agent.lab.wiring import NODE_MAC
+from tests.lab.programs import cgroup, inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -117,7 +118,7 @@ def _attached(node: Pod, order: Mapping[str, Any]) -> Iterator[None]:
         argv = [sys.executable, "-m", __name__, json.dumps(order)]
         process = node.popen(argv, stdout=PIPE, stderr=errors)
     try:
-        assert process.stdout is not None  # noqa: S101  it is a pipe
+        assert process.stdout is not None
         readable, _, _ = select.select([process.stdout], [], [], READY_SECONDS)
         if not readable or process.stdout.readline() != READY:
             raise UnsupportedFaultError(f"this kernel has no {order['program']}: {log.read_text().strip()[-500:]}")
@@ -134,7 +135,7 @@ class _Loader:
 
     def __init__(self, order: Mapping[str, Any]) -> None:
         os.environ[KERNEL_SOURCE] = str(source_directory() / "include")
-        source = (source_directory() / "lab" / f"{order['program']}.bpf.c").read_text()
+        source = (Path(__file__).parent / "bpf" / f"{order['program']}.bpf.c").read_text()
         self._order = order
         self._bcc = bcc().BPF
         self._program = self._bcc(text=source, cflags=["-Wno-macro-redefined", "-Wno-duplicate-decl-specifier"])

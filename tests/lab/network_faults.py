@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from agent.lab import namespaces, wiring
 from agent.lab.faults import UnsupportedFaultError
 from agent.lab.processes import wait_until
-from agent.lab.shapes import IFF_TUN_NO_PI, MAX_PACKET, TUNSETIFF
+from tests.lab.shapes import IFF_TUN_NO_PI, MAX_PACKET, TUNSETIFF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -400,13 +400,13 @@ class Datagram:
         return header[:UDP_CHECKSUM] + checksum.to_bytes(2) + self.payload
 
     def _fragment(self, data: bytes, at: int, *, more: bool) -> bytes:
-        if self._version == 4:  # noqa: PLR2004  IPv4
+        if self._version == 4:
             return self._ip(data, fragment=at // 8 | (MORE_FRAGMENTS if more else 0))
         header = struct.pack(IPV6_FRAGMENT_HEADER, socket.IPPROTO_UDP, 0, at | more, self._identification)
         return self._ip(header + data, protocol=IPV6_FRAGMENT)
 
     def _ip(self, data: bytes, *, protocol: int = socket.IPPROTO_UDP, fragment: int = 0) -> bytes:
-        if self._version == 6:  # noqa: PLR2004  IPv6
+        if self._version == 6:
             return struct.pack("!IHBB", 6 << 28, len(data), protocol, TTL) + self._ends + data
         length = IPV4_HEADER + len(data)
         fixed = struct.pack("!BBHHHBBH", 0x45, 0, length, self._identification, fragment, TTL, protocol, 0)

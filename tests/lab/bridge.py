@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.lab import namespaces
-from agent.lab.conntrack_faults import service_of
 from agent.lab.faults import UnsupportedFaultError
 from agent.lab.processes import wait_until
 from agent.lab.wiring import GATEWAY, GATEWAY6
+from tests.lab.conntrack_faults import service_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

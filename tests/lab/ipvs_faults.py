@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from agent.lab import namespaces
-from agent.lab.conntrack_faults import without_route
 from agent.lab.faults import UnsupportedFaultError
 from agent.lab.processes import LabError, wait_until
 from agent.lab.translation import VIP, VIP6
+from tests.lab.conntrack_faults import without_route
 
 if TYPE_CHECKING:
     import socket
