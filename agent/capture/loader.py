@@ -23,7 +23,7 @@ from agent.capture.endpoints import ENDPOINTS_ASSERTION
 from agent.capture.layout import c_assertions
 from agent.kernel import kept
 from agent.kernel.btf import BtfError
-from agent.kernel.compiler import KERNEL_SOURCE, bcc, bcc_version, source_directory
+from agent.kernel.compiler import KERNEL_SOURCE, bcc, bcc_version, program_source, source_directory
 from agent.kernel.errors import CaptureError
 from agent.kernel.offsets import TRACEPOINTS, drop_reasons, kernel_flags
 from agent.kernel.program import CGROUP_SKB, KPROBE, RAW_TRACEPOINT, Image, MapSpec, image_of, open_raw_tracepoint
@@ -192,12 +192,11 @@ def _created(image: Image) -> _Program:
 def _image(flags: list[str]) -> Image:
     """The compiled program: kept from an earlier start, else compiled now."""
     assertions = c_assertions() + COUNTERS_ASSERTION + ENDPOINTS_ASSERTION
-    files = [path.read_text() for path in sorted(source_directory().glob("*.[ch]"))]
-    key = kept.key_of(assertions, *files, *flags, *os.uname(), bcc_version())
+    source = program_source() + assertions
+    key = kept.key_of(source, *flags, *os.uname(), bcc_version())
     image = kept.read(key)
     if image is None:
         os.environ[KERNEL_SOURCE] = str(source_directory() / "include")
-        source = (source_directory() / "dnstrail.bpf.c").read_text() + assertions
         compiled = bcc().BPF(text=source, cflags=flags)
         maps = {name: compiled[name].map_fd for name in MAPS}
         image = image_of(compiled, maps, FUNCTIONS, {ANCHOR_FD: ANCHOR})

@@ -6,6 +6,7 @@ and only child processes ask for it, which take that with them when they exit.
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ def source_directory() -> Path:
     """Where the C source is: `bpf/` of the checkout, or `_bpf/` inside an installed package."""
     package = Path(__file__).resolve().parents[1]
     return next(path for path in (package.parent / "bpf", package / "_bpf") if (path / "dnstrail.bpf.c").exists())
+
+
+def program_source() -> str:
+    """The C source of the program with its own headers put in: BCC rewrites nothing that it finds in a header."""
+    directory = source_directory()
+    own = re.compile(r'^#include "(\w+\.h)"$', re.MULTILINE)
+
+    def included(found: re.Match[str]) -> str:
+        return f'#line 1 "{found[1]}"\n{(directory / found[1]).read_text()}'
+
+    return own.sub(included, (directory / "dnstrail.bpf.c").read_text())
 
 
 def bcc_version() -> str:

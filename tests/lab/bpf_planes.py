@@ -3,8 +3,8 @@
     with host_routing(lab):
         lab.clients[0].ask("redis-master.default.svc.cluster.local")
 
-A child process (`python -m tests.lab.bpf_planes ORDER`) compiles, loads and attaches a program of `tests/lab/bpf` by BPF
-links, and holds them: with it they are gone.
+A child process (`python -m tests.lab.bpf_planes ORDER`) compiles, loads and attaches a program of `tests/lab/bpf` by
+BPF links, and holds them: with it they are gone.
 """
 
 from __future__ import annotations
