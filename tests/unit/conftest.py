@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 
@@ -601,6 +601,13 @@ class World:
         self.addresses = {netns: set(own) for netns, own in LOCAL.items()}
         self.table = SessionTable(Settings(**settings), kernel=KERNEL, is_local=self.is_local, started_ns=started_ns)
         self.now = START
+
+    @property
+    def books(self) -> dict[str, Sized]:
+        """What the table keeps, by the name of the attribute."""
+        table = self.table
+        rooms = (table, table._index, table._deadlines, table._forwarding)
+        return {name: book for room in rooms for name, book in vars(room).items() if isinstance(book, Sized)}
 
     def is_local(self, netns: int, address: bytes) -> bool | None:
         if not self.knows_addresses:

@@ -43,10 +43,10 @@ def test_an_alert_leads_to_its_runbook(alert: Alert):
 
 
 def test_no_runbook_is_without_an_alert():
-    assert {path.search_prefix for path in PAGES.glob("*.md")} == {alert.name for alert in ALERTS}
+    assert {path.stem for path in PAGES.glob("*.md")} == {alert.name for alert in ALERTS}
 
 
-@pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda path: path.search_prefix)
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda path: path.stem)
 def test_links_of_a_runbook_lead_somewhere(page: Path):
     for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
         path, _, anchor = link.partition("#")

@@ -48,7 +48,7 @@ Line = dict[str, Any]
 def no_variables(monkeypatch):
     monkeypatch.delenv("DNSTRAIL_PORTS", raising=False)
     # The command freezes and disables the collector of its process, which here is the tests'.
-    monkeypatch.setattr("agent.replay.spare_the_collector", lambda: None)
+    monkeypatch.setattr("agent.replay.freeze_gc", lambda: None)
 
 
 @pytest.fixture
@@ -872,7 +872,7 @@ def test_fragments_without_the_first_are_in_one_sum(replay, client, server):
 EVERY = sorted([*(FIXTURES / "cases").glob("*.pcap"), *FIXTURES.glob("coredns-dnstap/*.pcap")])
 
 
-@pytest.mark.parametrize("path", EVERY, ids=[path.search_prefix for path in EVERY])
+@pytest.mark.parametrize("path", EVERY, ids=[path.stem for path in EVERY])
 def test_every_frame_is_in_a_line_or_in_exactly_one_sum(path, capsys):
     for ports in ((53,), (1053, 2053, 2054, 2055, 2056, 2057)):
         run = Replay(Options((str(path),), ports), Inputs([str(path)]), FakeOut())

@@ -134,13 +134,13 @@ def test_every_word_of_the_glossary_says_where_it_lives():
 
 
 def test_decisions_are_numbered_dated_and_listed():
-    assert [int(path.search_prefix[:4]) for path in DECISIONS] == list(range(1, len(DECISIONS) + 1))
+    assert [int(path.stem[:4]) for path in DECISIONS] == list(range(1, len(DECISIONS) + 1))
     overview = (DOCS / "design.md").read_text()
     for path in DECISIONS:
         text = path.read_text()
         title = re.match(r"# (\d{4})\. (.+)\n\n\d{4}-\d{2}-\d{2} · (?:accepted|proposed|replaced by \d{4})", text)
         assert title, path.name
-        assert title[1] == path.search_prefix[:4]
+        assert title[1] == path.stem[:4]
         assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Options", "Choice", "Measurement"]
         assert f"| [{title[1]}](decisions/{path.name}) | {title[2]}" in overview
 

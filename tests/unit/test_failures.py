@@ -8,8 +8,9 @@ from collections import Counter
 
 import pytest
 
+from agent.explain.causes import CauseText
 from agent.explain.rules import explain
-from agent.explain.verdict import Cause, Verdict
+from agent.explain.verdict import HIGH, Cause, Verdict
 from agent.export import printer as printing
 from agent.export.failures import (
     BURST,
@@ -364,7 +365,7 @@ def test_lookups_that_went_well_are_not_failures():
 @pytest.mark.usefixtures("clock")
 def test_a_success_with_a_lost_attempt_is_a_failure_too():
     well = World().outcome(Lookup().both())
-    verdict = Verdict(Cause("ConntrackRace", "high", "It was lost.", [], "Look."), [], [])
+    verdict = Verdict(Cause("ConntrackRace", HIGH, [], CauseText("It was lost.", "Look."), {}), [], [])
     _, lines = printed(LineOptions(failures=RATES), *[(well, verdict)] * 100)
     assert len(lines) == BURST
 

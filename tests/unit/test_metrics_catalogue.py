@@ -9,7 +9,7 @@ from agent.explain.causes import CAUSES
 from agent.export.metrics import catalogue
 from agent.export.metrics.__main__ import document
 from agent.export.metrics.catalogue import BITMAPS, LEGS, METRICS, NO_LOSS, RCODES, Kind
-from agent.export.metrics.losses import LEG_OF_MESSAGE
+from agent.export.metrics.losses import LABELS
 from agent.session.outcome import MUST_HAVE_HAPPENED, Status
 from agent.wire.render import rcode_to_text
 
@@ -57,7 +57,7 @@ def test_what_is_there_from_the_start_is_declared(metric):
 
 def test_every_cause_is_a_loss_of_some_leg_or_none_at_all():
     assert sorted([*LEGS, *NO_LOSS]) == sorted(CAUSES)
-    assert {leg for legs in LEGS.values() for leg in legs} == set(LEG_OF_MESSAGE.values())
+    assert {leg for legs in LEGS.values() for leg in legs} == set(LABELS.values())
 
 
 def test_the_rcodes_are_all_those_that_have_a_name():

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from agent.process import say
+from agent.process import log
 
-SAY = "from agent.process import say; say('one'); say('x' * 5000); say('two')"
+SAY = "from agent.process import log; log('one'); log('x' * 5000); log('two')"
 
 
 def run(stderr: int) -> float:
@@ -59,7 +59,7 @@ def test_a_reader_who_left_is_no_error():
     os.close(writer)
 
 
-STALL = "import time; from agent.process import end_unless_told_again as end\nend(1)\ntime.sleep(20)"
+STALL = "import time; from agent.process import arm_watchdog as end\nend(1)\ntime.sleep(20)"
 
 
 def test_a_loop_that_stands_still_ends_the_process_and_says_where_it_stood():
@@ -78,10 +78,10 @@ def test_a_loop_that_stands_still_ends_the_process_although_nobody_reads():
 
 def test_a_loop_that_goes_on_is_left_alone():
     again = "for _ in range(20): end(1); time.sleep(.1)"
-    loop = f"import time; from agent.process import end_unless_told_again as end\n{again}"
+    loop = f"import time; from agent.process import arm_watchdog as end\n{again}"
     assert subprocess.run([sys.executable, "-c", loop], check=False, timeout=15).returncode == 0
 
 
 def test_it_can_be_captured(capsys: pytest.CaptureFixture[str]):
-    say("hello")
+    log("hello")
     assert capsys.readouterr().err == "dnstrail: hello\n"

@@ -437,8 +437,8 @@ def test_a_server_behind_the_proxy_that_forwards_is_a_third_stage(world):
 def test_nothing_is_left_when_all_have_ended(world):
     for how in ASKS:
         world.outcomes(healthy(taken(port=1000 + len(how)), how, world.now + SECOND))
-    books = ("_open", "_by_key", "_by_message", "_by_question", "_parents", "_dials")
-    assert {name: len(getattr(world.table, name)) for name in books} == dict.fromkeys(books, 0)
+    books = ("open", "by_key", "by_message", "_by_question", "_parents", "_upstream_connects")
+    assert {name: len(world.books[name]) for name in books} == dict.fromkeys(books, 0)
 
 
 # Proxies that hang, are gone, refuse

@@ -49,7 +49,7 @@ def answered(world, rdtype=5, data=HUSH, name="Hush.example."):
 
 @pytest.fixture
 def recorded(monkeypatch, capsys):
-    monkeypatch.setattr("agent.replay.spare_the_collector", lambda: None)
+    monkeypatch.setattr("agent.replay.freeze_gc", lambda: None)
 
     def replay(*options: str) -> list[dict]:
         assert main([*ARGUMENTS, *options, str(RECORDED)]) == 0

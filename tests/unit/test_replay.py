@@ -54,7 +54,7 @@ CASES = [
 def no_variables(monkeypatch):
     monkeypatch.delenv("DNSTRAIL_PORTS", raising=False)
     # The command freezes and disables the collector of its process, which here is the tests'.
-    monkeypatch.setattr("agent.replay.spare_the_collector", lambda: None)
+    monkeypatch.setattr("agent.replay.freeze_gc", lambda: None)
 
 
 @pytest.fixture

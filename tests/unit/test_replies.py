@@ -32,7 +32,7 @@ SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, NOTAUTH = 2, 3, 4, 5, 6, 9
 def no_variables(monkeypatch):
     monkeypatch.delenv("DNSTRAIL_PORTS", raising=False)
     # The command freezes and disables the collector of its process, which here is the tests'.
-    monkeypatch.setattr("agent.replay.spare_the_collector", lambda: None)
+    monkeypatch.setattr("agent.replay.freeze_gc", lambda: None)
 
 
 @pytest.fixture

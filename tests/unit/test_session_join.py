@@ -322,7 +322,7 @@ def test_different_messages_of_one_identity_do_not_take_memory_without_bound(wor
     for index in range(3000):
         octets = world.message(lookup.name, flags=index, tail=bytes(500))
         world.feed(lookup.query(world.START + index * world.US, octets=octets)[:1])
-    assert len(world.table._by_message) < 300
+    assert len(world.books["by_message"]) < 300
 
 
 # What cannot be read

@@ -1,7 +1,5 @@
 """The session table under anything: random lookups, losses, repetitions, reorderings and bytes that mean nothing."""
 
-from collections.abc import Sized
-
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +13,7 @@ from agent.session.outcome import Status
 CONTEXT = Context("node-a", 0)
 SHAPES = ("pod", "host", "client", "server")
 KINDS = ("answered", "error", "silent", "query dropped", "reply dropped", "retried")
-KEPT_ON_PURPOSE = ("settings", "_closed", "_losses", "_early_errors")
+KEPT_ON_PURPOSE = ("settings", "_settings", "_closed", "_losses", "_early_errors")
 
 lookups = st.lists(
     st.tuples(
@@ -63,9 +61,8 @@ def finish(world, outcomes):
     """Close everything; nothing may be left in the books, nothing may have come out twice."""
     outcomes = [*outcomes, *world.table.flush(world.now), *world.table.expire(world.now + 60 * world.SECOND)]
     assert len(world.table) == 0
-    books = {name: book for name, book in vars(world.table).items() if isinstance(book, Sized)}
-    assert {name: len(book) for name, book in books.items() if len(book) and name not in KEPT_ON_PURPOSE} == {}
-    assert len(world.table._closed) <= world.table.settings.tombstones
+    assert {name: len(book) for name, book in world.books.items() if len(book) and name not in KEPT_ON_PURPOSE} == {}
+    assert len(world.books["_closed"]) <= world.table.settings.tombstones
     assert len({id(one.session) for one in outcomes}) == len(outcomes)
     counts = world.table.counts
     assert len(outcomes) == counts.sessions - counts.upstream_exchanges - sum(counts.background.values())

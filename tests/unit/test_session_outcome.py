@@ -1,11 +1,15 @@
-"""agent.session.outcome: Status and the three masks, as the specification's tables say them."""
+"""agent.session.judge: Status and the three masks, as the tables of docs/semantics.md say them."""
 
 import struct
 import sys
 
+import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agent.explain.rules import explain
+from agent.export.line import Context, build
 from agent.hop.record import Event
 from agent.session.outcome import Bit, Status
 
@@ -226,7 +230,7 @@ def test_records_close_sessions_by_their_own_time_when_the_reader_was_stalled(wo
 # What is no loss
 
 
-@pytest.mark.parametrize("innocent", BENIGN)
+@pytest.mark.parametrize("benign", BENIGN)
 def test_freed_copies_and_unread_queues_never_change_a_success(world, benign):
     lookup = world.Lookup()
     query, reply = lookup.query(), lookup.reply()
@@ -237,7 +241,7 @@ def test_freed_copies_and_unread_queues_never_change_a_success(world, benign):
     assert world.table.counts.benign_drops == 8
 
 
-@pytest.mark.parametrize("innocent", BENIGN)
+@pytest.mark.parametrize("benign", BENIGN)
 def test_freed_copies_and_unread_queues_never_explain_a_failure(world, benign):
     one = world.outcome(world.dropped(world.Lookup().query(), 4, **benign))
     assert (masks(one), cause(one)) == (("Failed", 1, 17), "ServerNoReply")
@@ -433,3 +437,35 @@ def test_icmp_errors_about_nobodys_packets_cost_later_lookups_nothing(world):
     world.feed([stray] * 20)
     world.feed(world.Lookup().both(world.now + world.SECOND))
     assert not world.table._early_errors
+
+
+# The short way for lookups like earlier ones says what the long way says
+
+SHAPES = ("pod", "host", "client", "server", "loopback", "local")
+ANSWERS = st.fixed_dictionaries(
+    {}, optional={"rcode": st.sampled_from([0, 2, 3, 5]), "aa": st.booleans(), "ra": st.booleans()}
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lookups=st.lists(
+        st.tuples(st.sampled_from(SHAPES), st.booleans(), st.sampled_from([1, 28]), ANSWERS, st.integers(0, 3)),
+        min_size=4,
+        max_size=24,
+    )
+)
+def test_lookups_like_earlier_ones_get_the_line_that_they_would_get_without_these(worlds, lookups):
+    lines = []
+    for remembers in (True, False):
+        world, said = worlds(), []
+        for number, (shape, v6, rdtype, answer, kept_back) in enumerate(lookups):
+            if not remembers:
+                world.table.node_state.path_patterns.clear()
+            lookup = world.Lookup(shape=shape, v6=v6, rdtype=rdtype, identifier=number, port=3000 + number % 2)
+            hops = lookup.both(world.now + world.SECOND, **answer)
+            # Some lookups lack their last hops.
+            world.feed(hops[: len(hops) - kept_back])
+            said += [build(one, explain(one), Context("node-a", 0)) for one in world.later(20 * world.SECOND)]
+        lines.append([msgspec.json.encode(line) for line in said])
+    assert lines[0] == lines[1]

@@ -113,7 +113,7 @@ def test_a_client_on_the_node_itself_is_first_seen_translated(world):
 
 
 @pytest.mark.parametrize(
-    ("around", "expected"),
+    ("namespaces", "expected"),
     [
         (Balancer((UDP, endpoint(VIP))), Mechanism.IPVS),
         (Balancer((TCP, endpoint(VIP))), Mechanism.CONNTRACK),

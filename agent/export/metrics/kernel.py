@@ -22,7 +22,7 @@ HOST, DNS_SERVER = NETNS.values
 
 
 class Looks(Protocol):
-    """What `agent.enrich.counters.LiveSurroundings` knows."""
+    """What `agent.enrich.counters.LiveCounters` knows."""
 
     @property
     def node_netns(self) -> int:
