@@ -118,7 +118,7 @@ def record(hop: Place, number: int, begun_ns: int, payload: bytes) -> tuple[int,
     detail = DETAIL.pack(*(given.get(name, b"" if "addr" in name else 0) for name in Detail._fields))
     head = Head(
         ts_ns=begun_ns + hop.after_ns,
-        message=2 * number + hop.response + 1,
+        message_id=2 * number + hop.response + 1,
         skb=0xFFFF888000000000 + number % 512 * 256 + hop.response,
         netns=hop.netns,
         ifindex=hop.ifindex,

@@ -79,6 +79,8 @@ def _is_out_of_the_ordinary(outcome: Outcome) -> bool:
 
 def _upstream_retried(outcome: Outcome) -> bool:
     """Whether the server asked on after silence; that it asks again over TCP after a truncated reply is no retry."""
+    if not outcome.session.upstream:
+        return False
     unanswered = [one for one in outcome.exchanges if not one.replies.transmissions]
     repeated = any(max(times_asked(one).values()) > 1 for one in outcome.exchanges if len(one.sent) > 1)
     return repeated or (bool(unanswered) and len(outcome.exchanges) > 1)
@@ -119,7 +121,7 @@ def _waited_ns(outcome: Outcome) -> int:
 
 
 PLAIN: dict[str, Callable[[Outcome], bool]] = {
-    "Retransmitted": lambda outcome: outcome.repeats > 1,
+    "Retransmitted": lambda outcome: len(outcome.session.sent) > 1 and outcome.repeats > 1,
     "ParallelNameservers": lambda outcome: len(outcome.session.sent) > 1 and len(times_asked(outcome.session)) > 1,
     "SlowServer": _slow_server,
     "SlowUpstream": _slow_upstream,
@@ -194,7 +196,7 @@ def _server_imbalance(given: FindingInput) -> Finding | None:
     if backend is None or backend.answers * 2 < ENOUGH_ANSWERS:
         return None
     answers, servers = backend.all_answers, len(backend.siblings)
-    asked = given.outcome.server
+    asked = backend.virtual
     listed = given.cluster.backends(asked, given.outcome.session.key.protocol)
     if listed is not None and listed.ready:
         # A server of a dual-stack Service is listed once in each family.

@@ -22,6 +22,7 @@ MAX_KNOWN = 65536
 MAX_WAYS = 65536
 MAX_SERVERS = 64
 MAX_PROCESSES = 64
+UNSURE_NS = 1_000_000_000
 MAX_SERVICES = 64
 MAX_BACKENDS = 1024
 KEPT_LOSSES = 1024
@@ -73,6 +74,8 @@ class Losses:
 class Backend:
     """One server behind a virtual address."""
 
+    virtual: Endpoint
+    """The address that it stands behind."""
     siblings: dict[Endpoint, Backend]
     """All that have answered behind that address, itself among them."""
     answered_ns: int = 0
@@ -104,8 +107,9 @@ class Servers:
     addresses: set[bytes] = field(default_factory=set)
     given: set[bytes] = field(default_factory=set)
     """Those of them that the namespace does not have: a rule leads what is sent there to it."""
-    unsure: set[bytes] = field(default_factory=set)
-    """Those of them that the namespace may not have: when it answered, its addresses could not be read."""
+    unsure: dict[bytes, int] = field(default_factory=dict)
+    """Those of them that the namespace may not have, because its addresses could not be read when it answered; and when
+    to look again."""
 
     def learn_program(self, detail: Detail, *, protocol: int) -> None:
         """Take note of the program, and over UDP the process, that sent a reply."""
@@ -181,7 +185,9 @@ class NodeState:
         servers = self.serving.get(reply.netns)
         if servers is None:
             servers = self.serving[reply.netns] = Servers()
-        if detail.saddr not in servers.addresses or detail.saddr in servers.given or detail.saddr in servers.unsure:
+        address = detail.saddr
+        known = address in servers.addresses and address not in servers.given
+        if not known or servers.unsure.get(address, reply.ts_ns + 1) <= reply.ts_ns:
             self._learn_address(reply, detail, servers)
         if reply.flags & PROCESS:
             servers.learn_program(detail, protocol=reply.protocol)
@@ -190,7 +196,7 @@ class NodeState:
         """An address that the namespace has, or one that a rule gives it; not one that a transparent proxy poses as."""
         address = detail.saddr
         is_local = self.is_local(reply.netns, address)
-        servers.unsure.discard(address)
+        servers.unsure.pop(address, None)
         if is_local is False:
             taker = taker_of(reply, detail)
             self.takers.note(reply, detail, taker)
@@ -202,7 +208,7 @@ class NodeState:
         if len(servers.addresses) < MAX_SERVERS:
             servers.addresses.add(address)
             if is_local is None:
-                servers.unsure.add(address)
+                servers.unsure[address] = reply.ts_ns + UNSURE_NS
 
     def learn_error(self, error: Hop) -> None:
         """Take note of an ICMP error about a query."""
@@ -312,7 +318,7 @@ class NodeState:
             self.path_patterns.clear()
         known = servers.get(backend)
         if known is None:
-            known = servers[backend] = Backend(servers)
+            known = servers[backend] = Backend(virtual[1], servers)
         known.count(answered_ns)
         return known
 
