@@ -129,12 +129,12 @@ class Agent:
             is_local=LocalAddresses(processes).is_local,
             started_ns=capture.started_ns,
         )
-        self._surroundings = LiveCounters(processes, options.ports, was_read=capture.was_read)
+        self._namespaces = LiveCounters(processes, options.ports, was_read=capture.was_read)
         self._servers_known = 0
         self._live = LiveCluster(options.access, options.lines.node, options.ports) if options.access else None
         self._cluster: Cluster = self._live or NullCluster()
         self._table = ConntrackLookup()
-        self._who = WhoIsWho(Containers(processes), self._cluster, self._surroundings, self._table)
+        self._who = WhoIsWho(Containers(processes), self._cluster, self._namespaces, self._table)
         self._waiting: deque[tuple[float, Outcome]] = deque()
         self._set_clock()
         sources.agent = Numbers(capture, self.table, self.printer, out, self._watches if self._live else None)
@@ -174,7 +174,7 @@ class Agent:
         caught_up = self._take_in()
         self._show(self.table.expire(now_ns - SETTLE_NS if caught_up else 0))
         self.printer.flush()
-        self._look_around(now_ns)
+        self._look_at_namespaces(now_ns)
         self._show_waiting(time.monotonic())
         for line in self._announcer.lines(time.monotonic()):
             log(line)
@@ -220,15 +220,15 @@ class Agent:
                 log(f"{self._capture.backlog_bytes} bytes of records were not read: there was no time for more")
                 return
 
-    def _look_around(self, now_ns: int) -> None:
+    def _look_at_namespaces(self, now_ns: int) -> None:
         """Keep an eye on what the kernel counts where DNS servers are: only beside a look before it tells something."""
         servers = self.table.node_state.serving
         if len(servers) != self._servers_known:
             self._servers_known = len(servers)
             for netns in servers:
-                self._surroundings.interest(netns)
-        self._surroundings.poll(now_ns)
-        self._sources.kernel.look(self._surroundings, servers)
+                self._namespaces.interest(netns)
+        self._namespaces.poll(now_ns)
+        self._sources.kernel.look(self._namespaces, servers)
         if self._live:
             self._live.poll()
             if now_ns - self._looked_ns > LOOK_NS:
@@ -265,7 +265,7 @@ class Agent:
             self.printer.write(outcome, verdict, who())
 
     def _explain(self, outcome: Outcome, who: Callable[[], Who]) -> Verdict:
-        return explain(outcome, self._surroundings, self._cluster, who, self._who.wall_offset_ns)
+        return explain(outcome, self._namespaces, self._cluster, who, self._who.wall_offset_ns)
 
     def _show_open(self, end: float) -> None:
         """Print what never ended, until it is time to go."""

@@ -24,7 +24,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dns.message
-from agent.lab.path_patterns import tun_server, udp_reply
 from figures import Figure, table
 from process import AgentProcess
 
@@ -34,6 +33,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from tests.cluster import manifests
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.node import Container, Dnstrail, Node, agents_kubeconfig, cart, running, serve_dns
+from tests.lab.shapes import tun_server, udp_reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

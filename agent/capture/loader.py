@@ -17,13 +17,14 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from agent import __version__
 from agent.capture import cgroup, privileges
 from agent.capture.counters import COUNTERS_ASSERTION
 from agent.capture.endpoints import ENDPOINTS_ASSERTION
 from agent.capture.layout import c_assertions
 from agent.kernel import kept
 from agent.kernel.btf import BtfError
-from agent.kernel.compiler import KERNEL_SOURCE, bcc, bcc_version, program_source, source_directory
+from agent.kernel.compiler import KERNEL_SOURCE, bcc, compiler_identity, program_source, source_directory
 from agent.kernel.errors import CaptureError
 from agent.kernel.offsets import TRACEPOINTS, drop_reasons, kernel_flags
 from agent.kernel.program import CGROUP_SKB, KPROBE, RAW_TRACEPOINT, Image, MapSpec, image_of, open_raw_tracepoint
@@ -137,9 +138,7 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
     """In the child: do it all; returns descriptors by name and what to tell the parent."""
     kernel = kernel_types().btf
     cpus = possible_cpus()
-    with contextlib.suppress(ValueError, OSError):
-        # Before 5.11 maps and programs counted as locked memory.
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    _allow_locked_memory()
     program, limits = _load(order, cpus, kernel_flags(kernel))
     links, more_limits = _attach_cgroup(program)
     probes, probe_limits = _attach_probe(program)
@@ -153,55 +152,89 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
     return fds | links | probes, learned
 
 
+def _allow_locked_memory() -> None:
+    """Before 5.11 maps and programs counted as locked memory; without CAP_SYS_RESOURCE the hard limit stays."""
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    for limit in (resource.RLIM_INFINITY, hard):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+            return
+
+
 class _Program(NamedTuple):
-    """The image with its maps; the programs are loaded as they are attached."""
+    """An image with its maps, and its tracepoints' programs, which are loaded and not attached."""
 
     image: Image
     maps: dict[str, int]
+    programs: dict[str, int]
 
     def load(self, name: str, kind: int) -> int:
+        """Load another program of the image."""
         return load_program(name, self.image.programs[name], kind, self.maps)
 
     def tracepoints(self) -> dict[str, int]:
-        fds = {f"prog:{name}": self.load(name, RAW_TRACEPOINT) for name in TRACEPOINTS}
-        return fds | {f"link:{name}": open_raw_tracepoint(name, fds[f"prog:{name}"]) for name in TRACEPOINTS}
+        """Attach; descriptors of programs and links."""
+        fds = {f"prog:{name}": fd for name, fd in self.programs.items()}
+        return fds | {f"link:{name}": open_raw_tracepoint(name, fd) for name, fd in self.programs.items()}
 
 
 def _load(order: dict[str, Any], cpus: int, offsets: dict[str, int]) -> tuple[_Program, list[str]]:
-    """Create the maps; without the conntrack counters where the kernel has none or does not let them be read."""
+    """Load; without the conntrack counters where the kernel has none or does not let them be read."""
     ports, ring_bytes = order["ports"], order["ring_bytes"]
     if HAS_COUNTERS in offsets:
         try:
-            flags = compiler_flags(ports, ring_bytes, cpus, offsets | {"ANCHOR_FD": ANCHOR_FD})
-            program = _created(_image(flags))
-            os.close(program.load(next(iter(TRACEPOINTS)), RAW_TRACEPOINT))
+            return _loaded_by(compiler_flags(ports, ring_bytes, cpus, offsets | {"ANCHOR_FD": ANCHOR_FD})), []
         except Exception as error:  # noqa: BLE001  BCC raises bare Exception
             limit = f"{COUNTERS_LOSS} ({str(error).splitlines()[0]})"
-        else:
-            return program, []
     else:
         limit = COUNTERS_LOSS
     plain = {name: value for name, value in offsets.items() if name != HAS_COUNTERS}
-    return _created(_image(compiler_flags(ports, ring_bytes, cpus, plain))), [limit]
+    return _loaded_by(compiler_flags(ports, ring_bytes, cpus, plain)), [limit]
+
+
+def _loaded_by(flags: list[str]) -> _Program:
+    """The program for these flags: kept from an earlier start, else compiled now; kept once it was loaded."""
+    source = program_source() + c_assertions() + COUNTERS_ASSERTION + ENDPOINTS_ASSERTION
+    key = kept.key_of(__version__, source, *flags, *_kernel(), *compiler_identity())
+    image = kept.read(key)
+    if image is not None:
+        try:
+            return _created(image)
+        except (OSError, KeyError):
+            kept.discard(key)
+    program = _created(_compiled(source, flags))
+    kept.write(key, program.image)
+    return program
+
+
+def _kernel() -> tuple[str, str, str]:
+    kernel = os.uname()
+    return kernel.release, kernel.version, kernel.machine
+
+
+def _compiled(source: str, flags: list[str]) -> Image:
+    os.environ[KERNEL_SOURCE] = str(source_directory() / "include")
+    compiled = bcc().BPF(text=source, cflags=flags)
+    maps = {name: compiled[name].map_fd for name in MAPS}
+    image = image_of(compiled, maps, FUNCTIONS, {ANCHOR_FD: ANCHOR})
+    for fd in maps.values():
+        os.close(fd)  # else their memory would be taken twice
+    return image
 
 
 def _created(image: Image) -> _Program:
-    return _Program(image, {spec.name: create_map(spec) for spec in image.maps})
-
-
-def _image(flags: list[str]) -> Image:
-    """The compiled program: kept from an earlier start, else compiled now."""
-    assertions = c_assertions() + COUNTERS_ASSERTION + ENDPOINTS_ASSERTION
-    source = program_source() + assertions
-    key = kept.key_of(source, *flags, *os.uname(), bcc_version())
-    image = kept.read(key)
-    if image is None:
-        os.environ[KERNEL_SOURCE] = str(source_directory() / "include")
-        compiled = bcc().BPF(text=source, cflags=flags)
-        maps = {name: compiled[name].map_fd for name in MAPS}
-        image = image_of(compiled, maps, FUNCTIONS, {ANCHOR_FD: ANCHOR})
-        kept.write(key, image)
-    return image
+    """Create the maps and load what tracepoints run; nothing is left of it if that fails."""
+    with contextlib.ExitStack() as undo:
+        maps: dict[str, int] = {}
+        for spec in image.maps:
+            maps[spec.name] = create_map(spec)
+            undo.callback(os.close, maps[spec.name])
+        programs: dict[str, int] = {}
+        for name in TRACEPOINTS:
+            programs[name] = load_program(name, image.programs[name], RAW_TRACEPOINT, maps)
+            undo.callback(os.close, programs[name])
+        undo.pop_all()
+    return _Program(image, maps, programs)
 
 
 def _attach_cgroup(program: _Program) -> tuple[dict[str, int], list[str]]:

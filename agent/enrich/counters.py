@@ -83,7 +83,7 @@ class _Watched:
 
 
 class LiveCounters:
-    """`agent.context.counters.Surroundings` of this node.
+    """`agent.context.counters.NamespaceCounters` of this node.
 
     Counters tell something by their growth, so namespaces are looked at before anything happens: the one that this
     process lives in, and those that `interest` was told of. `poll` does it, for the loop to call at every turn.

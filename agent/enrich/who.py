@@ -36,7 +36,7 @@ class WhoIsWho:
     Args:
         containers: who lives in a namespace.
         cluster: names.
-        around: asked for ip_vs.
+        namespaces: asked for ip_vs.
         table: the connection table, for what no packet showed; None where it may not be read.
     """
 
@@ -49,7 +49,7 @@ class WhoIsWho:
     ) -> None:
         self._containers = containers
         self._cluster = cluster
-        self._around = namespaces
+        self._namespaces = namespaces
         self._table = table
         self.wall_offset_ns = 0
         """Added to the hops' stamps to get the cluster's time."""
@@ -57,7 +57,7 @@ class WhoIsWho:
     def identify(self, outcome: Outcome) -> Who:
         """Both ends of a closed session, the Service, and what translated it."""
         client, server = self._client(outcome), self._server(outcome)
-        found = translate(outcome, self._around, self._cluster, client=client.pod, entry=self._entry(outcome))
+        found = translate(outcome, self._namespaces, self._cluster, client=client.pod, entry=self._entry(outcome))
         asked = found.virtual if found is not None else outcome.server
         backend = found.backend if found is not None else asked
         behind = server.pod or self._cluster.pod_behind(backend, self._wall(outcome.session.first_ns))

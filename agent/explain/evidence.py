@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from agent.session.outcome import Outcome, PacketDrop
 
-EVENT_WORDS = {Event.TX: "leaving by", Event.RX: "arriving at", Event.DROP: "dying at"}
+EVENT_WORDS = {Event.TX: "leaving by", Event.RX: "arriving at", Event.DROP: "dropped at"}
 CONFIRMED = 8
 """enum ip_conntrack_status, IPS_CONFIRMED: the entry is in the table."""
 CARRIER_LOST = 1 << 2

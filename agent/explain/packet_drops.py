@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agent.explain import netfilter
+from agent.explain.causes import LEG_WORDS
 from agent.explain.endpoints import SAME, may_have_no_endpoints
 from agent.explain.evidence import (
     drop_words,
@@ -173,9 +174,10 @@ def fragments_missing(given: RuleInput) -> Cause | None:
     for drop in given.drops:
         if drop.hop.flags & FRAGMENT and not drop.why.reason and not drop.why.location:
             detail = drop.hop.detail
+            message, source = LEG_WORDS[drop.leg], address_to_text(detail.saddr)
             evidence = [
-                f"a fragment of the {drop.leg} from {address_to_text(detail.saddr)} was seen, and not all others",
-                f"the {drop.leg} had {detail.payload_bytes} bytes",
+                f"a fragment of the {message} from {source} was seen, and not all others",
+                f"the {message} had {detail.payload_bytes} bytes",
             ]
             return make_cause("FragmentLost", MEDIUM, evidence, drop=drop, place=address_to_text(detail.daddr))
     return None

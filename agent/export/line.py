@@ -356,9 +356,9 @@ def _between(start_ns: int | None, end_ns: int | None) -> float | None:
 def _path(outcome: Outcome) -> list[HopLine]:
     legs = (outcome.session.queries, outcome.session.replies)
     hops: list[tuple[Hop, str | None]] = [
-        (hop, _message_type(hop, one, outcome, response=leg is outcome.session.replies))
-        for leg in legs
-        for one in leg.transmissions
+        (hop, _message_type(hop, one, outcome, response=direction is outcome.session.replies))
+        for direction in legs
+        for one in direction.transmissions
         for hop in one.hops
     ]
     if outcome.session.strays is not None:
@@ -368,9 +368,9 @@ def _path(outcome: Outcome) -> list[HopLine]:
             for hop in one.hops
         ]
     for exchange in outcome.exchanges:
-        for name, leg in (("FORWARDER_QUERY", exchange.queries), ("FORWARDER_RESPONSE", exchange.replies)):
+        for name, direction in (("FORWARDER_QUERY", exchange.queries), ("FORWARDER_RESPONSE", exchange.replies)):
             named = None if exchange.connecting else name
-            hops += [(hop, named) for one in leg.transmissions for hop in one.hops]
+            hops += [(hop, named) for one in direction.transmissions for hop in one.hops]
     hops.sort(key=lambda item: item[0].ts_ns)
     return [_hop(hop, name, outcome) for hop, name in hops]
 

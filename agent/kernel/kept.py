@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,9 @@ from agent.kernel.program import Image
 
 VARIABLE = "CACHE_DIRECTORY"
 MAX_BYTES = 16 << 20
+DIGEST_BYTES = 32
+"""The file begins with the SHA-256 of the rest: a machine that lost its power may have half of it."""
+UNFINISHED = ".unfinished-"
 KEPT = 4
 """Files; the oldest go."""
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -45,7 +49,10 @@ def read(key: str) -> Image | None:
         with os.fdopen(descriptor, "rb") as file:
             if not _is_safe(os.fstat(file.fileno())):
                 return None
-            return msgspec.msgpack.decode(file.read(MAX_BYTES), type=Image)
+            content = file.read(MAX_BYTES)
+        if hashlib.sha256(content[DIGEST_BYTES:]).digest() != content[:DIGEST_BYTES]:
+            return None
+        return msgspec.msgpack.decode(content[DIGEST_BYTES:], type=Image)
     except (OSError, msgspec.MsgspecError):
         return None
 
@@ -59,13 +66,29 @@ def write(key: str, image: Image) -> None:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_ours(place):
             return
-        new = place / f".{key}.{os.getpid()}"
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.msgpack.encode(image))
-        new.replace(_path(place, key))
-        for old in sorted(place.glob("*.bpf"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
-            old.unlink()
+        content = msgspec.msgpack.encode(image)
+        descriptor, name = tempfile.mkstemp(dir=place, prefix=UNFINISHED)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(hashlib.sha256(content).digest() + content)
+            Path(name).replace(_path(place, key))
+        finally:
+            Path(name).unlink(missing_ok=True)
+        _tidy(place)
+
+
+def discard(key: str) -> None:
+    """Throw away what was kept: the kernel does not take it."""
+    place = directory()
+    if place is not None:
+        with contextlib.suppress(OSError):
+            _path(place, key).unlink(missing_ok=True)
+
+
+def _tidy(place: Path) -> None:
+    old = sorted(place.glob("*.bpf"), key=lambda path: path.stat().st_mtime)[:-KEPT]
+    for path in (*old, *place.glob(f"{UNFINISHED}*")):
+        path.unlink(missing_ok=True)
 
 
 def _path(place: Path, key: str) -> Path:

@@ -7,6 +7,7 @@ BCC itself, so it can be kept on disk (`agent.kernel.kept`), and loaded from the
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ LOAD_64 = 0x18
 """BPF_LD | BPF_IMM | BPF_DW: takes two instructions."""
 PSEUDO_MAP_FD = 1
 NAME_BYTES = 16
-LOG_BYTES = 1 << 20
+LOG_BYTES = (1 << 20, 1 << 23, 1 << 26)
 COMPLAINT_CHARACTERS = 1500
 
 
@@ -73,7 +74,7 @@ def image_of(compiled: Any, maps: Mapping[str, int], functions: list[str], other
     """What BCC has compiled.
 
     Args:
-        compiled: A `bcc.BPF`; it may be thrown away then.
+        compiled: A `bcc.BPF`; what is made of it needs it no more.
         maps: Its maps: descriptors by name.
         functions: Those that are wanted.
         others: Maps that the source knows by these numbers, and BCC does not know.
@@ -106,7 +107,11 @@ def create(spec: MapSpec) -> int:
         OSError: what the kernel says.
     """
     words = spec.kind, spec.key_bytes, spec.value_bytes, spec.entries, spec.flags, 0, 0
-    return bpf(BPF_MAP_CREATE, *words, *_name(spec.name))
+    try:
+        return bpf(BPF_MAP_CREATE, *words, *_name(spec.name))
+    except OSError as error:
+        hint = "; before Linux 5.11 the limit of locked memory may be too low" if error.errno == errno.EPERM else ""
+        raise OSError(error.errno, f"{os.strerror(error.errno or 0)} (map {spec.name}{hint})") from error
 
 
 def load(name: str, spec: ProgramSpec, kind: int, maps: Mapping[str, int]) -> int:
@@ -119,22 +124,31 @@ def load(name: str, spec: ProgramSpec, kind: int, maps: Mapping[str, int]) -> in
         maps: Descriptors by name.
 
     Raises:
-        OSError: what the kernel says; the text ends with the last words of the verifier.
+        OSError: what the kernel says; behind the first line are the last words of the verifier.
     """
     code = bytearray(spec.code)
     for one in spec.references:
         struct.pack_into("=i", code, one.instruction * INSTRUCTION.size + 4, maps[one.map])
-    octets, licence = (ctypes.c_char * len(code)).from_buffer(code), ctypes.create_string_buffer(b"GPL")
-    head = kind, len(code) // INSTRUCTION.size, *_address(octets), *_address(licence)
+    content, licence = (ctypes.c_char * len(code)).from_buffer(code), ctypes.create_string_buffer(b"GPL")
+    head = kind, len(code) // INSTRUCTION.size, *_address(content), *_address(licence)
     try:
         return bpf(BPF_PROG_LOAD, *head, 0, 0, 0, 0, 0, 0, *_name(name))
     except OSError as error:
-        log = ctypes.create_string_buffer(LOG_BYTES)
+        words = _complaint(name, head)
+        text = f"{os.strerror(error.errno or 0)} ({name})"
+        raise OSError(error.errno, f"{text}\n{words}" if words else text) from error
+
+
+def _complaint(name: str, head: tuple[int, ...]) -> str:
+    """The last words of the verifier. Before 6.4 it stops to write when the log is full: then a larger one is tried."""
+    for size in LOG_BYTES:
+        log = ctypes.create_string_buffer(size)
         try:
-            return bpf(BPF_PROG_LOAD, *head, 1, LOG_BYTES, *_address(log), 0, 0, *_name(name))
-        except OSError:
-            words = log.value.decode("utf-8", "replace").strip()[-COMPLAINT_CHARACTERS:]
-            raise OSError(error.errno, f"{os.strerror(error.errno or 0)} ({name}): {words}") from error
+            os.close(bpf(BPF_PROG_LOAD, *head, 1, size, *_address(log), 0, 0, *_name(name)))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                return log.value.decode("utf-8", "replace").strip()[-COMPLAINT_CHARACTERS:]
+    return ""
 
 
 def open_raw_tracepoint(tracepoint: str, program: int) -> int:

@@ -1,4 +1,4 @@
-"""bpf(2) itself, for what BCC has no function for."""
+"""bpf(2) itself."""
 
 from __future__ import annotations
 

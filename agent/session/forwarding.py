@@ -97,7 +97,7 @@ class Forwarding:
 
     def _join_rewritten(self, session: Session, hop: Hop) -> None:
         """Asked under another name, or to renew an answer that was given already."""
-        if self._refreshes(session, hop, self._index.alike(session)):
+        if self._refreshes(session, hop, self._index.asking_the_same(session)):
             session.background = Background.REFRESH
             return
         rewritten = upstream.find_rewritten(session, hop, self._index.recent(), self._node_state)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from agent.session.model import hop_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from agent.hop.record import Hop
     from agent.session.model import Key, Message, Session
@@ -82,8 +82,12 @@ class Index:
         return islice(reversed(self.open), MAX_RECENT)
 
     def alike(self, session: Session) -> list[Session]:
-        """Open sessions with the question of this one, itself among them, oldest first; as many as one may cost."""
+        """Open sessions with the question of this one, oldest first, as many as one may cost."""
         return list(islice(self._by_question[session.key.question], MAX_SAME_QUESTION))
+
+    def asking_the_same(self, session: Session) -> Iterable[Session]:
+        """All open sessions with the question of this one, itself among them, oldest first."""
+        return self._by_question[session.key.question]
 
     def is_alone(self, session: Session) -> bool:
         """Whether no other open session has its question."""

@@ -273,6 +273,6 @@ class Session:
         """What the server asked upstream before it replied; what it asked later served nobody waiting."""
         return [one for one in self.upstream if one.background is None]
 
-    def leg(self, *, response: bool) -> Direction:
+    def direction(self, *, response: bool) -> Direction:
         """The leg a message belongs to."""
         return self.replies if response else self.queries

@@ -22,6 +22,9 @@ MAX_KNOWN = 65536
 MAX_WAYS = 65536
 MAX_SERVERS = 64
 MAX_PROCESSES = 64
+SILENT_NS = 600_000_000_000
+"""A server that has not replied for so long may have been replaced by another process; sooner, one that asks is more
+likely a client with the same program, and what a new server asks before its first reply is told as a lookup."""
 UNSURE_NS = 1_000_000_000
 MAX_SERVICES = 64
 MAX_BACKENDS = 1024
@@ -102,8 +105,8 @@ class Servers:
     """The DNS servers of one namespace, by the replies they sent."""
 
     programs: set[bytes] = field(default_factory=set)
-    processes: set[int] = field(default_factory=set)
-    """Those that replied over UDP. Over TCP some servers reply by a process of its own to each client."""
+    processes: dict[int, int] = field(default_factory=dict)
+    """When each replied last, over UDP. Over TCP some servers reply by a process of its own to each client."""
     addresses: set[bytes] = field(default_factory=set)
     given: set[bytes] = field(default_factory=set)
     """Those of them that the namespace does not have: a rule leads what is sent there to it."""
@@ -111,14 +114,18 @@ class Servers:
     """Those of them that the namespace may not have, because its addresses could not be read when it answered; and when
     to look again."""
 
-    def learn_program(self, detail: Detail, *, protocol: int) -> None:
+    def learn_program(self, reply: Hop, detail: Detail) -> None:
         """Take note of the program, and over UDP the process, that sent a reply."""
         if len(self.programs) < MAX_SERVERS:
             self.programs.add(detail.comm)
-        if protocol == UDP and detail.tgid not in self.processes:
-            if len(self.processes) >= MAX_PROCESSES:
+        if reply.protocol == UDP:
+            if detail.tgid not in self.processes and len(self.processes) >= MAX_PROCESSES:
                 self.processes.clear()
-            self.processes.add(detail.tgid)
+            self.processes[detail.tgid] = reply.ts_ns
+
+    def replied_lately(self, ts_ns: int) -> bool:
+        """Whether a process replied a moment ago; else another may have taken its place."""
+        return bool(self.processes) and ts_ns - max(self.processes.values()) < SILENT_NS
 
 
 class PathPattern(NamedTuple):
@@ -130,7 +137,7 @@ class PathPattern(NamedTuple):
     inferred: int
     """Those of its bits that no hop showed."""
     ways_known: int
-    """How much was known of the ways of replies when this was concluded: see `Knowledge.continues`."""
+    """How much was known of the ways of replies when this was concluded: see `NodeState.continues`."""
     backend: Backend | None
 
 
@@ -190,13 +197,17 @@ class NodeState:
         if not known or servers.unsure.get(address, reply.ts_ns + 1) <= reply.ts_ns:
             self._learn_address(reply, detail, servers)
         if reply.flags & PROCESS:
-            servers.learn_program(detail, protocol=reply.protocol)
+            servers.learn_program(reply, detail)
 
     def _learn_address(self, reply: Hop, detail: Detail, servers: Servers) -> None:
         """An address that the namespace has, or one that a rule gives it; not one that a transparent proxy poses as."""
         address = detail.saddr
         is_local = self.is_local(reply.netns, address)
         servers.unsure.pop(address, None)
+        if is_local:
+            # It may not have been, a moment ago: a pod gets its address after its namespace.
+            servers.given.discard(address)
+            self.takers.forget_reply(reply, detail)
         if is_local is False:
             taker = taker_of(reply, detail)
             self.takers.note(reply, detail, taker)
@@ -240,8 +251,10 @@ class NodeState:
         servers = self.serving.get(asking.netns)
         if servers is None or not asking.flags & PROCESS:
             return True
-        if asking.protocol == UDP and servers.processes:
-            return asking.detail.tgid in servers.processes
+        if asking.protocol == UDP and asking.detail.tgid in servers.processes:
+            return True
+        if asking.protocol == UDP and servers.replied_lately(asking.ts_ns):
+            return False
         return not servers.programs or asking.detail.comm in servers.programs
 
     def learn(self, session: Session) -> None:
@@ -253,7 +266,7 @@ class NodeState:
         self._learn_passing(session)
 
     def _forget(self) -> None:
-        """Begin anew. Shapes go too: lookups like earlier ones teach nothing, and so nothing would be learned again."""
+        """Begin anew, path patterns too: lookups like earlier ones teach nothing, so nothing would be learned again."""
         for known in (self.receiving, self.forwarding, self.linked, self.continues):
             known.clear()
         self.serving.clear()

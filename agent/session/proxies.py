@@ -119,6 +119,11 @@ class Takers:
             detail = arrival.detail
             self._known.pop((arrival.netns, arrival.ifindex, Endpoint(detail.daddr, detail.dport)), None)
 
+    def forget_reply(self, reply: Hop, detail: Detail) -> None:
+        """Who replied so has the address, and took nothing."""
+        if self._known:
+            self._known.pop((reply.netns, reply.ifindex, Endpoint(detail.saddr, detail.sport)), None)
+
     def is_proxy(self, netns: int, program: bytes) -> bool:
         """Whether the program of that namespace is known to be a proxy."""
         return (netns, program) in self._programs
@@ -133,7 +138,7 @@ class Takers:
 
 
 def asks_what_it_took(session: Session, asked: Hop) -> bool:
-    """Whether the server is asked that this query was addressed to when it came server: only proxies do so."""
+    """Whether the server is asked that this query was addressed to when it came there: only proxies do so."""
     server = addressed(asked, response=False)
     return any(
         hop.netns == asked.netns and hop.event in (RX, SOCKET_RX) and addressed(hop, response=False) == server

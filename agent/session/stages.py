@@ -72,7 +72,7 @@ def _sender(stages: list[Session], hop: Hop, *, response: bool) -> Session:
 def _passed(stages: list[Session], hop: Hop, *, response: bool) -> Session | None:
     """The stage that was seen at this place before, or that died at the device where it was seen."""
     here = hop_key(hop)
-    legs = [(one, one.leg(response=response).transmissions) for one in reversed(stages)]
+    legs = [(one, one.direction(response=response).transmissions) for one in reversed(stages)]
     for one, copies in legs:
         if any(here in copy.hop_keys for copy in copies):
             return one

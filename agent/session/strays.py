@@ -154,11 +154,11 @@ def _was_asked(session: Session, hop: Hop) -> bool:
 
 def _message_of(session: Session, payload: bytes) -> Message | None:
     """The message, if a hop of it came with its bytes before."""
-    leg = session.strays
+    direction = session.strays
     return (
         None
-        if leg is None
-        else next((one.message for one in leg.transmissions if one.message.payload == payload), None)
+        if direction is None
+        else next((one.message for one in direction.transmissions if one.message.payload == payload), None)
     )
 
 

@@ -46,9 +46,7 @@ if TYPE_CHECKING:
     from agent.session.outcome import Outcome
     from agent.session.tcp import TcpConnection
 
-MAX_SAME_QUESTION = 256
-"""Open sessions with one question that an upstream query is compared with."""
-MAX_RECENT = 256
+MAX_EARLY = 256
 MAX_EARLY_ERRORS = 64
 MAX_STRANGERS = 64
 EARLY_NS = 10_000_000
@@ -336,9 +334,9 @@ class SessionTable:
                 self._forwarding.join(session, hop, NO_MESSAGE)
         if session is None:
             return
-        leg = session.leg(response=response)
-        message = next((one.message for one in leg.transmissions if one.message.payload[0] == flags), None)
-        if leg.add(hop, message or Message(bytes((flags,)), 0, NO_MESSAGE.summary)):
+        direction = session.direction(response=response)
+        message = next((one.message for one in direction.transmissions if one.message.payload[0] == flags), None)
+        if direction.add(hop, message or Message(bytes((flags,)), 0, NO_MESSAGE.summary)):
             wait_ns = self.settings.linger_ns if response else self.settings.timeout_ns
             session.last_ns = max(session.last_ns, hop.ts_ns)
             self._deadlines.wait_until(session, hop.ts_ns + wait_ns)
@@ -366,7 +364,7 @@ class SessionTable:
             session = self._stage(session, hop, response=response)
         if hop.tail_bytes and len(message.payload) < message.length_bytes:
             message.payload = max(message.payload, hop.payload(hop.detail), key=len)
-        if not session.leg(response=response).add(hop, message):
+        if not session.direction(response=response).add(hop, message):
             self._keep_out(session, hop, message)
         if hop.ts_ns > session.last_ns:  # noqa: PLR1730  max() costs four times as much, on the hottest path
             session.last_ns = hop.ts_ns
@@ -418,7 +416,7 @@ class SessionTable:
         self.counts.started_mid_lookup += not again
         if len(early) < MAX_EARLY_HOPS:
             early.append(reply)
-        if len(self._early) > MAX_RECENT:
+        if len(self._early) > MAX_EARLY:
             self._early.popitem(last=False)
 
     def _recall(self, key: Key, ts_ns: int) -> None:
@@ -504,7 +502,7 @@ class SessionTable:
             return None
         response = message.summary.is_response
         # The same bytes under another number: source translation changed the client's address.
-        for one in session.leg(response=response).transmissions:
+        for one in session.direction(response=response).transmissions:
             if one.message.payload == message.payload:
                 message = one.message
                 break

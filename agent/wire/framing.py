@@ -101,7 +101,7 @@ class Chunk(NamedTuple):
 
 
 def header_fits(octets: bytes | bytearray, length: int) -> bool:
-    """Whether a header can be that of a message of `length` bytes; `bytes` begin with the prefix."""
+    """Whether a header can be that of a message of `length` bytes; `octets` begin with the prefix."""
     _, flags, questions, *records = _read_header(octets, PREFIX_BYTES)
     if questions > 1 or flags >> 11 & 0xF not in _OPCODES:
         return False

@@ -70,6 +70,28 @@ def test_a_directory_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypa
     assert kept.read(KEY) is None
 
 
+def test_a_file_that_was_cut_or_changed_is_not_taken(place: Path):
+    kept.write(KEY, IMAGE)
+    path = next(place.iterdir())
+    whole = path.read_bytes()
+    for spoilt in (whole[:-1], whole[:-1] + b"x", b"x" + whole[1:]):
+        path.write_bytes(spoilt)
+        assert kept.read(KEY) is None
+
+
+def test_what_the_kernel_does_not_take_is_thrown_away(place: Path):
+    kept.write(KEY, IMAGE)
+    kept.discard(KEY)
+    assert not list(place.iterdir())
+
+
+def test_what_a_killed_loader_left_is_removed(place: Path):
+    kept.write(KEY, IMAGE)
+    (place / f"{kept.UNFINISHED}abc").write_bytes(b"half")
+    kept.write(KEY, IMAGE)
+    assert [path.name for path in place.iterdir()] == [f"{KEY}.bpf"]
+
+
 def test_few_programs_are_kept_at_a_time(place: Path):
     for number in range(kept.KEPT + 3):
         kept.write(kept.key_of(number), IMAGE)

@@ -382,6 +382,26 @@ def test_a_client_that_runs_the_very_program_of_the_proxy_is_a_client(world, sam
     assert [(masks(each), len(each.session.upstream)) for each in lookups] == [(("Succeeded", 15, 63), 1)] * 2
 
 
+def test_a_server_that_was_replaced_while_nobody_asked_is_a_server(world):
+    start = warm(world, "pod") + 700 * SECOND
+    one = taken("pod", name="one.local.")
+    ask = onward(one)
+    ask.name, ask.tgid = "other.local.", PROXY[1] + 1
+    outcomes = world.outcomes(one.query(start), ask.query(start + MS), ask.reply(start + 2 * MS, **FORWARDED))
+    asked = [each.session.key.name for each in outcomes if each.session.upstream_of is not None]
+    assert asked == [b"\5other\5local\0"]
+
+
+def test_an_address_that_a_namespace_got_after_its_first_reply_is_nobody_elses(world):
+    lookup = taken()
+    own = world.addresses[NODE]
+    start = warm(world)
+    own.add(lookup.vip[0])
+    start = warm(world) + SECOND
+    (one,) = world.outcomes(dropped(taken().query(start), 2, stack=("nf_hook_slow", "ip_rcv")))
+    assert cause(one).code == "PolicyDrop"
+
+
 def test_where_the_node_passes_queries_on_unseen_nobody_is_taken_for_a_proxy(world):
     # bpf_redirect_peer(): the last that is seen of a query is its arrival at the node.
     def hidden(lookup, start) -> list[PlainHop]:
