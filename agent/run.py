@@ -133,8 +133,8 @@ class Agent:
         self._servers_known = 0
         self._live = LiveCluster(options.access, options.lines.node, options.ports) if options.access else None
         self._cluster: Cluster = self._live or NullCluster()
-        self._table = ConntrackLookup()
-        self._who = WhoIsWho(Containers(processes), self._cluster, self._namespaces, self._table)
+        self._conntrack = ConntrackLookup()
+        self._who = WhoIsWho(Containers(processes), self._cluster, self._namespaces, self._conntrack)
         self._waiting: deque[tuple[float, Outcome]] = deque()
         self._set_clock()
         sources.agent = Numbers(capture, self.table, self.printer, out, self._watches if self._live else None)
@@ -192,7 +192,7 @@ class Agent:
         self._say_losses()
         if self._live:
             self._live.stop(max(0.0, end - time.monotonic()))
-        self._table.close()
+        self._conntrack.close()
         counts = self.table.counts
         log(f"{counts.sessions} sessions from {counts.hops} records; {self._capture.lost_records} records lost")
 
