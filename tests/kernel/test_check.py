@@ -75,14 +75,14 @@ def test_run_as_nobody(as_nobody: list[str]):
 
 
 def test_check_without_bcc(fake_bcc: str):
-    rows = found(start(CHECK, PYTHONPATH=fake_bcc), 1)
+    rows = found(start(CHECK, PYTHONPATH=fake_bcc, CACHE_DIRECTORY=""), 1)
     assert rows["python3-bpfcc"].startswith("missing")
     assert "install the Debian package python3-bpfcc" in rows["python3-bpfcc"]
     assert rows["load and attach"].startswith("missing")
 
 
 def test_run_without_bcc(fake_bcc: str):
-    assert "install the Debian package python3-bpfcc" in refused(start(RUN, PYTHONPATH=fake_bcc))
+    assert "install the Debian package python3-bpfcc" in refused(start(RUN, PYTHONPATH=fake_bcc, CACHE_DIRECTORY=""))
 
 
 def test_a_reader_who_leaves_early_is_no_error():

@@ -74,7 +74,7 @@ def test_a_missing_program_is_one_sentence():
 
 def test_an_agent_that_cannot_start_is_one_sentence_and_leaves_no_lab(tmp_path: Path):
     (tmp_path / "bcc.py").write_text("x = 1\n")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "CACHE_DIRECTORY": ""}
     with subprocess.Popen(DEMO, stdout=-1, stderr=-1, text=True, env=environment) as demo:
         out, words = demo.communicate(timeout=60 * PATIENCE)
     assert demo.returncode == 1

@@ -237,6 +237,7 @@ def test_sigterm_with_as_many_open_sessions_as_it_keeps_ends_within_two_seconds_
     assert_that_each_is_accounted_for(dnstrail)
 
 
+@pytest.mark.slow
 def test_sigterm_while_thousands_of_sessions_time_out_at_once_ends_within_two_seconds(lab: Lab, watch: Start):
     dnstrail = watch("--timeout", f"{25 * PATIENCE:g}", "--log-rate", "1000000")
     with drop_queries(lab):

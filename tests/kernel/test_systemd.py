@@ -18,6 +18,7 @@ from tests.kernel.conftest import Line, Watch, whole_lines
 from tests.kernel.systemd import PROGRAM, START_SECONDS, Systemd, status
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.kernel,
     pytest.mark.skipif(not PROGRAM.exists(), reason="systemd is not installed"),
 ]

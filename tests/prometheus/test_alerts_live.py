@@ -12,13 +12,11 @@ from tests.prometheus.faults import FAULTS, Fault
 from tests.prometheus.node import FACTOR, Node
 from tests.prometheus.server import wait_slowly
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(400), pytest.mark.slow]
 
 LONGEST_SECONDS = max(alert.for_seconds for alert in ALERTS) * FACTOR
 HEALTHY_SECONDS = LONGEST_SECONDS + 2 * 300 * FACTOR
 HEALTHY_TRIES = 6
-SHORT = ("a policy drops all queries", "the connection table is full")
-"""Faults that `make test` injects; each takes 20 s, and `make test-slow` injects the others."""
 FIRE_SECONDS = 90.0
 QUIET_SECONDS = 180.0
 
@@ -65,9 +63,7 @@ def now(node: Node) -> float:
     return node.prometheus.query("time()")[0][1]
 
 
-@pytest.mark.parametrize(
-    "what", [pytest.param(what, marks=() if what in SHORT else pytest.mark.slow) for what in FAULTS]
-)
+@pytest.mark.parametrize("what", FAULTS)
 def test_a_fault_makes_its_alerts_fire_and_they_end_with_it(node: Node, what: str, capsys: pytest.CaptureFixture[str]):
     fault = FAULTS[what]
     wait_slowly(lambda: is_busy(node) and not firing(node, fault), "a node that is well", seconds=QUIET_SECONDS)

@@ -29,7 +29,7 @@ GROUPS = (
     translations.CASES,
 )
 CASES: tuple[Case, ...] = tuple(case for group in GROUPS for case in group)
-OF_EACH_KIND = 2
+OF_EACH_KIND = 1
 """Faults of one group, code and data plane that `make test` injects; `make test-slow` injects the others."""
 
 

@@ -36,7 +36,7 @@ from tests.unit.frames import (
     vxlan,
 )
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 FAMILIES = [(CLIENT, SERVER), (CLIENT6, SERVER6)]
 US = 1000
 both_families = pytest.mark.parametrize(("client", "server"), FAMILIES, ids=["IPv4", "IPv6"])

@@ -12,7 +12,7 @@ from agent.export.metrics.catalogue import METRICS
 from deploy.prometheus import rules
 from deploy.prometheus.alerts import ALERTS, JOB, RUNBOOKS, Alert
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGES = ROOT / "docs/runbooks"
 SECTIONS = ["Meaning", "Impact", "Diagnosis", "Mitigation"]
 FROM_ELSEWHERE = {"up", "kube_daemonset_status_desired_number_scheduled", "kube_daemonset_status_number_available"}

@@ -12,7 +12,7 @@ from agent.explain.findings import NAMES
 from tests.verdicts.case import Case
 from tests.verdicts.cases import CASES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/scenarios.md").read_text()
 TABLE, _, PROOFS = PAGE.partition("## How each is shown")
 SCENARIOS = tuple(f"S{number}" for number in range(1, 25))

@@ -7,7 +7,7 @@ import yaml
 
 from agent.capture import privileges
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def service() -> dict[str, str]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from agent.capturefile.pcap import MAX_FRAME_BYTES, MAX_TS_NS, Frame, PcapError, read_frames
 from agent.wire.packet import TCP, UDP, Flaws, LinkType, network_layer, parse_ip, parse_tcp, parse_udp
 
-RECORDING = Path(__file__).parents[1] / "fixtures" / "coredns-dnstap" / "coredns193-lo.pcap"
+RECORDING = Path(__file__).parents[2] / "fixtures" / "coredns-dnstap" / "coredns193-lo.pcap"
 NOW = 1763700000_352334704
 # A query for example.org A as tcpdump would see it: IPv4, UDP, from port 42710 to 53.
 QUERY = bytes.fromhex(

@@ -21,7 +21,7 @@ from agent.enrich.kube.facts import (
 )
 from agent.session.model import SECOND_NS
 
-RECORDED = Path(__file__).parents[1] / "fixtures/kube-api"
+RECORDED = Path(__file__).parents[2] / "fixtures/kube-api"
 NODE = "node-a"
 STARTED = 1_795_268_608 * SECOND_NS
 """2026-11-21T13:43:28Z."""

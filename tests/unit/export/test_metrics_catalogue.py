@@ -13,7 +13,7 @@ from agent.export.metrics.losses import LABELS
 from agent.session.outcome import MUST_HAVE_HAPPENED, Status
 from agent.wire.render import rcode_to_text
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TARGET_LABELS = {"namespace", "pod", "container", "node", "instance", "job", "endpoint", "service"}
 CLASHING_LABELS = {"type", "region", "zone", "cluster", "az", "dc", "owner", "stage", "environment", "env"}
 MAX_RCODE = 4095

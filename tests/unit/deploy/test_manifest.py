@@ -18,7 +18,7 @@ from agent.export.metrics.sources import Sources
 from agent.run import STALL_SECONDS
 from agent.serve import DEFAULT_PORT
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "daemonset.yaml").read_text()
 OBJECTS: dict[str, dict[str, Any]] = {one["kind"]: one for one in yaml.safe_load_all(TEXT)}
 CLUSTER_WIDE = {"Namespace", "ClusterRole", "ClusterRoleBinding"}

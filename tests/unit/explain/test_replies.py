@@ -23,7 +23,7 @@ from agent.session.addressed import addressed, server_of
 from agent.wire.stream import SYN
 from tests.unit.conftest import BACKEND, POD, VIP, packed
 
-CASES = Path(__file__).parents[1] / "fixtures/cases"
+CASES = Path(__file__).parents[2] / "fixtures/cases"
 SECOND, SECOND6 = ("10.96.0.11", 53), ("fd00:96::b", 53)
 SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, NOTAUTH = 2, 3, 4, 5, 6, 9
 
