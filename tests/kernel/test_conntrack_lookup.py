@@ -28,7 +28,7 @@ LOAD_SECONDS = 30.0
 MODES: list[Translation] = ["iptables", "nftables", "ipvs"]
 WITHOUT_THE_CAPABILITY = """
 from agent.enrich.conntrack import ConntrackLookup
-from agent.session.model import Endpoint
+from agent.hop.endpoint import Endpoint
 lookup = ConntrackLookup()
 address = bytes(10) + b"\\xff\\xff\\x7f\\0\\0\\1"
 for _ in range(1000):

@@ -13,7 +13,7 @@ from deploy.prometheus.alerts import ALERTS
 from tests.prometheus.node import Node
 from tests.prometheus.server import wait_slowly
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(200), pytest.mark.slow]
 
 RUNBOOKS = Path(__file__).parents[2] / "docs/runbooks"
 SELECTOR = re.compile(r"\b((?:dnstrail|process)_\w+)(\{[^}]*\})?")
