@@ -30,8 +30,7 @@ KERNEL_LIMITS = ("kprobes",)
 ASK_CONNTRACK = """
 import sys, time
 from agent.enrich.conntrack import ConntrackLookup
-from agent.hop.endpoint import Endpoint
-from agent.hop.record import V4_MAPPED
+from agent.hop.endpoint import V4_MAPPED, Endpoint
 import socket
 client, port, server = sys.argv[1:]
 table = ConntrackLookup()
