@@ -22,9 +22,6 @@ MAX_KNOWN = 65536
 MAX_WAYS = 65536
 MAX_SERVERS = 64
 MAX_PROCESSES = 64
-SILENT_NS = 600_000_000_000
-"""A server that has not replied for so long may have been replaced by another process; sooner, one that asks is more
-likely a client with the same program, and what a new server asks before its first reply is told as a lookup."""
 UNSURE_NS = 1_000_000_000
 MAX_SERVICES = 64
 MAX_BACKENDS = 1024
@@ -105,8 +102,8 @@ class Servers:
     """The DNS servers of one namespace, by the replies they sent."""
 
     programs: set[bytes] = field(default_factory=set)
-    processes: dict[int, int] = field(default_factory=dict)
-    """When each replied last, over UDP. Over TCP some servers reply by a process of its own to each client."""
+    processes: set[int] = field(default_factory=set)
+    """Those that replied over UDP. Over TCP some servers reply by a process of its own to each client."""
     addresses: set[bytes] = field(default_factory=set)
     given: set[bytes] = field(default_factory=set)
     """Those of them that the namespace does not have: a rule leads what is sent there to it."""
@@ -121,11 +118,7 @@ class Servers:
         if reply.protocol == UDP:
             if detail.tgid not in self.processes and len(self.processes) >= MAX_PROCESSES:
                 self.processes.clear()
-            self.processes[detail.tgid] = reply.ts_ns
-
-    def replied_lately(self, ts_ns: int) -> bool:
-        """Whether a process replied a moment ago; else another may have taken its place."""
-        return bool(self.processes) and ts_ns - max(self.processes.values()) < SILENT_NS
+            self.processes.add(detail.tgid)
 
 
 class PathPattern(NamedTuple):
@@ -243,19 +236,20 @@ class NodeState:
         return self.is_local(netns, address)
 
     def may_be_server(self, asking: Hop) -> bool:
-        """Whether what sends this query may be a DNS server of its namespace: not if others are known to be.
+        """Whether what sends this query may be a DNS server of its namespace: not if other programs are known to be.
 
-        A client may run the very program that serves there, such as an interpreter, so processes count; over TCP only
-        programs do.
+        Another process of the very program has replaced it, or is a client that runs the same program, such as an
+        interpreter. A client asks where that server is. Over TCP only programs count.
         """
         servers = self.serving.get(asking.netns)
         if servers is None or not asking.flags & PROCESS:
             return True
-        if asking.protocol == UDP and asking.detail.tgid in servers.processes:
-            return True
-        if asking.protocol == UDP and servers.replied_lately(asking.ts_ns):
+        detail = asking.detail
+        if servers.programs and detail.comm not in servers.programs:
             return False
-        return not servers.programs or asking.detail.comm in servers.programs
+        if asking.protocol != UDP or not servers.processes or detail.tgid in servers.processes:
+            return True
+        return not self.is_local(asking.netns, detail.daddr)
 
     def learn(self, session: Session) -> None:
         """Take what a session's hops show of the namespaces they were in."""
