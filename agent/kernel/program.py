@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent.kernel.syscall import bpf, halves
+from agent.kernel.syscall import BPF_OBJ_GET_INFO_BY_FD, address_of, bpf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BPF_MAP_CREATE = 0
 BPF_PROG_LOAD = 5
-BPF_OBJ_GET_INFO_BY_FD = 15
 BPF_RAW_TRACEPOINT_OPEN = 17
 KPROBE, CGROUP_SKB, RAW_TRACEPOINT = 2, 8, 17
 """enum bpf_prog_type."""
@@ -86,7 +85,7 @@ def image_of(compiled: Any, maps: Mapping[str, int], functions: list[str], other
 
 def _map_behind(fd: int, name: str) -> MapSpec:
     info = ctypes.create_string_buffer(MAP_INFO.size)
-    bpf(BPF_OBJ_GET_INFO_BY_FD, fd, MAP_INFO.size, *halves(ctypes.addressof(info)))
+    bpf(BPF_OBJ_GET_INFO_BY_FD, fd, MAP_INFO.size, *address_of(info))
     kind, _, key_bytes, value_bytes, entries, flags, _ = MAP_INFO.unpack(info.raw)
     return MapSpec(name, kind, key_bytes, value_bytes, entries, flags)
 
@@ -130,7 +129,7 @@ def load(name: str, spec: ProgramSpec, kind: int, maps: Mapping[str, int]) -> in
     for one in spec.references:
         struct.pack_into("=i", code, one.instruction * INSTRUCTION.size + 4, maps[one.map])
     content, licence = (ctypes.c_char * len(code)).from_buffer(code), ctypes.create_string_buffer(b"GPL")
-    head = kind, len(code) // INSTRUCTION.size, *_address(content), *_address(licence)
+    head = kind, len(code) // INSTRUCTION.size, *address_of(content), *address_of(licence)
     try:
         return bpf(BPF_PROG_LOAD, *head, 0, 0, 0, 0, 0, 0, *_name(name))
     except OSError as error:
@@ -144,7 +143,7 @@ def _complaint(name: str, head: tuple[int, ...]) -> str:
     for size in LOG_BYTES:
         log = ctypes.create_string_buffer(size)
         try:
-            os.close(bpf(BPF_PROG_LOAD, *head, 1, size, *_address(log), 0, 0, *_name(name)))
+            os.close(bpf(BPF_PROG_LOAD, *head, 1, size, *address_of(log), 0, 0, *_name(name)))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 return log.value.decode("utf-8", "replace").strip()[-COMPLAINT_CHARACTERS:]
@@ -158,11 +157,7 @@ def open_raw_tracepoint(tracepoint: str, program: int) -> int:
         OSError: what the kernel says.
     """
     name = ctypes.create_string_buffer(tracepoint.encode())
-    return bpf(BPF_RAW_TRACEPOINT_OPEN, *_address(name), program)
-
-
-def _address(buffer: ctypes.Array[ctypes.c_char]) -> tuple[int, int]:
-    return halves(ctypes.addressof(buffer))
+    return bpf(BPF_RAW_TRACEPOINT_OPEN, *address_of(name), program)
 
 
 def _name(name: str) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ def look_up(map_fd: int, key: int) -> int | None:
     """The 64-bit value of a 64-bit key; None if the map has none."""
     place, value = ctypes.c_uint64(key), ctypes.c_uint64()
     try:
-        bpf(BPF_MAP_LOOKUP_ELEM, map_fd, 0, *halves(ctypes.addressof(place)), *halves(ctypes.addressof(value)))
+        bpf(BPF_MAP_LOOKUP_ELEM, map_fd, 0, *address_of(place), *address_of(value))
     except FileNotFoundError:
         return None
     return value.value
@@ -48,7 +48,7 @@ def update(map_fd: int, key: bytes, value: bytes) -> None:
         OSError: what the kernel says.
     """
     place, content = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
-    bpf(BPF_MAP_UPDATE_ELEM, map_fd, 0, *halves(ctypes.addressof(place)), *halves(ctypes.addressof(content)), 0, 0)
+    bpf(BPF_MAP_UPDATE_ELEM, map_fd, 0, *address_of(place), *address_of(content), 0, 0)
 
 
 def btf_info(btf_fd: int, address: int, size: int) -> int:
@@ -58,11 +58,15 @@ def btf_info(btf_fd: int, address: int, size: int) -> int:
         OSError: what the kernel says.
     """
     # struct bpf_btf_info: where to, how much, and the id that the BTF got
-    info = (ctypes.c_uint32 * 4)(*halves(address), size, 0)
-    bpf(BPF_OBJ_GET_INFO_BY_FD, btf_fd, ctypes.sizeof(info), *halves(ctypes.addressof(info)))
+    info = (ctypes.c_uint32 * 4)(*_halves(address), size, 0)
+    bpf(BPF_OBJ_GET_INFO_BY_FD, btf_fd, ctypes.sizeof(info), *address_of(info))
     return info[2]
 
 
-def halves(address: int) -> tuple[int, int]:
-    """A 64-bit number as the two words of it, the lower one first."""
+def address_of(data: ctypes._CData) -> tuple[int, int]:
+    """Where it is, as the two words of a pointer in union bpf_attr."""
+    return _halves(ctypes.addressof(data))
+
+
+def _halves(address: int) -> tuple[int, int]:
     return address & 0xFFFFFFFF, address >> 32

@@ -12,14 +12,6 @@ from agent.hop.record import (
 )
 from agent.session.accepted import choose
 from agent.session.addressed import is_from_unasked, times_asked
-from agent.session.proxies import ends_at_proxy
-from agent.wire.message import extended_rcode
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from agent.session.model import Session, Transmission
-    from agent.session.node_state import NodeState
 from agent.session.outcome import (
     CQ,
     CR,
@@ -38,6 +30,14 @@ from agent.session.outcome import (
     Status,
     answer_source,
 )
+from agent.session.proxies import ends_at_proxy
+from agent.wire.message import extended_rcode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent.session.model import Session, Transmission
+    from agent.session.node_state import NodeState
 
 
 def conclude(session: Session, node_state: NodeState, lost_until_ns: int | None) -> Outcome:

@@ -33,15 +33,11 @@ class Deadlines:
     def wait_until(self, session: Session, deadline_ns: int) -> None:
         """Set the deadline, as far as the lifetime of a session allows."""
         deadline_ns = min(deadline_ns, session.first_ns + self._lifetime_ns)
-        if session.first_ns + self._first_look_ns < deadline_ns < session.deadline_ns:
-            # It may have been looked at already, and stand in the heap for a later time.
-            heapq.heappush(self._later, (deadline_ns, next(self._sequence), session))
+        # It may have been looked at already, and stand in the heap for a later time.
+        too_late = session.first_ns + self._first_look_ns < deadline_ns < session.deadline_ns
         session.deadline_ns = deadline_ns
-
-    def is_due(self, now_ns: int) -> bool:
-        """Whether there is a session to look at."""
-        looks, later = self._first_looks, self._later
-        return bool((looks and looks[0][0] <= now_ns) or (later and later[0][0] <= now_ns))
+        if too_late:
+            self.again(session)
 
     def next_due(self, now_ns: int) -> Session | None:
         """The next session to look at; None when none is due."""

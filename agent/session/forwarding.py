@@ -145,10 +145,9 @@ class Forwarding:
         for one in asked[:1] if others else asked:
             self.attach(session, one, ambiguous=others)
 
-    def mend_guess(self, session: Session, hop: Hop, reply: Message) -> None:
+    def mend_guess(self, session: Session, hop: Hop, reply: Message, same: list[Session]) -> None:
         """If the reply shows that a lookup alike has this one's exchanges, swap them."""
-        others = self._index.alike(session)
-        other = upstream.swap_upstream(session, others, hop, reply, self._node_state)
+        other = upstream.swap_upstream(session, same, hop, reply, self._node_state)
         if other is None:
             return
         for parent in (session, other):

@@ -15,14 +15,9 @@ from agent.hop.record import (
     TX,
     Hop,
 )
+from agent.session.conclude import conclude, final_reply, find_client_netns
 from agent.session.model import Background, hop_key
 from agent.session.node_state import PathPattern
-from agent.wire.message import extended_rcode
-
-if TYPE_CHECKING:
-    from agent.session.model import Session, Transmission
-    from agent.session.node_state import Backend, NodeState
-from agent.session.conclude import conclude, final_reply, find_client_netns
 from agent.session.outcome import (
     COMPLETE,
     MAX_PATTERNS,
@@ -34,6 +29,11 @@ from agent.session.outcome import (
     answer_source,
     translation,
 )
+from agent.wire.message import extended_rcode
+
+if TYPE_CHECKING:
+    from agent.session.model import Session, Transmission
+    from agent.session.node_state import Backend, NodeState
 
 
 def judge(session: Session, node_state: NodeState, lost_until_ns: int | None) -> Outcome:

@@ -157,9 +157,9 @@ class SessionTable:
         """
         self.counts.hops += 1
         now_ns = hop.ts_ns
-        if self._deadlines.is_due(now_ns):
-            # Time is the record's, so that a stalled reader and a replay close sessions where a prompt reader does.
-            self._advance(now_ns)
+        # Time is the record's, so that a stalled reader and a replay close sessions where a prompt reader does.
+        while (due := self._deadlines.next_due(now_ns)) is not None:
+            self._look(due, now_ns)
         if hop.event == DROP and self.node_state.is_benign(hop):
             self.counts.benign_drops += 1
             if self.node_state.is_for_another_host(hop):
@@ -202,7 +202,8 @@ class SessionTable:
         yield from self._take_ready()
         for connection, message in self._tcp.overdue(now_ns):
             self._in_connection(connection, message)
-        while self._look_at_next(now_ns):
+        while (due := self._deadlines.next_due(now_ns)) is not None:
+            self._look(due, now_ns)
             yield from self._take_ready()
 
     def flush(self, now_ns: int) -> Iterator[Outcome]:
@@ -224,18 +225,6 @@ class SessionTable:
     def _take_ready(self) -> Iterator[Outcome]:
         while self._ready:
             yield self._ready.popleft()
-
-    def _advance(self, now_ns: int) -> None:
-        while self._look_at_next(now_ns):
-            pass
-
-    def _look_at_next(self, now_ns: int) -> bool:
-        """Look at a session whose time may have come; whether there was one."""
-        session = self._deadlines.next_due(now_ns)
-        if session is None:
-            return False
-        self._look(session, now_ns)
-        return True
 
     def _look(self, session: Session, now_ns: int) -> None:
         """Close the session if its time has come, else look again when it will have."""
@@ -508,8 +497,9 @@ class SessionTable:
                 break
         first = response and hop.flags & ORIGIN and not session.replies.transmissions and session.inner is None
         if first and not self._index.is_alone(session):
-            self._forwarding.find_asked_meanwhile(session, hop, self._index.alike(session))
-            self._forwarding.mend_guess(session, hop, message)
+            same = self._index.alike(session)
+            self._forwarding.find_asked_meanwhile(session, hop, same)
+            self._forwarding.mend_guess(session, hop, message, same)
         found = (session, response, message)
         if hop.message_id:
             self._index.by_message[hop.message_id] = found

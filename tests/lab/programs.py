@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from agent.capture.cgroup import BPF_LINK_CREATE, cgroup2_root
-from agent.kernel.syscall import bpf
+from agent.kernel.program import BPF_PROG_LOAD
+from agent.kernel.syscall import address_of, bpf
 from agent.lab import namespaces
 from agent.lab.faults import UnsupportedFaultError
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from agent.lab.node import Lab
     from agent.lab.pods import DnsServer, Pod
 
-BPF_PROG_LOAD = 5
 BPF_NETFILTER = 45
 PROG_TYPE_NETFILTER = 32
 NETFILTER_PRIORITY = 10
@@ -317,14 +317,10 @@ def _instruction(code: int, to: int = 0, source: int = 0, offset: int = 0, imm: 
 @contextmanager
 def _loaded(number: int, attach_type: int, code: bytes) -> Iterator[int]:
     instructions, licence = ctypes.create_string_buffer(code, len(code)), ctypes.create_string_buffer(b"GPL")
-    pointers = [half for one in (instructions, licence) for half in _halves(ctypes.addressof(one))]
+    pointers = [*address_of(instructions), *address_of(licence)]
     count = len(code) // INSTRUCTION_BYTES
     with _descriptor(_bpf(BPF_PROG_LOAD, number, count, *pointers, *UNUSED_LOAD_WORDS, attach_type)) as program:
         yield program
-
-
-def _halves(pointer: int) -> tuple[int, int]:
-    return pointer & 0xFFFFFFFF, pointer >> 32
 
 
 def _bpf(command: int, *words: int) -> int:
