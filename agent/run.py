@@ -130,7 +130,7 @@ class Agent:
             started_ns=capture.started_ns,
         )
         self._namespaces = LiveCounters(processes, options.ports, was_read=capture.was_read)
-        self._servers_known = 0
+        self._servers_known = frozenset[int]()
         self._live = LiveCluster(options.access, options.lines.node, options.ports) if options.access else None
         self._cluster: Cluster = self._live or NullCluster()
         self._conntrack = ConntrackLookup()
@@ -223,10 +223,10 @@ class Agent:
     def _look_at_namespaces(self, now_ns: int) -> None:
         """Keep an eye on what the kernel counts where DNS servers are: only beside a look before it tells something."""
         servers = self.table.node_state.serving
-        if len(servers) != self._servers_known:
-            self._servers_known = len(servers)
-            for netns in servers:
+        if servers.keys() != self._servers_known:
+            for netns in servers.keys() - self._servers_known:
                 self._namespaces.interest(netns)
+            self._servers_known = frozenset(servers)
         self._namespaces.poll(now_ns)
         self._sources.kernel.look(self._namespaces, servers)
         if self._live:

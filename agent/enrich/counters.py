@@ -60,6 +60,8 @@ class _Part(NamedTuple):
 class _Watched:
     """A namespace of interest."""
 
+    since_ns: int
+    """When it became of interest."""
     due_ns: int = 0
     """When it is to be looked at next."""
     looks: deque[NetnsCounters] = field(default_factory=lambda: deque(maxlen=LOOKS_KEPT))
@@ -74,8 +76,12 @@ class _Watched:
         self.latest = look
 
     def is_gone(self, now_ns: int) -> bool:
-        """Whether it could not be looked at for so long that nothing of it is worth keeping."""
-        return not self.looks or self.looks[-1].ts_ns < now_ns - LOOKS_KEPT * LOOK_NS
+        """Whether it could not be looked at for so long that nothing of it is worth keeping.
+
+        The first look may fail although the namespace is there: its processes are searched for once a second.
+        """
+        seen_ns = self.looks[-1].ts_ns if self.looks else self.since_ns
+        return seen_ns < now_ns - LOOKS_KEPT * LOOK_NS
 
     def before(self, ts_ns: int) -> NetnsCounters | None:
         """The newest look that was over at this time."""
@@ -163,7 +169,7 @@ class LiveCounters:
 
     def _watch(self, netns: int) -> _Watched:
         """Put it at the end of those watched, where the least recently interesting is first."""
-        watched = self._watched.pop(netns) if netns in self._watched else _Watched()
+        watched = self._watched.pop(netns) if netns in self._watched else _Watched(self._clock())
         self._watched[netns] = watched
         if len(self._watched) > MAX_WATCHED:
             del self._watched[next(other for other in self._watched if other != self._node_netns)]

@@ -322,6 +322,19 @@ def test_a_namespace_that_stays_gone_is_no_longer_looked_for(proc: Proc):
     assert pod not in watching._watched
 
 
+def test_a_namespace_whose_process_is_found_later_is_looked_at_then(proc: Proc):
+    watching = proc.watch()
+    watching._processes.search()
+    pod = proc.process("77", NAMESPACE)
+    watching.interest(pod)
+    watching.poll(proc.now_ns)
+    assert watching.latest(pod) is None
+    watching._processes._searched = float("-inf")
+    proc.now_ns += LOOK_NS
+    watching.poll(proc.now_ns)
+    assert watching.counters(pod, proc.now_ns)[0] is not None
+
+
 def test_without_ip_vs_there_is_nothing_of_it(proc: Proc):
     assert proc.watch().ipvs(node_netns(proc)) is None
 
