@@ -38,7 +38,7 @@ def ports(text: str) -> tuple[int, ...]:
     return values
 
 
-def octets(text: str) -> int:
+def byte_count(text: str) -> int:
     """`20M` as bytes."""
     unit = SIZE_UNITS.get(text[-1:].lower(), 1)
     return int(text[:-1] if unit > 1 else text) * unit
@@ -46,7 +46,7 @@ def octets(text: str) -> int:
 
 def ring_size(text: str) -> int:
     """`16M` as bytes: a power of two, at least one page."""
-    value = octets(text)
+    value = byte_count(text)
     if value < MIN_RING_BYTES or value & (value - 1):
         raise argparse.ArgumentTypeError("a power of two of at least 4096, such as 4096, 512K or 16M")
     return value
@@ -54,7 +54,7 @@ def ring_size(text: str) -> int:
 
 def file_size(text: str) -> int:
     """`20M` as bytes: room for some of the largest packets."""
-    value = octets(text)
+    value = byte_count(text)
     if value < MIN_FILE_BYTES:
         raise argparse.ArgumentTypeError("at least 256K bytes, such as 256K, 20M or 1G")
     return value

@@ -89,9 +89,7 @@ class Replay:
     def sums(self) -> Sums:
         """What became of the frames."""
         told = self._told + self._table.counts.recalled
-        return Sums(
-            self._playback, self._table.counts, self._frames, told, self._table.unread_octets, self._clock.steps
-        )
+        return Sums(self._playback, self._table.counts, self._frames, told, self._table.unread_bytes, self._clock.steps)
 
     def report(self) -> None:
         """Say the sums, and what was not read."""
@@ -148,7 +146,7 @@ class Replay:
 
     def _look_around(self) -> None:
         """What is done now and then: lines to their reader, progress, garbage."""
-        self._progress.show(self._inputs.octets_read, self._frames)
+        self._progress.show(self._inputs.bytes_read, self._frames)
         now = time.monotonic()
         if now - self._flushed > FLUSH_SECONDS:
             self._flushed = now

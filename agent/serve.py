@@ -108,13 +108,13 @@ def _is_ip(text: str) -> bool:
     return True
 
 
-def parse(octets: bytes) -> Request:
+def parse(data: bytes) -> Request:
     """Read the request line and the header that matters (RFC 9112 2 to 5).
 
     Raises:
         BadRequestError: It cannot be read, or does not end.
     """
-    head, end, _ = octets.partition(END_OF_HEAD)
+    head, end, _ = data.partition(END_OF_HEAD)
     line, *fields = head.decode("latin-1").split("\r\n")
     parts = line.split(" ")
     if not end or len(parts) != 3 or not parts[2].startswith("HTTP/1.") or not parts[1].startswith("/"):  # noqa: PLR2004  RFC 9112 3
@@ -232,10 +232,10 @@ class Server:
         """The request line and the header, or what came instead; nothing if the client went away."""
         loop, head = asyncio.get_running_loop(), b""
         for _ in range(READS):
-            octets = await loop.sock_recv(connection, READ_BYTES)
-            head += octets
-            if not octets or END_OF_HEAD in head or len(head) > self._limits.head_bytes:
-                return head[: self._limits.head_bytes] if octets else b""
+            data = await loop.sock_recv(connection, READ_BYTES)
+            head += data
+            if not data or END_OF_HEAD in head or len(head) > self._limits.head_bytes:
+                return head[: self._limits.head_bytes] if data else b""
         return head
 
     def _answer(self, head: bytes) -> tuple[Page, bool]:

@@ -137,26 +137,26 @@ BPF_F_TABLE("array", int, struct counters, counters, CPUS, BPF_F_MMAPABLE);
 BPF_PERCPU_ARRAY(scratch, struct scratch, READ_SLOT + 1);
 
 /*
- * Messages whose bytes user space has: 64 Ki entries, about 5 MiB. Full: the
+ * Messages whose bytes user space has: 65,536 entries, about 5 MiB. Full: the
  * oldest is forgotten, and its bytes are sent once more.
  */
 BPF_TABLE("lru_hash", u64, u64, seen, 65536);
 
 /*
- * Fragmented datagrams on their way: 4 Ki entries, about 500 KiB. Full: the
+ * Fragmented datagrams on their way: 4,096 entries, about 500 KiB. Full: the
  * oldest is forgotten, and its later fragments are not seen.
  */
 BPF_TABLE("lru_hash", struct fragment_key, struct fragment_value, fragments,
 	  4096);
 
 /*
- * When an application took a datagram, by message: 16 Ki entries, about 1 MiB.
+ * When an application took a datagram, by message: 16,384 entries, about 1 MiB.
  * Full: the oldest is forgotten, and counts as not known.
  */
 BPF_TABLE("lru_hash", u64, u64, reads, 16384);
 
 /*
- * DNS servers on other ports: 4 Ki entries, about 500 KiB. Full: the one longest
+ * DNS servers on other ports: 4,096 entries, about 500 KiB. Full: the one longest
  * not asked is forgotten, and is learned again from its next new client.
  */
 BPF_TABLE("lru_hash", struct endpoint, u64, endpoints, 4096);

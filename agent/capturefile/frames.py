@@ -20,7 +20,7 @@ class PcapError(ValueError):
     """The file is not a capture file that we read, or it is damaged or cut.
 
     Attributes:
-        offset: Octet of the file, from 0, of the block or packet in question.
+        offset: Byte of the file, from 0, of the block or packet in question.
         what: A sentence without the offset.
     """
 
@@ -62,7 +62,7 @@ class Source:
 
     @property
     def offset(self) -> int:
-        """Octet of the file where reading goes on."""
+        """Byte of the file where reading goes on."""
         return self._start + self.at
 
     def ahead(self) -> int:

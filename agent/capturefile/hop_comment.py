@@ -267,11 +267,11 @@ def _value(values: dict[str, Any], name: str, form: str) -> int | bytes:
         return 0 if len(form) == 1 else b""
     if len(form) == 1:
         return int(value)
-    return _text_octets(value, address=name.endswith("addr"))
+    return _text_bytes(value, address=name.endswith("addr"))
 
 
 @lru_cache(maxsize=65536)
-def _text_octets(text: str, *, address: bool) -> bytes:
+def _text_bytes(text: str, *, address: bool) -> bytes:
     if not address:
         return text.encode("latin-1")
     packed = ip_address(text).packed

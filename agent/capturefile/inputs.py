@@ -41,9 +41,9 @@ class Counted:
 
     def read(self, count: int = -1) -> bytes:
         """As that of a file."""
-        octets: bytes = self._read(count)
-        self._entry.octets_read += len(octets)
-        return octets
+        data: bytes = self._read(count)
+        self._entry.bytes_read += len(data)
+        return data
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +57,7 @@ class Input:
     """Its first frame, if it was looked at beforehand."""
     error: str = ""
     """What is wrong with it, once that was found out."""
-    octets_read: int = 0
+    bytes_read: int = 0
     vantage: Vantage = field(default_factory=lambda: Vantage(0))
 
     @property
@@ -143,9 +143,9 @@ class Inputs:
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
-    def octets_read(self) -> int:
+    def bytes_read(self) -> int:
         """How many of them were read."""
-        return sum(one.octets_read for one in self.all)
+        return sum(one.bytes_read for one in self.all)
 
     def frames(self) -> Iterator[tuple[Input, Frame]]:
         """Every frame of every file, in the order of time as far as each file is in order."""

@@ -21,8 +21,8 @@ SETTLE_NS = 50_000_000
 """Frames of one capture may be out of order by so much."""
 MAX_WAITING = 8192
 """Frames that wait for earlier ones, and their bytes."""
-MAX_WAITING_OCTETS = 16 << 20
-FRAME_OCTETS = 256
+MAX_WAITING_BYTES = 16 << 20
+FRAME_BYTES = 256
 """What a frame weighs beside its bytes."""
 STEP_NS = 1_000_000_000
 """Steps back by less are taken for disorder: the frame is late, the clock was not set."""
@@ -125,12 +125,12 @@ def in_order(
         is_awaited: whether a frame answers something that was asked by the frames that have come out.
     """
     waiting: deque[Waiting] = deque()
-    octets = 0
+    waiting_bytes = 0
     for source, frame in frames:
         if frame.ts_ns + clock.offset_ns - clock.now_ns > LEAP_NS and clock.leaps(frame.ts_ns):
             yield from waiting
             waiting.clear()
-            octets = 0
+            waiting_bytes = 0
             if is_awaited(frame):
                 clock.step_to(frame.ts_ns)
         time_ns = clock.read(frame.ts_ns)
@@ -140,13 +140,13 @@ def in_order(
             waiting.append(Waiting(source, frame))
         else:
             _put(waiting, Waiting(source, frame))
-        octets += len(frame.data) + FRAME_OCTETS
+        waiting_bytes += len(frame.data) + FRAME_BYTES
         until_ns = clock.now_ns - SETTLE_NS
         while waiting and (
-            waiting[0].frame.ts_ns <= until_ns or len(waiting) > MAX_WAITING or octets > MAX_WAITING_OCTETS
+            waiting[0].frame.ts_ns <= until_ns or len(waiting) > MAX_WAITING or waiting_bytes > MAX_WAITING_BYTES
         ):
             first = waiting.popleft()
-            octets -= len(first.frame.data) + FRAME_OCTETS
+            waiting_bytes -= len(first.frame.data) + FRAME_BYTES
             yield first
     yield from waiting
 

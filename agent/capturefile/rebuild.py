@@ -105,10 +105,10 @@ def _checksum(hop: Hop, detail: Detail, upper: bytes) -> int:
     return _complement(pseudo + upper)
 
 
-def _complement(octets: bytes) -> int:
+def _complement(raw: bytes) -> int:
     """The Internet checksum (RFC 1071): the sum of 16-bit words modulo 65535, complemented."""
-    if len(octets) & 1:
-        octets += b"\0"
-    total = int.from_bytes(octets, "big") % 0xFFFF
+    if len(raw) & 1:
+        raw += b"\0"
+    total = int.from_bytes(raw, "big") % 0xFFFF
     # Only bytes that are all zero sum up to 0; other multiples of 65535 sum up to 65535.
-    return ~(total or (0xFFFF if any(octets) else 0)) & 0xFFFF
+    return ~(total or (0xFFFF if any(raw) else 0)) & 0xFFFF

@@ -67,9 +67,9 @@ class Recorded:
             seen = seen._replace(netns=seen.netns | node << NETNS_BITS)
         if found.local is not None:
             _remember(self._local, (seen.netns, seen.detail.daddr), found.local)
-        return self._with_octets(seen, found.payload) if seen.protocol == UDP and seen.message_id else seen
+        return self._with_bytes(seen, found.payload) if seen.protocol == UDP and seen.message_id else seen
 
-    def _with_octets(self, seen: Hop, payload: bytes) -> Hop:
+    def _with_bytes(self, seen: Hop, payload: bytes) -> Hop:
         """Bytes that came with an earlier hop are given with this one if that hop's file is gone."""
         detail = seen.detail
         if not detail.captured_bytes and payload and seen.message_id not in self._brought:

@@ -37,7 +37,7 @@ class Setting(NamedTuple):
     max_bytes: int
 
 
-class KnownOctets:
+class KnownBytes:
     """The bytes of recent messages and segments: the kernel program sends them with the first hop alone."""
 
     def __init__(self, max_bytes: int = MAX_KNOWN_BYTES) -> None:
@@ -62,9 +62,9 @@ class KnownOctets:
         client = (detail.daddr, detail.dport) if response else (detail.saddr, detail.sport)
         return client, response, hop.sequence, detail.payload_bytes
 
-    def _keep(self, key: Hashable, octets: bytes) -> None:
-        self._left += len(self._known.pop(key, b"")) - len(octets)
-        self._known[key] = octets
+    def _keep(self, key: Hashable, raw: bytes) -> None:
+        self._left += len(self._known.pop(key, b"")) - len(raw)
+        self._known[key] = raw
         while self._left < 0:
             self._left += len(self._known.popitem(last=False)[1])
 
@@ -100,7 +100,7 @@ class Recorder:
         self.files = 0
         self._ring = files
         self._setting = setting
-        self._octets = KnownOctets()
+        self._bytes = KnownBytes()
         self._numbers = Numbers()
         self._lost: Lost | None = None
         self._file: BinaryIO
@@ -117,7 +117,7 @@ class Recorder:
             self._begin(ts_ns)
         local = setting.is_local(hop.netns, detail.daddr) if hop.event in ARRIVALS else None
         hop = hop._replace(skb=self._numbers.of(hop.skb))
-        data, original = rebuild(hop, detail, self._octets.of(hop, detail))
+        data, original = rebuild(hop, detail, self._bytes.of(hop, detail))
         self._writer.write(
             self._interface(hop.netns, detail.ifname),
             ts_ns,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LINK_LOCAL = V4_MAPPED + bytes((169, 254))
 """169.254.0.0/16: where NodeLocal DNSCache listens beside the Service's address."""
 DNS_PORT = 53
-ADDRESS_OCTETS = 16
+ADDRESS_BYTES = 16
 CLUSTER_DNS = (
     ("kube-system", "kube-dns"),
     ("kube-system", "coredns"),
@@ -325,4 +325,4 @@ def _packed(text: str) -> bytes | None:
         packed = ip_address(text).packed
     except ValueError:
         return None
-    return packed if len(packed) == ADDRESS_OCTETS else V4_MAPPED + packed
+    return packed if len(packed) == ADDRESS_BYTES else V4_MAPPED + packed

@@ -16,7 +16,7 @@ from agent.hop.record import TCP, UDP
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-V6_OCTETS = 16
+V6_BYTES = 16
 PROTOCOLS = {b"TCP": TCP, b"UDP": UDP}
 PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
 _REAL_SERVER = re.compile(rb"^  -> (\S+):([0-9A-F]{4}) +\S+ +(-?\d+) ", re.MULTILINE)
@@ -74,8 +74,8 @@ class _Connections(Mapping[tuple[int, Endpoint, Endpoint], Endpoint]):
 
 def _endpoint(address: bytes, port: bytes) -> Endpoint:
     """All digits of an address are written: 8 for IPv4, 32 for IPv6 between colons, and in ip_vs in brackets."""
-    octets = bytes.fromhex(address.strip(b"[]").replace(b":", b"").decode())
-    return Endpoint(octets if len(octets) == V6_OCTETS else V4_MAPPED + octets, int(port, 16))
+    data = bytes.fromhex(address.strip(b"[]").replace(b":", b"").decode())
+    return Endpoint(data if len(data) == V6_BYTES else V4_MAPPED + data, int(port, 16))
 
 
 def _endpoint_text(endpoint: Endpoint) -> bytes:

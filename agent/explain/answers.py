@@ -46,15 +46,15 @@ def larger_than_offered(outcome: Outcome) -> str | None:
 
 
 def _excess(session: Session, queries: list[Transmission], reply: Transmission) -> str | None:
-    octets = reply.message.length_bytes
-    if octets <= PLAIN_UDP or session.key.protocol != UDP or session.connecting or not queries:
+    length_bytes = reply.message.length_bytes
+    if length_bytes <= PLAIN_UDP or session.key.protocol != UDP or session.connecting or not queries:
         return None
     offers = [udp_size(one.message.payload, one.message.summary) for one in queries]
     offered = max(PLAIN_UDP, *(one or 0 for one in offers))
-    if octets <= offered or reply.message.summary.tc:
+    if length_bytes <= offered or reply.message.summary.tc:
         return None
     how = "without EDNS" if not any(offers) else "by EDNS"
-    return f"{octets} bytes, and the query allows {offered} {how}: the receiver may cut or drop it"
+    return f"{length_bytes} bytes, and the query allows {offered} {how}: the receiver may cut or drop it"
 
 
 def told_by_extended_error(outcome: Outcome) -> tuple[str, str] | None:

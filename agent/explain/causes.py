@@ -165,7 +165,7 @@ RECORDS_LOST = Gap(
     "the agent lost records of its own while this lookup was open",
     "enlarge --ring-size, or lower the load on this node",
 )
-OCTETS_MISSING = Gap(
+BYTES_MISSING = Gap(
     "bytes of its TCP connection were sent but not captured",
     "capture with a larger buffer (dnstrail --ring-size, tcpdump -B) and see how much the capture dropped",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.explain.causes import CAPTURE_ENDED, OCTETS_MISSING, RECORDS_LOST, REPLY_CUT, TOO_MANY_OPEN, TOO_MANY_PACKETS
+from agent.explain.causes import BYTES_MISSING, CAPTURE_ENDED, RECORDS_LOST, REPLY_CUT, TOO_MANY_OPEN, TOO_MANY_PACKETS
 from agent.explain.verdict import HIGH, MEDIUM, Cause, make_cause
 from agent.session.model import SECOND_NS
 from agent.session.outcome import Outcome, Status
@@ -30,7 +30,7 @@ def capture_loss(given: RuleInput) -> Cause | None:
 
 
 GAPS: tuple[tuple[Callable[[Outcome], bool], Gap], ...] = (
-    (lambda outcome: outcome.session.octets_missing, OCTETS_MISSING),
+    (lambda outcome: outcome.session.bytes_missing, BYTES_MISSING),
     (lambda outcome: outcome.session.reply_cut, REPLY_CUT),
     (lambda outcome: outcome.lossy, RECORDS_LOST),
     (lambda outcome: outcome.session.evicted, TOO_MANY_OPEN),
@@ -40,11 +40,11 @@ GAPS: tuple[tuple[Callable[[Outcome], bool], Gap], ...] = (
 """The first that holds is the sentence."""
 GAP_EVIDENCE: tuple[tuple[Callable[[Outcome], bool], str], ...] = (
     (
-        lambda outcome: outcome.session.octets_missing,
+        lambda outcome: outcome.session.bytes_missing,
         "bytes of its TCP connection were acknowledged, or later ones arrived, and they were not captured",
     ),
     (
-        lambda outcome: outcome.lossy and not outcome.session.octets_missing,
+        lambda outcome: outcome.lossy and not outcome.session.bytes_missing,
         "the agent's counters show records lost while the lookup was open",
     ),
     (lambda outcome: outcome.session.reply_cut, "a reply from the server that was asked has too few bytes to be read"),

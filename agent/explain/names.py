@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from agent.wire.message import Summary
 
 A, AAAA = 1, 28
-ADDRESS_OCTETS = {A: 4, AAAA: 16}
+ADDRESS_BYTES = {A: 4, AAAA: 16}
 SERVICE_LABEL = "svc"
 PLAIN_LABELS = 2
 """Before `svc`: the Service and its namespace."""
@@ -68,7 +68,7 @@ def addresses(wire: bytes, summary: Summary) -> list[bytes]:
                 break
             rdtype, _, _, length = read_record(wire, at)
             data = wire[at + RECORD_BYTES : at + RECORD_BYTES + length]
-            if ADDRESS_OCTETS.get(rdtype) == length == len(data):
+            if ADDRESS_BYTES.get(rdtype) == length == len(data):
                 found.append(data if rdtype == AAAA else V4_MAPPED + data)
             at += RECORD_BYTES + length
     except WireError:
@@ -78,7 +78,7 @@ def addresses(wire: bytes, summary: Summary) -> list[bytes]:
 
 def contradiction(asked: ServiceName, rdtype: int, answer: list[bytes], service: Service) -> str | None:
     """What of an answer is not as the Service has it; None if it is, or if that cannot be told."""
-    if asked.host is not None or service.headless or service.external_name or rdtype not in ADDRESS_OCTETS:
+    if asked.host is not None or service.headless or service.external_name or rdtype not in ADDRESS_BYTES:
         return None
     own = [one for one in service.cluster_ips if one.startswith(V4_MAPPED) == (rdtype == A)]
     strange = [one for one in answer if one not in own]

@@ -158,21 +158,21 @@ class Ceiling:
     def __init__(self, lines_a_second: float, now: float) -> None:
         self._usual = _full(lines_a_second * (1 - RESERVED), now)
         self._reserve = _full(lines_a_second * RESERVED, now)
-        self._octets = _full(lines_a_second * LINE_BYTES, now)
+        self._bytes = _full(lines_a_second * LINE_BYTES, now)
 
     def admits(self, now: float, *, rare: bool) -> bool:
         """Whether there is room for a line; it is taken."""
         lines = self._reserve if rare and self._reserve.at(now) >= 1 else self._usual
         least = max(1.0, self._usual.capacity / 2) if rare and lines is self._usual else 1.0
-        debt = self._octets.capacity * RESERVED if rare else 0.0
-        if lines.at(now) < least or self._octets.at(now) <= -debt:
+        debt = self._bytes.capacity * RESERVED if rare else 0.0
+        if lines.at(now) < least or self._bytes.at(now) <= -debt:
             return False
         lines.level -= 1
         return True
 
-    def charge(self, octets: int) -> None:
+    def charge(self, line_bytes: int) -> None:
         """How long the line was: known when it is made."""
-        self._octets.level -= octets
+        self._bytes.level -= line_bytes
 
 
 def _full(rate: float, now: float) -> Bucket:
@@ -269,10 +269,10 @@ class FailureLimit:
         held, known.held = known.held, 0
         return held
 
-    def charge(self, octets: int) -> None:
+    def charge(self, line_bytes: int) -> None:
         """A line was made, and is so long."""
         if self._ceiling is not None:
-            self._ceiling.charge(octets)
+            self._ceiling.charge(line_bytes)
 
     def summary(self) -> list[Held]:
         """What was held back since this was asked last, most of it first; nothing if nothing was."""

@@ -24,7 +24,7 @@ BATCH_BYTES = 256 << 10
 class _Batch(NamedTuple):
     """What was handed over at once."""
 
-    octets: bytes
+    data: bytes
     lines: int
 
 
@@ -80,12 +80,12 @@ class Outlet:
 
     def write(self, line: str) -> None:
         """Take one whole line, with its line feed; it leaves with the next `flush` at the latest."""
-        octets = line.encode()
-        if self.waiting_bytes + len(octets) > self._capacity:
+        data = line.encode()
+        if self.waiting_bytes + len(data) > self._capacity:
             self._refused += 1
             return
-        self._pending.append(octets)
-        self._pending_bytes += len(octets)
+        self._pending.append(data)
+        self._pending_bytes += len(data)
         if self._pending_bytes > BATCH_BYTES:
             self._hand_over()
 
@@ -119,7 +119,7 @@ class Outlet:
     def _hand_over(self) -> None:
         batch = _Batch(b"".join(self._pending), len(self._pending))
         self._handed_lines += batch.lines
-        self._handed_bytes += len(batch.octets)
+        self._handed_bytes += len(batch.data)
         self._pending.clear()
         self._pending_bytes = 0
         self._queue.put(batch)
@@ -128,16 +128,16 @@ class Outlet:
         while (batch := self._queue.get()) is not None:
             if self._torn and self._write(b"\n"):
                 self._torn = False
-            written = self._write(batch.octets)
+            written = self._write(batch.data)
             if written:
-                self._torn = not batch.octets.endswith(b"\n", 0, written)
-            self._failed += batch.octets.count(b"\n", written)
+                self._torn = not batch.data.endswith(b"\n", 0, written)
+            self._failed += batch.data.count(b"\n", written)
             self._done_lines += batch.lines
-            self._done_bytes += len(batch.octets)
+            self._done_bytes += len(batch.data)
 
-    def _write(self, octets: bytes) -> int:
+    def _write(self, data: bytes) -> int:
         """Write all of it, however long that takes; how much could be written."""
-        rest = memoryview(octets)
+        rest = memoryview(data)
         try:
             while rest:
                 rest = rest[self._write_some(rest) :]
@@ -145,11 +145,11 @@ class Outlet:
             self._failure = error
         else:
             self._failure = None
-        return len(octets) - len(rest)
+        return len(data) - len(rest)
 
-    def _write_some(self, octets: memoryview) -> int:
+    def _write_some(self, data: memoryview) -> int:
         try:
-            return os.write(self._descriptor, octets)
+            return os.write(self._descriptor, data)
         except BlockingIOError:
             # Somebody else made the descriptor non-blocking: whoever shares our stdout shares that flag.
             poll = select.poll()

@@ -33,14 +33,14 @@ class Progress:
         self._next = self._begun + INTERVAL_SECONDS
         self._drawn = False
 
-    def show(self, octets: int, frames: int) -> None:
+    def show(self, done_bytes: int, frames: int) -> None:
         """Draw it, at most ten times a second."""
         now = self._clock()
         if not self.wanted or now < self._next:
             return
         self._next = now + INTERVAL_SECONDS
         rate = frames / (now - self._begun)
-        self._out.write(f"{ERASE}{self._how_far(octets)}, {frames} frames, {rate:.0f}/s")
+        self._out.write(f"{ERASE}{self._how_far(done_bytes)}, {frames} frames, {rate:.0f}/s")
         self._out.flush()
         self._drawn = True
 
@@ -51,10 +51,10 @@ class Progress:
             self._out.flush()
             self._drawn = False
 
-    def _how_far(self, octets: int) -> str:
-        megabytes = f"{octets / MEGABYTE:.1f}"
+    def _how_far(self, done_bytes: int) -> str:
+        megabytes = f"{done_bytes / MEGABYTE:.1f}"
         if not self._total:
             return f"{megabytes} MB"
-        part = min(1.0, octets / self._total)
+        part = min(1.0, done_bytes / self._total)
         done = int(part * WIDTH)
         return f"[{'#' * done}{'.' * (WIDTH - done)}] {part:4.0%} {megabytes} of {self._total / MEGABYTE:.1f} MB"

@@ -23,7 +23,7 @@ class Sums(NamedTuple):
     frames: int
     told: int
     """Frames that are in a line, or in what is named below as a whole: a connection, a server's own lookup."""
-    unread_octets: int
+    unread_bytes: int
     steps: int
     """Times that the clock was set."""
 
@@ -169,7 +169,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "byte of TCP connections not read",
         "bytes of TCP connections not read",
-        lambda sums: sums.unread_octets,
+        lambda sums: sums.unread_bytes,
         of_frames=False,
     ),
     Row("step of the clock", "steps of the clock", lambda sums: sums.steps, of_frames=False),

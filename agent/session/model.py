@@ -226,7 +226,7 @@ class Session:
     """It is told with the lookup that waited where it was asked, although nothing proves that this ended there."""
     further: int = 0
     """Messages of the answer beyond those that are kept: a zone transfer has any number."""
-    octets_missing: bool = False
+    bytes_missing: bool = False
     """Bytes of its connection were sent and received, and are not in the record."""
     reply_cut: bool = False
     """A reply that must be meant for it came, and the capture cut it before the end of its question."""

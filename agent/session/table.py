@@ -299,9 +299,9 @@ class SessionTable:
                 self._recall(session.key, message.ts_ns)
 
     @property
-    def unread_octets(self) -> int:
+    def unread_bytes(self) -> int:
         """Bytes of TCP connections that no message was made of."""
-        return self._tcp.unread_octets
+        return self._tcp.unread_bytes
 
     def _observe_handshake(self, hop: Hop, client: Endpoint, connection: TcpConnection, *, response: bool) -> None:
         """Follow the request for a connection like a query, and what answers it like a reply.
@@ -629,7 +629,7 @@ class SessionTable:
         lost_ns = self._losses.during(session.first_ns, until_ns)
         missing_ns = session.connection.lost_ns if session.connection is not None else None
         if missing_ns is not None and session.first_ns < missing_ns <= until_ns:
-            session.octets_missing = True
+            session.bytes_missing = True
             lost_ns = max(lost_ns or 0, missing_ns)
         return judge(session, self.node_state, lost_ns)
 

@@ -148,9 +148,9 @@ class TcpConnection:
             for side in Side:
                 yield from self._complete(end.netns, one.sent_by(side).flush(), side)
 
-    def unread_octets(self) -> int:
+    def unread_bytes(self) -> int:
         """Bytes that no message was made of: never captured, or behind such without a boundary in sight."""
-        return sum(max((one.sent_by(side).unread_octets for one in self.ends.values()), default=0) for side in Side)
+        return sum(max((one.sent_by(side).unread_bytes for one in self.ends.values()), default=0) for side in Side)
 
     def _complete(self, netns: int, found: list[StreamMessage], side: Side) -> Iterator[Hop]:
         """Messages that are whole now, each with the segment that brought its end, and the hops that waited for it."""
@@ -209,7 +209,7 @@ class TcpStage:
     def __init__(self) -> None:
         self._connections: OrderedDict[tuple[Endpoint, int], TcpConnection] = OrderedDict()
         self._stalled: OrderedDict[TcpConnection, int] = OrderedDict()
-        self._unread_octets = 0
+        self._unread_bytes = 0
 
     def feed(
         self, hop: Hop, detail: Detail, keys: tuple[tuple[Endpoint, int], tuple[Endpoint, int]]
@@ -256,17 +256,17 @@ class TcpStage:
         connection.note_gaps(now_ns)
 
     @property
-    def unread_octets(self) -> int:
+    def unread_bytes(self) -> int:
         """Bytes of all connections that no message was made of."""
         known = {id(one): one for one in self._connections.values()}
-        return self._unread_octets + sum(one.unread_octets() for one in known.values())
+        return self._unread_bytes + sum(one.unread_bytes() for one in known.values())
 
     def _forget_oldest(self) -> None:
         _, connection = self._connections.popitem(last=False)
         self._stalled.pop(connection, None)
         connection.names -= 1
         if not connection.names:
-            self._unread_octets += connection.unread_octets()
+            self._unread_bytes += connection.unread_bytes()
 
     def _connection(self, key: tuple[Endpoint, int], spelled: tuple[Endpoint, int]) -> TcpConnection:
         """Behind a source translation the client has another address: both names lead to the connection."""

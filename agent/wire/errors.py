@@ -7,7 +7,7 @@ class WireError(ValueError):
     """The bytes break the message format (RFC 1035 4.1).
 
     Attributes:
-        offset: Octet of the message, from 0, at which it went wrong.
+        offset: Byte of the message, from 0, at which it went wrong.
     """
 
     def __init__(self, what: str, offset: int) -> None:

@@ -88,8 +88,8 @@ def extended_errors(wire: bytes, summary: Summary) -> Iterator[ExtendedError]:
             yield ExtendedError(int.from_bytes(data[:CODE_BYTES], "big"), _safe(data[CODE_BYTES:]))
 
 
-def _safe(octets: bytes) -> str:
+def _safe(raw: bytes) -> str:
     """EXTRA-TEXT is UTF-8, and may end with a null (RFC 8914 2): nothing of it may disturb a terminal or a line."""
-    text = octets[: 4 * MAX_TEXT].rstrip(b"\0").decode("utf-8", "replace").replace('"', "'")
+    text = raw[: 4 * MAX_TEXT].rstrip(b"\0").decode("utf-8", "replace").replace('"', "'")
     text = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
     return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"

@@ -37,9 +37,9 @@ class Incomplete(NamedTuple):
     """The first fragment if it was seen (offset 0: it has the ports), else the one that was sighted first."""
     fragments: int
     """How many different ones were seen."""
-    received_octets: int
+    received_bytes: int
     """Payload in them."""
-    total_octets: int | None
+    total_bytes: int | None
     """Payload of the whole datagram; None if the last fragment was not seen."""
     refused: bool
     """Fragments overlapped, contradicted each other or were too many: nothing of them is known but `ip`."""
@@ -60,7 +60,7 @@ class _Datagram:
 
     def take(self, ip: Ip, fragment: Fragment) -> bool:
         """Add one fragment; False if the datagram must be refused for it."""
-        start = fragment.offset_octets
+        start = fragment.offset_bytes
         if self.pieces.get(start) == ip:
             return True
         if not self._fits(start, start + ip.payload_bytes, more=fragment.more):

@@ -54,13 +54,13 @@ class StreamCounters:
 
     gaps: int = 0
     """Times that bytes were given up."""
-    gap_octets: int = 0
+    gap_bytes: int = 0
     """Bytes of segments that never came."""
-    cut_octets: int = 0
+    cut_bytes: int = 0
     """Bytes of segments that came without them: the capture's snap length."""
-    skipped_octets: int = 0
+    skipped_bytes: int = 0
     """Bytes that came and belong to no message that could be told."""
-    retransmitted_octets: int = 0
+    retransmitted_bytes: int = 0
     """Bytes that came again."""
     short_messages: int = 0
     """Messages shorter than a DNS header, empty ones included."""
@@ -100,35 +100,35 @@ class Chunk(NamedTuple):
         return Chunk(start, self.data[start - self.start : end - self.start], end - start, self.ts_ns)
 
 
-def header_fits(octets: bytes | bytearray, length: int) -> bool:
-    """Whether a header can be that of a message of `length` bytes; `octets` begin with the prefix."""
-    _, flags, questions, *records = _read_header(octets, PREFIX_BYTES)
+def header_fits(raw: bytes | bytearray, length: int) -> bool:
+    """Whether a header can be that of a message of `length` bytes; `raw` begins with the prefix."""
+    _, flags, questions, *records = _read_header(raw, PREFIX_BYTES)
     if questions > 1 or flags >> 11 & 0xF not in _OPCODES:
         return False
     least = _MIN_QUERY_BYTES if questions else HEADER_BYTES
     return bool(least + _MIN_RECORD_BYTES * sum(records) <= length)
 
 
-def _is_message_start(octets: bytes, *, ended: bool) -> bool | None:
+def _is_message_start(raw: bytes, *, ended: bool) -> bool | None:
     """Whether bytes at the start of a segment are a prefix, a header and one question.
 
     Args:
-        octets: What is known from there on.
+        raw: What is known from there on.
         ended: What follows them will never be known.
 
     Returns:
         None if that needs more bytes, of which it asks for less than 300.
     """
-    length = int.from_bytes(octets[:PREFIX_BYTES], "big")
-    if len(octets) < MESSAGE_START_BYTES:
-        hopeless = ended or (len(octets) >= PREFIX_BYTES and length < _MIN_QUERY_BYTES)
+    length = int.from_bytes(raw[:PREFIX_BYTES], "big")
+    if len(raw) < MESSAGE_START_BYTES:
+        hopeless = ended or (len(raw) >= PREFIX_BYTES and length < _MIN_QUERY_BYTES)
         return False if hopeless else None
-    if length < _MIN_QUERY_BYTES or octets[6:8] != _ONE_QUESTION or not header_fits(octets, length):
+    if length < _MIN_QUERY_BYTES or raw[6:8] != _ONE_QUESTION or not header_fits(raw, length):
         return False
     needed = min(length, _QUESTION_END_BYTES)
-    short = len(octets) < PREFIX_BYTES + needed
+    short = len(raw) < PREFIX_BYTES + needed
     try:
-        summary = summarize(octets[PREFIX_BYTES : PREFIX_BYTES + needed])
+        summary = summarize(raw[PREFIX_BYTES : PREFIX_BYTES + needed])
     except CutError:
         return (ended or None) if short else False
     except WireError:
@@ -148,8 +148,8 @@ class Framer:
     """Cuts bytes that come in order into messages."""
 
     __slots__ = (
-        "certain", "counters", "first_ts_ns", "framed", "judged", "last_ts_ns", "octets", "seen", "segments", "total",
-        "tried", "trust",
+        "certain", "collected", "counters", "first_ts_ns", "framed", "judged", "last_ts_ns", "seen", "segments",
+        "total", "tried", "trust",
     )  # fmt: skip
 
     def __init__(self, counters: StreamCounters) -> None:
@@ -160,14 +160,14 @@ class Framer:
 
     def restart(self, trust: int) -> None:
         """Forget everything; `CERTAIN` if the next byte is the first of the connection."""
-        self.counters.skipped_octets += len(self.octets) + sum(len(chunk.data) for chunk in self.tried)
+        self.counters.skipped_bytes += len(self.collected) + sum(len(chunk.data) for chunk in self.tried)
         self.trust = trust
         self.tried = []
         self._begin()
 
     def _begin(self) -> None:
         """Expect a message's prefix."""
-        self.octets = bytearray()
+        self.collected = bytearray()
         self.seen = 0
         self.total = PREFIX_BYTES
         self.framed = False
@@ -181,7 +181,7 @@ class Framer:
         """The message that is waited for, as far as it goes; None between two, and before its length is known."""
         if not self.framed:
             return None
-        return Unfinished(bytes(self.octets[PREFIX_BYTES:]), self.total - PREFIX_BYTES, self.first_ts_ns)
+        return Unfinished(bytes(self.collected[PREFIX_BYTES:]), self.total - PREFIX_BYTES, self.first_ts_ns)
 
     def push(self, chunk: Chunk) -> list[StreamMessage]:
         """Take the bytes that follow those before, and return the messages that they complete."""
@@ -204,18 +204,18 @@ class Framer:
                 break
             if verdict:
                 return self._accept()
-            self.counters.skipped_octets += len(self.tried.pop(0).data)
+            self.counters.skipped_bytes += len(self.tried.pop(0).data)
         return []
 
     def _verdict(self) -> bool | None:
         """Whether the first chunk that waits starts a message."""
-        octets, ended = b"", False
+        raw, ended = b"", False
         for chunk in self.tried:
-            octets += chunk.data
+            raw += chunk.data
             ended = len(chunk.data) < chunk.length
-            if ended or len(octets) >= PREFIX_BYTES + _QUESTION_END_BYTES:
+            if ended or len(raw) >= PREFIX_BYTES + _QUESTION_END_BYTES:
                 break
-        return _is_message_start(octets, ended=ended)
+        return _is_message_start(raw, ended=ended)
 
     def _accept(self) -> list[Chunk]:
         """Trust the first chunk that waits, for one message."""
@@ -236,7 +236,7 @@ class Framer:
             self._check()
             if self.framed and self.seen == self.total:
                 self._finish(messages)
-        self.counters.skipped_octets += max(0, len(chunk.data) - position)
+        self.counters.skipped_bytes += max(0, len(chunk.data) - position)
 
     def _note_segment(self, ts_ns: int | None) -> None:
         """Count a segment that brings part of the message."""
@@ -249,28 +249,28 @@ class Framer:
     def _take(self, chunk: Chunk, position: int) -> int:
         """Move bytes of the chunk to the prefix or to the rest of the message; return where the chunk goes on."""
         end = min(chunk.length, position + self.total - self.seen)
-        if len(self.octets) == self.seen:  # what follows a hole is of no use: the payload is what comes before
-            self.octets += chunk.data[position:end]
+        if len(self.collected) == self.seen:  # what follows a hole is of no use: the payload is what comes before
+            self.collected += chunk.data[position:end]
         self.seen += end - position
         return end
 
     def _check(self) -> None:
         """Draw conclusions as soon as the prefix and then the header are there."""
         if self.seen < PREFIX_BYTES:
-            if len(self.octets) < self.seen:
+            if len(self.collected) < self.seen:
                 self._lose()
         elif not self.framed:
             self._frame()
-        elif not self.judged and len(self.octets) >= MESSAGE_START_BYTES:
+        elif not self.judged and len(self.collected) >= MESSAGE_START_BYTES:
             self._judge()
 
     def _frame(self) -> None:
         """Read the prefix."""
-        if len(self.octets) < PREFIX_BYTES:
+        if len(self.collected) < PREFIX_BYTES:
             self._lose()
             return
         self.framed = True
-        self.total += int.from_bytes(self.octets, "big")
+        self.total += int.from_bytes(self.collected, "big")
         if self.total >= MESSAGE_START_BYTES:
             return
         self.counters.short_messages += 1
@@ -282,7 +282,7 @@ class Framer:
     def _judge(self) -> None:
         """Compare the header with the trust: one that makes no sense takes some, one that does restores it."""
         self.judged = True
-        if header_fits(self.octets, self.total - PREFIX_BYTES):
+        if header_fits(self.collected, self.total - PREFIX_BYTES):
             self.certain = True
             self.trust = CERTAIN
         elif self.trust == CERTAIN:
@@ -293,7 +293,7 @@ class Framer:
 
     def _lose(self) -> None:
         """The boundaries are not known any more."""
-        self.counters.skipped_octets += len(self.octets)
+        self.counters.skipped_bytes += len(self.collected)
         self.trust = SEARCHING
         self._begin()
 
@@ -301,7 +301,7 @@ class Framer:
         """Report the message. One that is too short for a header is told only where no boundary can be wrong."""
         length = self.total - PREFIX_BYTES
         if length >= HEADER_BYTES or (length and self.certain):
-            payload = bytes(self.octets[PREFIX_BYTES:])
+            payload = bytes(self.collected[PREFIX_BYTES:])
             messages.append(
                 StreamMessage(payload, length, self.first_ts_ns, self.last_ts_ns, self.segments, self.certain)
             )

@@ -49,7 +49,7 @@ def parse_error(ip: Ip) -> IcmpError | None:
     quoted = parse_ip(payload[HEADER_BYTES:], Flaws())
     if quoted is None or quoted.protocol not in (TCP, UDP) or len(quoted.payload) < UDP_BYTES:
         return None
-    if quoted.fragment is not None and quoted.fragment.offset_octets:
+    if quoted.fragment is not None and quoted.fragment.offset_bytes:
         return None
     sport, dport, word = _read_ports(quoted.payload)
     mtu = rest & 0xFFFF if ip.protocol == ICMP else rest

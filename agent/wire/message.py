@@ -37,8 +37,8 @@ EXTENDED_ERROR = 15
 """EDNS option code (RFC 8914 2)."""
 
 # RFC 1035 5.1 and RFC 4343 2.1: what has a meaning in master files gets a backslash, what does not print its number.
-_ESCAPES = {octet: f"\\{octet:03d}" for octet in range(256) if octet == ord(" ") or not chr(octet).isprintable()}
-_ESCAPES |= {octet: f"\\{octet:03d}" for octet in range(128, 256)}
+_ESCAPES = {byte: f"\\{byte:03d}" for byte in range(256) if byte == ord(" ") or not chr(byte).isprintable()}
+_ESCAPES |= {byte: f"\\{byte:03d}" for byte in range(128, 256)}
 _ESCAPES |= {ord(char): f"\\{char}" for char in '"().;\\@$'}
 
 

@@ -97,7 +97,7 @@ class Fragment(NamedTuple):
     """Where a fragment belongs (RFC 791 3.1, RFC 8200 4.5)."""
 
     identification: int
-    offset_octets: int
+    offset_bytes: int
     more: bool
     """It is not the last."""
 
@@ -358,7 +358,7 @@ def _parse_fragment_header(payload: bytes, at: int) -> Fragment | None:
 def parse_udp(ip: Ip, flaws: Flaws) -> Udp | None:
     """Read the UDP header of a packet whose protocol is `UDP`, whole or a first fragment."""
     payload = ip.payload
-    if len(payload) < _UDP_BYTES or (ip.fragment and ip.fragment.offset_octets):
+    if len(payload) < _UDP_BYTES or (ip.fragment and ip.fragment.offset_bytes):
         flaws[_start_flaw(ip, _UDP_BYTES)] += 1
         return None
     sport, dport, length = _read_udp(payload)
@@ -372,7 +372,7 @@ def parse_udp(ip: Ip, flaws: Flaws) -> Udp | None:
 def parse_tcp(ip: Ip, flaws: Flaws) -> Tcp | None:
     """Read the TCP header of a packet whose protocol is `TCP`, whole or a first fragment."""
     payload = ip.payload
-    if len(payload) < _TCP_BYTES or (ip.fragment and ip.fragment.offset_octets):
+    if len(payload) < _TCP_BYTES or (ip.fragment and ip.fragment.offset_bytes):
         flaws[_start_flaw(ip, _TCP_BYTES)] += 1
         return None
     sport, dport, seq, ack, offset, flags = _read_tcp(payload)
@@ -385,6 +385,6 @@ def parse_tcp(ip: Ip, flaws: Flaws) -> Tcp | None:
 
 def _start_flaw(ip: Ip, header: int) -> Flaw:
     """Why an upper layer's header of so many bytes is not there."""
-    if ip.fragment and ip.fragment.offset_octets:
+    if ip.fragment and ip.fragment.offset_bytes:
         return Flaw.FRAGMENT
     return Flaw.LENGTHS if ip.payload_bytes < header else Flaw.CUT

@@ -189,14 +189,14 @@ class _Reader:
 
     def _option_data(self, code: int, start: int, length: int) -> str:
         """An option's data as dnspython writes it, or in hexadecimal."""
-        octets = self.wire[start : start + length]
+        raw = self.wire[start : start + length]
         try:
-            option = dns.edns.option_from_wire(dns.edns.OptionType.make(code), octets, 0, length)
+            option = dns.edns.option_from_wire(dns.edns.OptionType.make(code), raw, 0, length)
             if not isinstance(option, dns.edns.GenericOption):
                 return _printable(option.to_text().removeprefix(f"{_option_name(code)} "))
         except Exception:  # noqa: BLE001  as for record data
             self.note(f"EDNS option {_option_name(code) or code} that cannot be read", start)
-        return octets.hex()
+        return raw.hex()
 
 
 def _known_data(wire: bytes, rdtype: int, rdclass: int, start: int, rdlength: int) -> str:
@@ -211,9 +211,9 @@ def _known_data(wire: bytes, rdtype: int, rdclass: int, start: int, rdlength: in
     return _printable(rdata.to_text())
 
 
-def _unknown_data(octets: bytes) -> str:
+def _unknown_data(raw: bytes) -> str:
     """Data of an unknown type, in the form of RFC 3597 5."""
-    return rf"\# {len(octets)} {octets.hex()}".rstrip()
+    return rf"\# {len(raw)} {raw.hex()}".rstrip()
 
 
 def _printable(text: str) -> str:

@@ -88,7 +88,7 @@ class Stream:
         """Begin at a sequence number."""
         # Places in the stream do not wrap around: they are sequence numbers with as many bits as it takes.
         self._next = start
-        self.counters.skipped_octets += sum(len(chunk.data) for chunk in self._held)
+        self.counters.skipped_bytes += sum(len(chunk.data) for chunk in self._held)
         self._end: int | None = None
         self._held = []
         self._held_cost = 0
@@ -116,9 +116,9 @@ class Stream:
         return bool(self._held)
 
     @property
-    def unread_octets(self) -> int:
+    def unread_bytes(self) -> int:
         """Bytes so far that no message was made of."""
-        return self.counters.gap_octets + self.counters.skipped_octets + len(self._framer.octets)
+        return self.counters.gap_bytes + self.counters.skipped_bytes + len(self._framer.collected)
 
     def feed(self, seq: int, flags: int, payload: bytes, length: int, ts_ns: int) -> list[StreamMessage]:
         """Take one segment.
@@ -217,7 +217,7 @@ class Stream:
                 index += 1
             start = following.end if following else end
             index += 1
-        self.counters.retransmitted_octets += chunk.length - new
+        self.counters.retransmitted_bytes += chunk.length - new
 
     def _insert(self, index: int, chunk: Chunk) -> None:
         """Keep bytes that nothing overlaps."""
@@ -235,7 +235,7 @@ class Stream:
                 messages += self._give_up(first.start)
             self._held_cost -= _cost(self._held.pop(0))
             self._next = first.end
-            self.counters.cut_octets += first.length - len(first.data)
+            self.counters.cut_bytes += first.length - len(first.data)
             messages += self._framer.push(first)
         return messages
 
@@ -243,7 +243,7 @@ class Stream:
         """Count the bytes before `end` as lost."""
         size = end - self._next
         self.counters.gaps += 1
-        self.counters.gap_octets += size
+        self.counters.gap_bytes += size
         gap = Chunk(self._next, b"", size, None)
         self._next = end
         return self._framer.push(gap)

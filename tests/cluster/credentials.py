@@ -133,9 +133,9 @@ def _json(claims: dict[str, Any]) -> bytes:
     return json.dumps(claims, separators=(",", ":")).encode()
 
 
-def _segment(octets: bytes) -> str:
+def _segment(data: bytes) -> str:
     """Base64 as tokens spell it."""
-    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _openssl(*arguments: str, stdin: bytes = b"") -> bytes:

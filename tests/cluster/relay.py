@@ -65,5 +65,5 @@ async def _forward(near: socket.socket, port: int) -> None:
 
 async def _copy(source: socket.socket, sink: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    while octets := await loop.sock_recv(source, CHUNK):
-        await loop.sock_sendall(sink, octets)
+    while data := await loop.sock_recv(source, CHUNK):
+        await loop.sock_sendall(sink, data)

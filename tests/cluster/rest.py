@@ -122,8 +122,8 @@ class Api:
         self, method: str, path: str, body: Mapping[str, Any] | None = None, content_type: str = JSON
     ) -> Manifest:
         """Do any request, and return what comes back."""
-        octets = None if body is None else json.dumps(body).encode()
-        answer: Manifest = json.loads(self._send(method, path, octets, content_type).data)
+        raw = None if body is None else json.dumps(body).encode()
+        answer: Manifest = json.loads(self._send(method, path, raw, content_type).data)
         return answer
 
     def says_ok(self, path: str) -> bool:
@@ -198,6 +198,6 @@ def _status(body: bytes) -> Manifest:
 
 def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
     rest = b""
-    for octets in response.stream(1 << 16):
-        *lines, rest = (rest + octets).split(b"\n")
+    for raw in response.stream(1 << 16):
+        *lines, rest = (rest + raw).split(b"\n")
         yield from lines

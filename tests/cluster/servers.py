@@ -123,10 +123,10 @@ class Etcd(Server):
         with _unix_connection(self._socket) as connection:
             connection.request("POST", path, json.dumps(body))
             response = connection.getresponse()
-            octets = response.read()
+            raw = response.read()
         if response.status != http.client.OK:
-            raise ApiError(response.status, octets)
-        answer: Manifest = json.loads(octets)
+            raise ApiError(response.status, raw)
+        answer: Manifest = json.loads(raw)
         return answer
 
 

@@ -53,7 +53,7 @@ def test_it_is_small(image: oci.Image):
         "Python packages and dnstrail": size(files(image.root / "usr/local")),
         "Python": size(files(image.root / "usr/lib/python3.13")) + size(iter([image.root / "usr/bin/python3.13"])),
     }
-    print("\n".join(f"{name}: {octets / 1e6:.0f} MB" for name, octets in parts.items()))
+    print("\n".join(f"{name}: {size_bytes / 1e6:.0f} MB" for name, size_bytes in parts.items()))
     assert parts["all"] < LIMIT_BYTES
     assert parts["LLVM and clang"] > parts["all"] * 0.6, "the rest has grown"
 

@@ -331,11 +331,11 @@ def hostile(running: Running, stop: threading.Event) -> None:
     held: list[socket.socket] = []
     habits = (b"GET /metrics HTTP/1.1\r\nX: ", b"", b"GET /metrics HTTP/1.1\r\n\r\n", b"\xff" * 4096)
     while not stop.is_set():
-        for octets in habits:
+        for data in habits:
             with contextlib.suppress(OSError):
                 sock = running.connect()
                 held.append(sock)
-                sock.sendall(octets)
+                sock.sendall(data)
         for sock in held[:-60]:
             sock.close()
         held = held[-60:]

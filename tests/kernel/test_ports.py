@@ -179,12 +179,12 @@ def test_a_proxy_in_the_pod_that_is_gone_is_named(any_lab: Lab, watch: Start):
     assert (line["Status"], line["Cause"]["Code"]) == ("Failed", "NoListener")
 
 
-def send(pod: Pod, port: int, to: tuple[str, int], octets: bytes) -> None:
+def send(pod: Pod, port: int, to: tuple[str, int], data: bytes) -> None:
     with udp_socket(pod.name, socket.AF_INET) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(pod.address))
         sock.bind((pod.address, port))
-        sock.sendto(octets, to)
+        sock.sendto(data, to)
 
 
 def test_multicast_dns_and_other_traffic_beside_a_server_on_its_port_are_no_lookups(any_lab: Lab, watch: Start):
@@ -194,18 +194,18 @@ def test_multicast_dns_and_other_traffic_beside_a_server_on_its_port_are_no_look
     assert "NOERROR" in client.dig(NAME).stdout  # from here on the server's address and port are known
     server.kill()
     try:
-        for octets in (READY_QUERY, response):
-            send(client, PORT, (MDNS_GROUP, PORT), octets)
-            send(client, 40000, (MDNS_GROUP, PORT), octets)
-            send(server, PORT, (MDNS_GROUP, PORT), octets)
-            send(client, PORT, (server.address, PORT), octets)
-            send(server, PORT, (client.address, PORT), octets)
+        for data in (READY_QUERY, response):
+            send(client, PORT, (MDNS_GROUP, PORT), data)
+            send(client, 40000, (MDNS_GROUP, PORT), data)
+            send(server, PORT, (MDNS_GROUP, PORT), data)
+            send(client, PORT, (server.address, PORT), data)
+            send(server, PORT, (client.address, PORT), data)
         send(server, PORT, (client.address, 40001), response)  # an answer to one host only (RFC 6762 6.7)
         with udp_socket(server.name, socket.AF_INET) as other:
             other.bind((server.address, PORT))
-            for octets in (b"metrics.sent:1|c", bytes(18), bytes(11), b"\xff" * 300):
-                send(client, 40002, (server.address, PORT), octets)
-                send(server, 40003, (client.address, PORT), octets)
+            for data in (b"metrics.sent:1|c", bytes(18), bytes(11), b"\xff" * 300):
+                send(client, 40002, (server.address, PORT), data)
+                send(server, 40003, (client.address, PORT), data)
     finally:
         server.start()
     assert "NOERROR" in client.dig(NAME).stdout

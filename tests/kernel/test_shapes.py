@@ -104,7 +104,7 @@ def text_of(message: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("way", ["veth-v4", "veth-v6", "lo-v4", "lo-v6"])
-def test_a_reply_of_any_size_is_there_to_the_last_octet(lab: Lab, watch: Watch, size: int, way: str):
+def test_a_reply_of_any_size_is_there_to_the_last_byte(lab: Lab, watch: Watch, size: int, way: str):
     pod, address = {
         "veth-v4": (lab.clients[0], VIP),
         "veth-v6": (lab.clients[0], VIP6),
@@ -405,12 +405,12 @@ def receive(stream: socket.socket) -> str:
 
 
 def _exactly(stream: socket.socket, size: int) -> bytes:
-    octets = b""
-    while len(octets) < size:
-        more = stream.recv(size - len(octets))
+    raw = b""
+    while len(raw) < size:
+        more = stream.recv(size - len(raw))
         assert more, "the server closed the connection"
-        octets += more
-    return octets
+        raw += more
+    return raw
 
 
 def assert_answered_over_tcp(lines: Sequence[Line]) -> None:
@@ -475,19 +475,19 @@ def test_two_types_under_one_id_on_one_connection_are_two_sessions(lab: Lab, wat
 @VIPS
 def test_a_length_prefix_may_be_split_over_segments(lab: Lab, watch: Watch, vip: str):
     name = new_name("split")
-    octets = framed(query(name))
+    raw = framed(query(name))
     with connection(lab.clients[0], vip) as stream:
-        stream.sendall(octets[:1])
-        stream.sendall(octets[1:])
+        stream.sendall(raw[:1])
+        stream.sendall(raw[1:])
         assert receive(stream) == f"{name}."
     assert_answered_over_tcp([one(watch, name)])
 
 
-def test_a_query_sent_octet_by_octet_is_one_query(lab: Lab, watch: Watch):
+def test_a_query_sent_byte_by_byte_is_one_query(lab: Lab, watch: Watch):
     name = new_name("ok")
     with connection(lab.clients[0]) as stream:
-        for octet in framed(query(name)):
-            stream.sendall(bytes([octet]))
+        for byte in framed(query(name)):
+            stream.sendall(bytes([byte]))
         assert receive(stream) == f"{name}."
     assert_answered_over_tcp([one(watch, name)])
 

@@ -182,14 +182,14 @@ class _Loader:
         for endpoint in self._order["endpoints"]:
             leaf = table.Leaf()
             leaf.ifindex, leaf.outside = socket.if_nametoindex(endpoint["device"]), int(endpoint["outside"])
-            leaf.macs[:] = list(_octets(endpoint["mac"]) + _octets(NODE_MAC))
+            leaf.macs[:] = list(_bytes(endpoint["mac"]) + _bytes(NODE_MAC))
             for address in endpoint["addresses"]:
                 key = table.Key()
                 key.words[:] = _words(address)
                 table[key] = leaf
 
 
-def _octets(mac: str) -> bytes:
+def _bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 

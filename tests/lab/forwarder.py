@@ -249,13 +249,13 @@ def send_framed(sock: socket.socket, message: bytes) -> None:
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:
-    octets = b""
-    while len(octets) < size:
-        more = sock.recv(size - len(octets))
+    raw = b""
+    while len(raw) < size:
+        more = sock.recv(size - len(raw))
         if not more:
             raise EOFError
-        octets += more
-    return octets
+        raw += more
+    return raw
 
 
 def _end(text: str) -> End:

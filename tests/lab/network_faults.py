@@ -423,8 +423,8 @@ def send_packets(pod: Pod, packets: Sequence[bytes]) -> None:
             sock.sendto(packet, (pod.interface, ETHERTYPES[packet[0] >> 4], 0, 0, mac))
 
 
-def _checksum(octets: bytes) -> int:
-    padded = octets + bytes(len(octets) % 2)
+def _checksum(raw: bytes) -> int:
+    padded = raw + bytes(len(raw) % 2)
     total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

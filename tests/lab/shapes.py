@@ -106,8 +106,8 @@ def _ipv4(data: bytes, offset: int, ends: bytes, identification: int, *, more: b
     return bytes(header) + data
 
 
-def _checksum(octets: bytes | bytearray) -> int:
-    total: int = sum(struct.unpack(f"!{len(octets) // 2}H", octets))
+def _checksum(content: bytes | bytearray) -> int:
+    total: int = sum(struct.unpack(f"!{len(content) // 2}H", content))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

@@ -135,14 +135,14 @@ def message(
     )
 
 
-def question_end(octets: bytes) -> int:
+def question_end(content: bytes) -> int:
     at = 12
-    while at < min(len(octets), PREFIX):
-        if not octets[at]:
-            return at + 5 if at + 5 <= min(len(octets), PREFIX) else 0
-        if octets[at] > 63:
+    while at < min(len(content), PREFIX):
+        if not content[at]:
+            return at + 5 if at + 5 <= min(len(content), PREFIX) else 0
+        if content[at] > 63:
             return 0
-        at += octets[at] + 1
+        at += content[at] + 1
     return 0
 
 
@@ -158,7 +158,7 @@ class PlainHop:
     flags: int
     source: Endpoint
     destination: Endpoint
-    octets: bytes
+    content: bytes
     conntrack: tuple[Endpoint, Endpoint, Endpoint, Endpoint, int] | None = None
     skb: int = 0
     reason: str = ""
@@ -194,22 +194,22 @@ class Recorder:
         self.sent: dict[int, int] = {}
 
     def number(self, hop: PlainHop) -> int:
-        end = question_end(hop.octets)
+        end = question_end(hop.content)
         if not end:
             return 0
         address, port = hop.destination if hop.flags & Flag.RESPONSE else hop.source
-        seed = packed(address) + struct.pack("!H", port) + hop.octets[:end]
+        seed = packed(address) + struct.pack("!H", port) + hop.content[:end]
         if is_loopback(packed(address)):
             seed += struct.pack("!I", hop.netns)
         return zlib.crc32(seed) << 32 | zlib.adler32(seed) or 1
 
     def pack(self, hop: PlainHop) -> Hop:
         stream = hop.protocol == TCP
-        if not stream and len(hop.octets) > 2 and hop.octets[2] & 0x80:
+        if not stream and len(hop.content) > 2 and hop.content[2] & 0x80:
             hop = replace(hop, flags=hop.flags | Flag.RESPONSE)
         number = 0 if stream else self.number(hop)
         known = hop.icmp or (number and number in self.sent and 0 <= hop.ts_ns - self.sent[number] < RESEND_NS)
-        carried = b"" if known or (stream and hop.event not in AT_SOCKET) else hop.octets
+        carried = b"" if known or (stream and hop.event not in AT_SOCKET) else hop.content
         if number and not known:
             self.sent[number] = hop.ts_ns
         tail = carried
@@ -224,7 +224,7 @@ class Recorder:
             "socket_netns": hop.netns if hop.flags & Flag.ORIGIN else 0,
             "tgid": hop.tgid,
             "ct_status": hop.ct_status,
-            "payload_bytes": len(hop.octets),
+            "payload_bytes": len(hop.content),
             "captured_bytes": len(carried),
             "sport": hop.source[1],
             "dport": hop.destination[1],
@@ -401,9 +401,9 @@ class Lookup:
         }
         return (replies if response else queries)[self.shape]
 
-    def _hops(self, octets: bytes, ts_ns: int, *, response: bool) -> list[PlainHop]:
+    def _hops(self, content: bytes, ts_ns: int, *, response: bool) -> list[PlainHop]:
         self.copies += 1
-        skb = zlib.crc32(octets) << 16 | self.copies
+        skb = zlib.crc32(content) << 16 | self.copies
         hops = []
         for offset, place, event, flags, source, destination, tracked in self.steps(response=response):
             netns, ifindex, ifname = self.at(place)
@@ -421,7 +421,7 @@ class Lookup:
                     flags,
                     source,
                     destination,
-                    octets,
+                    content,
                     entry,
                     skb,
                     comm=comm,
@@ -430,19 +430,19 @@ class Lookup:
             )
         return hops
 
-    def query(self, ts_ns: int = START, *, octets: bytes | None = None) -> list[PlainHop]:
+    def query(self, ts_ns: int = START, *, content: bytes | None = None) -> list[PlainHop]:
         """The hops of one copy of the query, all the way to the server, or out of the node."""
-        return self._hops(octets or self.question(), ts_ns, response=False)
+        return self._hops(content or self.question(), ts_ns, response=False)
 
     def reply(
         self,
         ts_ns: int = START + 125_600,
         *,
-        octets: bytes | None = None,
+        content: bytes | None = None,
         **said: bool | int,
     ) -> list[PlainHop]:
         """The hops of one reply, all the way to the client, or out of the node."""
-        return self._hops(octets or self.answer(**said), ts_ns, response=True)
+        return self._hops(content or self.answer(**said), ts_ns, response=True)
 
     def question(self, tail: bytes = b"") -> bytes:
         """The query's bytes."""

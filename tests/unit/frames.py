@@ -98,10 +98,10 @@ class Capture:
         return self.datagram(ns, (CLIENT, 9, "192.0.2.99", 9), b"x", *((4,) if self.wrap in (sll, sll2) else ()))
 
     def write(self, path: Path) -> str:
-        octets = struct.pack("<IHHIIII", 0xA1B23C4D, 2, 4, 0, 0, 262144, self.linktype)
+        raw = struct.pack("<IHHIIII", 0xA1B23C4D, 2, 4, 0, 0, 262144, self.linktype)
         for ts_ns, frame, length in self.frames:
-            octets += struct.pack("<IIII", ts_ns // SECOND, ts_ns % SECOND, len(frame), length) + frame
-        path.write_bytes(octets)
+            raw += struct.pack("<IIII", ts_ns // SECOND, ts_ns % SECOND, len(frame), length) + frame
+        path.write_bytes(raw)
         return str(path)
 
 

@@ -131,8 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.server.closing.wait(BOUND_SECONDS * 3)
 
-    def _chunk(self, octets: bytes) -> None:
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(octets), octets))
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
 
 

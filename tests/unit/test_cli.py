@@ -209,9 +209,9 @@ def test_defaults_are_those_of_the_documentation():
     assert (defaults["timeout"], defaults["ring_size"], defaults["duration"]) == (10.0, 16 << 20, None)
 
 
-@pytest.mark.parametrize(("text", "octets"), [("4096", 4096), ("512K", 512 << 10), ("16m", 16 << 20), ("1G", 1 << 30)])
-def test_sizes_are_powers_of_two_with_a_unit(text, octets):
-    assert ring_size(text) == octets
+@pytest.mark.parametrize(("text", "data"), [("4096", 4096), ("512K", 512 << 10), ("16m", 16 << 20), ("1G", 1 << 30)])
+def test_sizes_are_powers_of_two_with_a_unit(text, data):
+    assert ring_size(text) == data
 
 
 @pytest.mark.parametrize("text", ["", "K", "0", "-4096", "4095", "3K", "1T", "4096.0", "1e6"])

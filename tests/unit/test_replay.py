@@ -142,10 +142,10 @@ def test_every_message_of_dnstap_is_in_the_messages_of_its_session(lines):
 
 
 def test_a_file_cut_anywhere_gives_the_sessions_up_to_there_and_one_error(tmp_path, replay):
-    octets = RECORDED.read_bytes()
-    for size in (25, 39, 41, 100, 2000, 5000, len(octets) - 1):
+    content = RECORDED.read_bytes()
+    for size in (25, 39, 41, 100, 2000, 5000, len(content) - 1):
         path = tmp_path / f"cut-at-{size}"
-        path.write_bytes(octets[:size])
+        path.write_bytes(content[:size])
         found, err = replay(str(path), code=1)
         assert re.fullmatch(
             rf"dnstrail: {re.escape(str(path))}: the file ends inside .* \(byte \d+ of the file\)", err[-1]
@@ -155,7 +155,7 @@ def test_a_file_cut_anywhere_gives_the_sessions_up_to_there_and_one_error(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("octets", "words"),
+    ("content", "words"),
     [
         (b"", "is empty"),
         (b"\0", "too short"),
@@ -164,9 +164,9 @@ def test_a_file_cut_anywhere_gives_the_sessions_up_to_there_and_one_error(tmp_pa
         (b"\n\r\r\n" + bytes(40), "byte-order"),
     ],
 )
-def test_a_foreign_file_is_named_and_nothing_is_printed(octets, words, tmp_path, replay):
+def test_a_foreign_file_is_named_and_nothing_is_printed(content, words, tmp_path, replay):
     path = tmp_path / "foreign"
-    path.write_bytes(octets)
+    path.write_bytes(content)
     found, err = replay(str(path), code=1)
     assert not found
     assert err[-1].startswith(f"dnstrail: {path}: ")
@@ -217,23 +217,23 @@ def test_a_reader_that_goes_away_is_no_error():
     assert "Traceback" not in done.stderr
 
 
-def packets(octets: bytes) -> list[bytes]:
+def packets(content: bytes) -> list[bytes]:
     """The packets of a little-endian pcap file, with their headers."""
     found, at = [], 24
-    while at < len(octets):
-        length = struct.unpack_from("<I", octets, at + 8)[0]
-        found.append(octets[at : at + 16 + length])
+    while at < len(content):
+        length = struct.unpack_from("<I", content, at + 8)[0]
+        found.append(content[at : at + 16 + length])
         at += 16 + length
     return found
 
 
 def test_a_rotated_capture_gives_what_the_whole_gives(tmp_path, replay, lines):
-    octets = RECORDED.read_bytes()
-    every = packets(octets)
+    content = RECORDED.read_bytes()
+    every = packets(content)
     names = []
     for number, start in enumerate(range(0, len(every), 10)):
         path = tmp_path / f"dns.pcap{number:03}"
-        path.write_bytes(octets[:24] + b"".join(every[start : start + 10]))
+        path.write_bytes(content[:24] + b"".join(every[start : start + 10]))
         names.append(str(path))
     found, _ = replay(*reversed(names))
     assert found == lines
@@ -250,9 +250,9 @@ def test_the_same_packets_in_two_files_are_two_places_of_one_lookup(tmp_path, re
     assert len({hop["Netns"] for hop in one["Path"]}) == 2
 
 
-def remote(octets: bytes) -> bytes:
+def remote(content: bytes) -> bytes:
     """The recording as if 127.0.0.1 were 192.0.2.1, which means the same host in every file."""
-    return octets.replace(b"\x7f\0\0\1", b"\xc0\0\2\1")
+    return content.replace(b"\x7f\0\0\1", b"\xc0\0\2\1")
 
 
 def test_filters_choose(replay):
@@ -366,11 +366,11 @@ def test_fragments_are_put_together(tmp_path, replay):
 @given(st.lists(st.tuples(st.integers(24, RECORDED.stat().st_size - 1), st.integers(0, 255)), min_size=1, max_size=40))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_file_never_crashes_it(capsys, tmp_path_factory, changes):
-    octets = bytearray(RECORDED.read_bytes())
+    content = bytearray(RECORDED.read_bytes())
     for at, value in changes:
-        octets[at] = value
+        content[at] = value
     path = tmp_path_factory.mktemp("damaged") / "file"
-    path.write_bytes(octets)
+    path.write_bytes(content)
     assert main([*ARGUMENTS, str(path)]) in {0, 1}
     for line in capsys.readouterr().out.splitlines():
         json.loads(line)

@@ -44,10 +44,10 @@ def connect(server: Server) -> socket.socket:
     return socket.create_connection((server.address.host, server.address.port), PATIENCE_SECONDS)
 
 
-def talk(server: Server, octets: bytes) -> bytes:
+def talk(server: Server, data: bytes) -> bytes:
     """Send this, and read until the server has closed."""
     with connect(server) as client, contextlib.suppress(ConnectionError):
-        client.sendall(octets)
+        client.sendall(data)
         return read_all(client)
     return b""
 
@@ -181,7 +181,7 @@ def test_there_is_nothing_else(path):
 
 
 @pytest.mark.parametrize(
-    "octets",
+    "data",
     [
         b"\r\n\r\n",
         b"GET /\r\n\r\n",
@@ -194,15 +194,15 @@ def test_there_is_nothing_else(path):
         b"GET / HTTP/1.1\r\nCookie: " + b"c" * 9000,
     ],
 )
-def test_what_is_no_request_is_refused(octets):
+def test_what_is_no_request_is_refused(data):
     with serving() as (server, _):
-        assert talk(server, octets).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert talk(server, data).startswith(b"HTTP/1.1 400 Bad Request\r\n")
 
 
 @given(st.binary(max_size=300) | st.binary(max_size=100).map(lambda some: b"GET / HTTP/1.1\r\n" + some + b"\r\n\r\n"))
-def test_any_octets_are_a_request_or_none(octets):
+def test_any_bytes_are_a_request_or_none(data):
     try:
-        request = parse(octets)
+        request = parse(data)
     except BadRequestError:
         return
     assert isinstance(request, Request)
@@ -210,8 +210,8 @@ def test_any_octets_are_a_request_or_none(octets):
 
 
 def test_the_header_that_chooses_the_format_is_read_in_any_spelling():
-    octets = b"GET /metrics?name[]=up HTTP/1.1\r\nhost: a\r\naCCept:text/plain \r\nACCEPT: */*\r\n\r\n"
-    assert parse(octets) == Request("GET", "/metrics", "text/plain,*/*")
+    data = b"GET /metrics?name[]=up HTTP/1.1\r\nhost: a\r\naCCept:text/plain \r\nACCEPT: */*\r\n\r\n"
+    assert parse(data) == Request("GET", "/metrics", "text/plain,*/*")
 
 
 def test_a_request_that_comes_in_pieces_is_understood():
@@ -259,13 +259,13 @@ def test_a_client_that_does_not_read_is_sent_away():
             assert len(read_all(client)) < len(LARGE.body)
 
 
-def test_a_client_that_sends_octet_by_octet_is_not_heard_out():
+def test_a_client_that_sends_byte_by_byte_is_not_heard_out():
     with serving() as (server, _), connect(server) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sent = 0
         with contextlib.suppress(ConnectionError):
-            for octet in b"GET /" + b"a" * 200:
-                client.sendall(bytes((octet,)))
+            for byte in b"GET /" + b"a" * 200:
+                client.sendall(bytes((byte,)))
                 sent += 1
                 time.sleep(0.005)
         assert sent >= READS
@@ -307,10 +307,10 @@ def test_no_more_clients_a_second_are_served_than_allowed():
 
 def test_a_client_that_resets_its_connection_disturbs_nobody():
     with serving() as (server, _):
-        for octets in (b"", b"GET /large HTTP/1.1\r\n\r\n"):
+        for data in (b"", b"GET /large HTTP/1.1\r\n\r\n"):
             with connect(server) as client:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
-                client.sendall(octets)
+                client.sendall(data)
         assert get(server, "/")[0] == 200
 
 

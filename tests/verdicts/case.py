@@ -123,7 +123,7 @@ class Case:
     code: str | None
     """The cause that every lost lookup must get; None for what must not yield any cause."""
     inject: Callable[[Injection], Iterable[Lost]]
-    """Breaks something, looks names up (at least one), mends it, and returns which lookups were lost. For an innocent
+    """Breaks something, looks names up (at least one), mends it, and returns which lookups were lost. For a benign case
     case it returns the lookups that must be there, and fine. All other lookups of the injection must have no cause."""
     confidence: str | None = "high"
     """None: it does not matter."""

@@ -300,7 +300,7 @@ class Report:
             if tally.sessions != self.asked[name] and name in self.asked:
                 said.append(f"{name}: {tally.sessions} sessions of {self.asked[name]} lookups")
             said += [f"{name}: {count} {status}" for status, count in tally.statuses.items() if status != "Succeeded"]
-            said += [f"{name}: {count} accused of {code}" for code, count in tally.causes.items()]
+            said += [f"{name}: {count} blamed of {code}" for code, count in tally.causes.items()]
         return said
 
     def __str__(self) -> str:

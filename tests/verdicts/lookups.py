@@ -84,13 +84,13 @@ def connect(pod: Pod, port: int, server: str = VIP, *, seconds: float) -> Connec
 
 
 def _exactly(sock: socket.socket, size: int) -> bytes:
-    octets = b""
-    while len(octets) < size:
-        more = sock.recv(size - len(octets))
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
         if not more:
             raise ConnectionError("closed before the reply was complete")
-        octets += more
-    return octets
+        data += more
+    return data
 
 
 @dataclass

@@ -117,7 +117,7 @@ def test_a_fault_that_loses_nothing_is_no_fault(injection):
     assert judged(replace(CASE, probabilistic=True), injection, [], []).good
 
 
-def test_a_lookup_that_was_not_lost_may_not_be_accused(injection):
+def test_a_lookup_that_was_not_lost_may_not_be_blamed(injection):
     lost, fine = injection.names(2)
     told = [Told(injection, lost), Told(injection, fine)]
     assert not judged(CASE, injection, [lost], told).good

@@ -1,4 +1,4 @@
-"""Every fault, injected once on this kernel, gets its cause, confidence and last hop; every innocent none."""
+"""Every fault, injected once on this kernel, gets its cause, confidence and last hop; every benign one none."""
 
 from __future__ import annotations
 

@@ -80,12 +80,12 @@ class Reply:
         """
         if HTTP_OK <= self._response.status < HTTP_ERROR:
             return
-        octets = b""
+        data = b""
         for chunk in self.chunks():
-            octets += chunk
-            if len(octets) > MAX_ERROR_BYTES:
+            data += chunk
+            if len(data) > MAX_ERROR_BYTES:
                 break
-        raise _refusal(self._response, octets)
+        raise _refusal(self._response, data)
 
 
 class Client:
@@ -214,12 +214,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__context__
 
 
-def _refusal(response: urllib3.BaseHTTPResponse, octets: bytes) -> RefusedError:
+def _refusal(response: urllib3.BaseHTTPResponse, data: bytes) -> RefusedError:
     try:
-        status = _decode_status(octets)
+        status = _decode_status(data)
     except UNREADABLE:
         # Not the API server, but something before it.
-        status = Status(message=octets[:MAX_ERROR_TEXT].decode(errors="replace"))
+        status = Status(message=data[:MAX_ERROR_TEXT].decode(errors="replace"))
     asked = response.headers.get("Retry-After", "")
     seconds = int(asked) if asked.isascii() and asked.isdigit() else 0
     return RefusedError(

@@ -128,13 +128,13 @@ class PodReader:
         self._node = node
         self._decode = msgspec.json.Decoder(objects.Pod).decode
 
-    def __call__(self, octets: bytes | msgspec.Raw) -> PodFacts:
+    def __call__(self, data: bytes | msgspec.Raw) -> PodFacts:
         """Read one.
 
         Raises:
             objects.UNREADABLE: when it is no pod.
         """
-        pod = self._decode(octets)
+        pod = self._decode(data)
         spec, status = pod.spec, pod.status
         here = spec.node_name == self._node
         return PodFacts(
@@ -154,13 +154,13 @@ class ServiceReader:
     def __init__(self) -> None:
         self._decode = msgspec.json.Decoder(objects.Service).decode
 
-    def __call__(self, octets: bytes | msgspec.Raw) -> ServiceFacts:
+    def __call__(self, data: bytes | msgspec.Raw) -> ServiceFacts:
         """Read one.
 
         Raises:
             objects.UNREADABLE: when it is no Service.
         """
-        service = self._decode(octets)
+        service = self._decode(data)
         spec, metadata = service.spec, service.metadata
         key = intern(metadata.namespace), metadata.name
         is_name = spec.type == "ExternalName"
@@ -186,13 +186,13 @@ class SliceReader:
     def __init__(self) -> None:
         self._decode = msgspec.json.Decoder(objects.EndpointSlice).decode
 
-    def __call__(self, octets: bytes | msgspec.Raw) -> SliceFacts:
+    def __call__(self, data: bytes | msgspec.Raw) -> SliceFacts:
         """Read one.
 
         Raises:
             objects.UNREADABLE: when it is no EndpointSlice.
         """
-        part = self._decode(octets)
+        part = self._decode(data)
         metadata = part.metadata
         return SliceFacts(
             key=metadata.uid,
@@ -208,13 +208,13 @@ class StatefulSetReader:
     def __init__(self) -> None:
         self._decode = msgspec.json.Decoder(objects.StatefulSet).decode
 
-    def __call__(self, octets: bytes | msgspec.Raw) -> StatefulSetFacts:
+    def __call__(self, data: bytes | msgspec.Raw) -> StatefulSetFacts:
         """Read one.
 
         Raises:
             objects.UNREADABLE: when it is no StatefulSet.
         """
-        found = self._decode(octets)
+        found = self._decode(data)
         key = intern(found.metadata.namespace), found.metadata.name
         return StatefulSetFacts(key, StatefulSet(*key, intern(found.spec.service_name), found.spec.replicas))
 

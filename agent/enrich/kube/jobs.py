@@ -116,10 +116,10 @@ class CronJobs:
     def _ask(self, namespace: str, job: str) -> str | None:
         path = f"{path_of(rbac.JOBS, namespace)}/{job}"
         with self._transport.get(path, {}, self._timing.read_seconds, METADATA_ONLY) as reply:
-            octets = joined(reply.chunks(), MAX_BYTES, time.monotonic() + self._timing.page_seconds)
+            data = joined(reply.chunks(), MAX_BYTES, time.monotonic() + self._timing.page_seconds)
         self.health.heard()
         try:
-            owners = _decode(octets).metadata.owner_references or ()
+            owners = _decode(data).metadata.owner_references or ()
         except UNREADABLE as error:
             raise GarbledError(f"this is no Job: {error}") from None
         return next((f"CronJob/{one.name}" for one in owners if one.controller and one.kind == "CronJob"), None)

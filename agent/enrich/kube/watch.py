@@ -192,10 +192,10 @@ class Watch(Generic[Facts]):
 
     def _page(self, query: dict[str, str], selection: Selection) -> Page:
         with self._asking(query, self._timing.read_seconds, selection) as reply:
-            octets = joined(reply.chunks(), MAX_PAGE_BYTES, time.monotonic() + self._timing.page_seconds)
+            data = joined(reply.chunks(), MAX_PAGE_BYTES, time.monotonic() + self._timing.page_seconds)
         self.health.heard()
         try:
-            return _decode_page(octets)
+            return _decode_page(data)
         except UNREADABLE as error:
             raise GarbledError(f"this is no list: {error}") from None
 
@@ -299,6 +299,6 @@ def _doubts(error: KubeError) -> int:
     return DOUBTS_UNTIL_LIST if isinstance(error, RefusedError) and error.code == GONE else 1
 
 
-def _refusal(octets: msgspec.Raw) -> KubeError:
-    status = _decode_status(octets)
+def _refusal(data: msgspec.Raw) -> KubeError:
+    status = _decode_status(data)
     return RefusedError(status.code, status.reason or "Failed", status.message)

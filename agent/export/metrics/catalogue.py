@@ -196,7 +196,7 @@ IGNORED = Label(
         "malformed",
         "cut",
         "without_question",
-        "innocent_drop",
+        "benign_drop",
         "stray_icmp",
         "fragment",
         "late",
@@ -204,7 +204,7 @@ IGNORED = Label(
         "unasked",
     ),
     "`malformed`: no DNS message; `cut`: its bytes were not all captured; `without_question`: it asks nothing and "
-    "answers no open session; `innocent_drop`: a copy nobody waits for; `stray_icmp`: about no open session; "
+    "answers no open session; `benign_drop`: a copy nobody waits for; `stray_icmp`: about no open session; "
     "`fragment`: a later IP fragment; `late`: of a closed session; `started_mid_lookup`: asked before the agent began; "
     "`unasked`: a reply to no query, from another port than DNS's",
 )

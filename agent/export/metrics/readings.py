@@ -33,7 +33,7 @@ IGNORED_FIELDS = {
     "malformed": "malformed",
     "cut": "cut",
     "without_question": "without_question",
-    "innocent_drop": "benign_drops",
+    "benign_drop": "benign_drops",
     "stray_icmp": "stray_errors",
     "fragment": "fragments",
     "late": "late",

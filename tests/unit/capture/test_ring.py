@@ -28,18 +28,18 @@ class Producer:
         self.position = 0
 
     def write(self, ts_ns: int, tail: bytes = b"", flags: int = 0) -> int:
-        octets = head(ts_ns, len(tail)) + bytes(DETAIL.size) + tail
+        raw = head(ts_ns, len(tail)) + bytes(DETAIL.size) + tail
         begin = self.position
-        self.put(begin, struct.pack("=II", len(octets) | flags, 0) + octets)
-        self.position += (8 + len(octets) + 7) & ~7
+        self.put(begin, struct.pack("=II", len(raw) | flags, 0) + raw)
+        self.position += (8 + len(raw) + 7) & ~7
         os.pwrite(self.fd, struct.pack("=Q", self.position), PAGE)
         return begin
 
-    def put(self, position: int, octets: bytes) -> None:
-        for index, octet in enumerate(octets):
+    def put(self, position: int, raw: bytes) -> None:
+        for index, byte in enumerate(raw):
             at = 2 * PAGE + ((position + index) & (SIZE - 1))
-            os.pwrite(self.fd, bytes([octet]), at)
-            os.pwrite(self.fd, bytes([octet]), at + SIZE)
+            os.pwrite(self.fd, bytes([byte]), at)
+            os.pwrite(self.fd, bytes([byte]), at + SIZE)
 
     def commit(self, begin: int, tail: bytes = b"") -> None:
         self.put(begin, struct.pack("=I", RECORD + len(tail)))
@@ -75,7 +75,7 @@ def test_an_empty_ring_has_nothing(ring, producer):
     assert (producer.consumed, ring.backlog_bytes()) == (0, 0)
 
 
-def test_records_come_in_order_with_their_octets_and_their_room_is_given_back(ring, producer):
+def test_records_come_in_order_with_their_bytes_and_their_room_is_given_back(ring, producer):
     producer.write(1, b"abc")
     producer.write(2)
     assert ring.backlog_bytes() == producer.position

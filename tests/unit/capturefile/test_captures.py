@@ -275,9 +275,9 @@ def icmp(protocol: int, kind: int, code: int, quoted: bytes, sender: str) -> byt
 
 
 @pytest.mark.parametrize("error", ICMP_KINDS)
-@pytest.mark.parametrize("octets", [28, 500], ids=["short", "whole"])
+@pytest.mark.parametrize("raw", [28, 500], ids=["short", "whole"])
 @pytest.mark.parametrize("upper", [UDP, TCP])
-def test_every_icmp_error_says_what_it_stands_for(one, error, octets, upper):
+def test_every_icmp_error_says_what_it_stands_for(one, error, raw, upper):
     protocol, kind, code, expected = error
     client, server = FAMILIES[protocol == 58]
     router = "198.51.100.1" if protocol == 1 else "2001:db8:1::1"
@@ -285,7 +285,7 @@ def test_every_icmp_error_says_what_it_stands_for(one, error, octets, upper):
     payload = udp(40000, 53, dns()) if upper == UDP else tcp(40000, 53, 1000, 0, SYN)
     query = ip(client, server, upper, payload, ident=5)
     header = 20 if protocol == 1 else 40
-    capture = Capture().add(0, query).add(MS, icmp(protocol, kind, code, query[: header - 20 + octets], sender))
+    capture = Capture().add(0, query).add(MS, icmp(protocol, kind, code, query[: header - 20 + raw], sender))
     line = one(capture.later())
     assert (line["Status"], line["Cause"]["Code"]) == ("Failed", expected)
     assert any(f"({kind}/{code}) from {sender}" in words for words in line["Cause"]["Evidence"])
@@ -510,7 +510,7 @@ def test_a_query_past_a_tap_may_have_got_nowhere(replay):
 
 
 @both_families
-def test_a_server_that_answers_others_is_not_accused_for_what_a_tap_cannot_know(replay, client, server):
+def test_a_server_that_answers_others_is_not_blamed_for_what_a_tap_cannot_know(replay, client, server):
     capture = Capture()
     for number in range(5):
         capture.query(number * SECOND, number, client=client, server=server)
@@ -748,11 +748,11 @@ def test_who_cut_the_connection_off_is_told_where_the_query_only_left(one, clien
 
 
 @both_families
-@pytest.mark.parametrize("octets", [1, 8, 11])
-def test_a_reply_over_tcp_that_is_shorter_than_a_header_is_a_reply(replay, client, server, octets):
+@pytest.mark.parametrize("raw", [1, 8, 11])
+def test_a_reply_over_tcp_that_is_shorter_than_a_header_is_a_reply(replay, client, server, raw):
     capture = Capture()
     stream = Stream(capture, client=client, server=server).open(0).ask(5 * MS, 1)
-    stream.segment(6 * MS, struct.pack("!H", octets) + dns(1, response=True)[:octets], response=True).segment(7 * MS)
+    stream.segment(6 * MS, struct.pack("!H", raw) + dns(1, response=True)[:raw], response=True).segment(7 * MS)
     lines, _ = replay(stream.lookup(10 * MS, 2).capture.later())
     assert [cause(line) for line in lines] == [("MalformedReply", "medium"), None]
 
@@ -795,7 +795,7 @@ def test_a_server_that_is_asked_over_tcp_asks_its_upstream_for_its_client(replay
 
 @both_families
 @pytest.mark.parametrize("lost", ["the whole reply", "its question"])
-def test_an_upstream_whose_reply_was_not_captured_is_not_accused_of_silence(replay, client, server, lost):
+def test_an_upstream_whose_reply_was_not_captured_is_not_blamed_of_silence(replay, client, server, lost):
     upstream = "198.51.100.53" if "." in server else "2001:db8:5::53"
     capture = Capture().query(0, client=client, server=server)
     if lost == "the whole reply":
@@ -833,11 +833,11 @@ def test_an_upstream_that_refuses_a_connection_is_told_with_the_lookup(replay, c
 
 
 @both_families
-@pytest.mark.parametrize("octets", [2, 12, 20])
-def test_a_reply_that_alone_was_cut_by_the_snap_length_is_not_silence(replay, client, server, octets):
+@pytest.mark.parametrize("raw", [2, 12, 20])
+def test_a_reply_that_alone_was_cut_by_the_snap_length_is_not_silence(replay, client, server, raw):
     reply = ip(server, client, UDP, udp(53, 40000, dns(response=True)))
     header = len(ethernet(reply)) - len(dns(response=True))
-    capture = Capture().query(0, client=client, server=server).add(MS, reply, snap=header + octets)
+    capture = Capture().query(0, client=client, server=server).add(MS, reply, snap=header + raw)
     (line,), summary = replay(capture.later())
     assert (line["Status"], cause(line)) == ("SampleLoss", ("CaptureLoss", "medium"))
     assert "the capture cut it" in line["Cause"]["Message"]
@@ -882,11 +882,11 @@ def test_every_frame_is_in_a_line_or_in_exactly_one_sum(path, capsys):
 
 
 @both_families
-@pytest.mark.parametrize("octets", [2, 12, 20])
-def test_a_reply_that_was_cut_is_in_one_sum_and_its_query_in_a_line(tmp_path, client, server, octets):
+@pytest.mark.parametrize("raw", [2, 12, 20])
+def test_a_reply_that_was_cut_is_in_one_sum_and_its_query_in_a_line(tmp_path, client, server, raw):
     reply = ip(server, client, UDP, udp(53, 40000, dns(response=True)))
     header = len(ethernet(reply)) - len(dns(response=True))
-    capture = Capture().query(0, client=client, server=server).add(MS, reply, snap=header + octets)
+    capture = Capture().query(0, client=client, server=server).add(MS, reply, snap=header + raw)
     path = capture.later().write(tmp_path / "file.pcap")
     run = Replay(Options((path,)), Inputs([path]), FakeOut())
     run.work()

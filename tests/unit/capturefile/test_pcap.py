@@ -26,14 +26,14 @@ QUERY = bytes.fromhex(
 )
 
 
-def frames(octets: bytes) -> list[Frame]:
-    return list(read_frames(io.BytesIO(octets)))
+def frames(raw: bytes) -> list[Frame]:
+    return list(read_frames(io.BytesIO(raw)))
 
 
-def frames_until_error(octets: bytes) -> tuple[list[Frame], PcapError | None]:
+def frames_until_error(raw: bytes) -> tuple[list[Frame], PcapError | None]:
     """All frames before the error, if there is one."""
     read = []
-    source = read_frames(io.BytesIO(octets))
+    source = read_frames(io.BytesIO(raw))
     try:
         while (frame := next(source, None)) is not None:
             read.append(frame)
@@ -42,9 +42,9 @@ def frames_until_error(octets: bytes) -> tuple[list[Frame], PcapError | None]:
     return read, None
 
 
-def frames_and_error(octets: bytes) -> tuple[list[Frame], PcapError]:
+def frames_and_error(raw: bytes) -> tuple[list[Frame], PcapError]:
     """All frames before the error, which must come."""
-    read, error = frames_until_error(octets)
+    read, error = frames_until_error(raw)
     assert error is not None
     return read, error
 
@@ -242,7 +242,7 @@ def test_an_endless_list_of_interfaces_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("octets", "what"),
+    ("raw", "what"),
     [
         (b"", "the file is empty"),
         (b"\xd4\xc3", "the file is too short to be a capture"),
@@ -253,8 +253,8 @@ def test_an_endless_list_of_interfaces_is_refused():
     ],
     ids=["empty", "short", "gzip", "zstd", "json", "version"],
 )
-def test_a_foreign_file_is_refused_with_a_clear_sentence(octets, what):
-    read, error = frames_and_error(octets)
+def test_a_foreign_file_is_refused_with_a_clear_sentence(raw, what):
+    read, error = frames_and_error(raw)
     assert (read, error.offset, error.what) == ([], 0, what)
 
 
@@ -263,7 +263,7 @@ PCAPNG_FILE = section() + interface(option(2, b"eth0")) + enhanced(QUERY, option
 
 
 @pytest.mark.parametrize("file", [CLASSIC_FILE, PCAPNG_FILE], ids=["pcap", "pcapng"])
-def test_a_file_cut_at_any_octet_gives_all_whole_frames_first(file):
+def test_a_file_cut_at_any_byte_gives_all_whole_frames_first(file):
     whole = frames(file)
     for end in range(len(file)):
         read, error = frames_until_error(file[:end])
@@ -273,7 +273,7 @@ def test_a_file_cut_at_any_octet_gives_all_whole_frames_first(file):
 
 
 @given(st.sampled_from([b"", CLASSIC_FILE[:24], CLASSIC_FILE, section(), section() + interface()]), st.binary())
-def test_random_octets_are_never_worse_than_a_pcap_error(start, rest):
+def test_random_bytes_are_never_worse_than_a_pcap_error(start, rest):
     _, error = frames_until_error(start + rest)
     assert error is None or 0 <= error.offset <= len(start + rest)
 
@@ -290,12 +290,12 @@ def test_damage_is_never_worse_than_a_pcap_error(file, data):
 class Dribble(io.RawIOBase):
     """A pipe that gives one byte at a time and cannot seek."""
 
-    def __init__(self, octets: bytes) -> None:
-        self._octets = iter(octets)
+    def __init__(self, raw: bytes) -> None:
+        self._bytes = iter(raw)
 
     def read(self, size: int = -1) -> bytes:
         assert size > 0
-        return bytes([octet]) if (octet := next(self._octets, None)) is not None else b""
+        return bytes([byte]) if (byte := next(self._bytes, None)) is not None else b""
 
 
 @pytest.mark.parametrize("file", [CLASSIC_FILE, PCAPNG_FILE], ids=["pcap", "pcapng"])

@@ -23,8 +23,8 @@ QUERY = bytes.fromhex(
 )
 
 
-def frames(octets: bytes) -> list[Frame]:
-    return list(read_frames(io.BytesIO(octets)))
+def frames(raw: bytes) -> list[Frame]:
+    return list(read_frames(io.BytesIO(raw)))
 
 
 def written(*packets: tuple[int, bytes, str, bool | None], snaplen: int = MAX_FRAME_BYTES) -> bytes:

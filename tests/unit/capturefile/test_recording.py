@@ -13,7 +13,7 @@ from agent.capturefile.pcap import read_frames
 from agent.capturefile.rebuild import _complement, rebuild
 from agent.capturefile.recorded_nodes import Recorded
 from agent.capturefile.rotation import FileRing
-from agent.capturefile.writer import KnownOctets, Recorder, Setting
+from agent.capturefile.writer import KnownBytes, Recorder, Setting
 from agent.cli import main
 from agent.hop.drops import Kernel
 from agent.hop.endpoint import V4_MAPPED
@@ -156,8 +156,8 @@ def test_a_hop_whose_first_hop_is_gone_brings_the_message(tmp_path):
     assert found.hop.payload(found.hop.detail) == QUERY
 
 
-def test_octets_are_kept_for_a_while_only():
-    known = KnownOctets(max_bytes=100)
+def test_bytes_are_kept_for_a_while_only():
+    known = KnownBytes(max_bytes=100)
     for number in range(1, 50):
         one = record()._replace(message_id=number)
         known.of(one, one.detail)

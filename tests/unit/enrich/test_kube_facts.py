@@ -223,11 +223,11 @@ def test_a_stateful_set_names_its_service():
 
 
 @pytest.mark.parametrize(
-    "octets", [b"", b"{", b"[]", b'{"metadata":{"name":7}}', b'{"metadata":{"uid":"\xff"}}', b"[" * 100_000]
+    "data", [b"", b"{", b"[]", b'{"metadata":{"name":7}}', b'{"metadata":{"uid":"\xff"}}', b"[" * 100_000]
 )
-def test_what_is_no_pod_is_refused(octets: bytes):
+def test_what_is_no_pod_is_refused(data: bytes):
     with pytest.raises(objects.UNREADABLE):
-        PodReader(NODE)(octets)
+        PodReader(NODE)(data)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from tests.unit.kube_replay import (
 )
 
 
-def octets(address: str) -> bytes:
+def data(address: str) -> bytes:
     found = packed(address)
     assert found is not None
     return found
@@ -68,57 +68,57 @@ def cluster(server: Replay, tmp_path: Path) -> Iterator[LiveCluster]:
 def test_everything_that_a_line_names_is_known(cluster: LiveCluster):
     asked: Cluster = cluster
     now = time.time_ns()
-    pod = asked.pod_at(octets("10.244.1.10"), now)
+    pod = asked.pod_at(data("10.244.1.10"), now)
     assert pod is not None
     assert (pod.namespace, pod.name, pod.workload) == ("shop", "cart-7d9f-x2x", "Deployment/cart")
-    assert asked.pod_at(octets("fd00:10:244:1::a"), now) == asked.pod_by_uid(pod.uid) == pod
-    service = asked.service_at(octets("10.96.0.10"))
+    assert asked.pod_at(data("fd00:10:244:1::a"), now) == asked.pod_by_uid(pod.uid) == pod
+    service = asked.service_at(data("10.96.0.10"))
     assert service is not None
     assert (service.namespace, service.name) == ("kube-system", "kube-dns")
-    assert asked.service_at(octets("fd00:10:96::a")) == asked.service_of("kube-system", "kube-dns") == service
+    assert asked.service_at(data("fd00:10:96::a")) == asked.service_of("kube-system", "kube-dns") == service
     owner = asked.stateful_set("shop", "web")
     assert owner is not None
     assert owner.service == "web-wrong"
     cache = asked.node_local()
     assert cache is not None
     assert cache.pod.name == "node-local-dns-abcde"
-    assert octets("169.254.20.10") in cache.addresses
+    assert data("169.254.20.10") in cache.addresses
 
 
 def test_the_address_of_a_node_is_no_pods(cluster: LiveCluster):
-    assert cluster.pod_at(octets("10.244.0.1"), time.time_ns()) is None
+    assert cluster.pod_at(data("10.244.0.1"), time.time_ns()) is None
 
 
 def test_what_does_not_exist_is_not_known(cluster: LiveCluster):
-    assert cluster.pod_at(octets("10.9.9.9"), time.time_ns()) is None
+    assert cluster.pod_at(data("10.9.9.9"), time.time_ns()) is None
     assert cluster.pod_by_uid("nobody") is None
-    assert cluster.service_at(octets("10.96.9.9")) is None
+    assert cluster.service_at(data("10.96.9.9")) is None
     assert cluster.service_of("shop", "nothing") is None
     assert cluster.stateful_set("shop", "nothing") is None
     assert cluster.members("shop", "nothing") is None
-    assert cluster.backends(Endpoint(octets("10.96.9.9"), 53), UDP) is None
+    assert cluster.backends(Endpoint(data("10.96.9.9"), 53), UDP) is None
 
 
 def test_backends_are_those_of_the_port_and_protocol(cluster: LiveCluster):
-    virtual = octets("10.96.0.10")
+    virtual = data("10.96.0.10")
     found = cluster.backends(Endpoint(virtual, 53), UDP)
     assert found is not None
     assert found.current
-    assert found.ready == {Endpoint(octets(f"10.244.2.5{number}"), 53) for number in (1, 2)}
-    assert found.not_ready == {Endpoint(octets("10.244.2.53"), 53)}
+    assert found.ready == {Endpoint(data(f"10.244.2.5{number}"), 53) for number in (1, 2)}
+    assert found.not_ready == {Endpoint(data("10.244.2.53"), 53)}
     assert cluster.backends(Endpoint(virtual, 53), TCP) == found
     assert cluster.backends(Endpoint(virtual, 80), TCP) is None
 
 
 def test_a_server_on_another_node_is_named_by_its_endpoint(cluster: LiveCluster):
-    pod = cluster.pod_behind(Endpoint(octets("10.244.2.51"), 53), time.time_ns())
+    pod = cluster.pod_behind(Endpoint(data("10.244.2.51"), 53), time.time_ns())
     assert pod is not None
     assert (pod.namespace, pod.name, pod.node, pod.workload) == ("kube-system", "coredns-1", "node-b", None)
-    assert cluster.pod_behind(Endpoint(octets("10.244.2.51"), 54), time.time_ns()) is None
+    assert cluster.pod_behind(Endpoint(data("10.244.2.51"), 54), time.time_ns()) is None
 
 
 def test_members_of_a_headless_service_are_known_with_those_that_are_not_ready(cluster: LiveCluster):
-    assert cluster.members("shop", "web") == ((octets("10.244.1.11"), "web-0", "web-0", False),)
+    assert cluster.members("shop", "web") == ((data("10.244.1.11"), "web-0", "web-0", False),)
     assert cluster.members("kube-system", "kube-dns") is None
 
 
@@ -140,7 +140,7 @@ def test_a_pod_that_was_deleted_is_known_by_its_uid(server: Replay, tmp_path: Pa
     pods = [one for _, one in watching._pods._departed.values()]
     assert [one.name for one in pods] == ["cart-7d9f-y3y"]
     assert watching.pod_by_uid(pods[0].uid) == pods[0]
-    assert watching.pod_at(octets("10.244.1.13"), time.time_ns()) is None
+    assert watching.pod_at(data("10.244.1.13"), time.time_ns()) is None
     watching.stop()
 
 
@@ -160,9 +160,9 @@ def test_pods_of_other_nodes_are_forgotten_when_no_server_needs_them(
     server.lists[PODS][0] = Answer(recorded("pods-page-2.json"))
     monkeypatch.setattr(live, "ELSEWHERE_SECONDS", 0.3)
     cluster.expect_clients_from_elsewhere()
-    until(cluster, lambda: cluster.pod_at(octets("10.244.2.10"), time.time_ns()), "a pod of node-b")
+    until(cluster, lambda: cluster.pod_at(data("10.244.2.10"), time.time_ns()), "a pod of node-b")
     until(cluster, lambda: not cluster.health[5].wanted and not cluster.health[5].objects, "it to be forgotten")
-    assert cluster.pod_at(octets("10.244.2.10"), time.time_ns()) is None
+    assert cluster.pod_at(data("10.244.2.10"), time.time_ns()) is None
     assert cluster.is_synced
 
 
@@ -214,11 +214,11 @@ def test_when_the_api_server_is_gone_what_is_known_remains_and_that_is_said(
     until(cluster, lambda: not cluster.is_current, "it to be missed")
     until(cluster, lambda: cluster.health[0].errors.total() > 2, "some attempts")
     assert cluster.is_synced
-    assert cluster.pod_at(octets("10.244.1.10"), time.time_ns()) is not None
-    found = cluster.backends(Endpoint(octets("10.96.0.10"), 53), UDP)
+    assert cluster.pod_at(data("10.244.1.10"), time.time_ns()) is not None
+    found = cluster.backends(Endpoint(data("10.96.0.10"), 53), UDP)
     assert found is not None
     assert not found.current
-    assert not found.lacked(Endpoint(octets("10.9.9.9"), 53), time.time_ns())
+    assert not found.lacked(Endpoint(data("10.9.9.9"), 53), time.time_ns())
 
 
 def test_a_turn_takes_in_no_more_than_it_may(server: Replay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -249,7 +249,7 @@ def test_a_cluster_that_was_never_reached_ends_at_once(tmp_path: Path):
 
 def test_without_a_cluster_nobody_is_known():
     nobody: Cluster = NullCluster()
-    assert nobody.pod_at(octets("10.244.1.10"), 0) is None
+    assert nobody.pod_at(data("10.244.1.10"), 0) is None
     assert nobody.node_local() is None
 
 

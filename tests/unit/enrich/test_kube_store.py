@@ -22,7 +22,7 @@ def ns(second: float) -> int:
     return int((NOW + second) * SECOND_NS)
 
 
-def octets(address: str) -> bytes:
+def data(address: str) -> bytes:
     found = packed(address)
     assert found is not None
     return found
@@ -34,7 +34,7 @@ def pod(
     return PodFacts(
         key=f"uid-{name}",
         pod=Pod(f"uid-{name}", "shop", name, None, "node-a", False, "ClusterFirst", ()),
-        addresses=tuple(map(octets, at)),
+        addresses=tuple(map(data, at)),
         start_ns=ns(start),
         ready_ns=None if ready is None else ns(ready),
         finished_ns=None if finished is None else ns(finished),
@@ -43,7 +43,7 @@ def pod(
 
 
 def name_at(pods: Pods, address: str, second: float) -> str | None:
-    found = pods.at(octets(address), ns(second))
+    found = pods.at(data(address), ns(second))
     return found.name if found else None
 
 
@@ -190,16 +190,16 @@ def test_what_is_remembered_of_pods_is_bounded(monkeypatch):
 def test_node_local_dns_cache_is_the_newest_one_that_runs():
     told = Told()
     assert told.pods.node_local() is None
-    told.put(pod("old", start=0, local=(octets(A),)), 0)
-    told.put(pod("new", start=10, local=(octets(B),)), 10)
+    told.put(pod("old", start=0, local=(data(A),)), 0)
+    told.put(pod("new", start=10, local=(data(B),)), 10)
     found = told.pods.node_local()
     assert found is not None
-    assert (found.pod.name, found.addresses) == ("new", (octets(B),))
+    assert (found.pod.name, found.addresses) == ("new", (data(B),))
     told.delete("new", 20)
     found = told.pods.node_local()
     assert found is not None
     assert found.pod.name == "old"
-    told.put(pod("old", start=0, finished=30, local=(octets(A),)), 30)
+    told.put(pod("old", start=0, finished=30, local=(data(A),)), 30)
     assert told.pods.node_local() is None
 
 
@@ -274,7 +274,7 @@ def test_nothing_is_known_of_what_is_no_longer_wanted():
 
 
 def endpoint(address: str, name: str | None = None, *, ready: bool = True, published: bool = True) -> EndpointFacts:
-    return EndpointFacts(octets(address), ready, published, None, name, f"uid-{name}", "node-b")
+    return EndpointFacts(data(address), ready, published, None, name, f"uid-{name}", "node-b")
 
 
 def part(*members: EndpointFacts, key: str = "slice", service=KUBE_DNS, port: int = 53) -> SliceFacts:
@@ -286,8 +286,8 @@ def test_endpoints_of_all_slices_of_a_service_are_one_set():
     known.update(None, part(endpoint(A), key="one"), ns(0))
     known.update(None, part(endpoint(B, ready=False), key="two"), ns(0))
     served = known.served(KUBE_DNS, DNS)
-    assert served.ready == {Endpoint(octets(A), 53)}
-    assert served.not_ready == {Endpoint(octets(B), 53)}
+    assert served.ready == {Endpoint(data(A), 53)}
+    assert served.not_ready == {Endpoint(data(B), 53)}
     assert known.served(KUBE_DNS, (TCP, "dns-tcp")).ready == served.ready
     assert known.served(KUBE_DNS, (UDP, "other")).all == known.served(("x", "y"), DNS).all == set()
 
@@ -296,7 +296,7 @@ def test_an_endpoint_that_was_taken_off_is_known_with_its_time():
     known = Endpoints()
     known.update(None, both := part(endpoint(A), endpoint(B)), ns(0))
     known.update(both, one := part(endpoint(A)), ns(10))
-    assert known.gone(KUBE_DNS, DNS) == {Endpoint(octets(B), 53): ns(10)}
+    assert known.gone(KUBE_DNS, DNS) == {Endpoint(data(B), 53): ns(10)}
     known.update(one, both, ns(20))
     assert known.gone(KUBE_DNS, DNS) == {}
 
@@ -306,7 +306,7 @@ def test_an_endpoint_that_moves_to_another_slice_is_not_gone():
     known.update(None, old := part(endpoint(A), key="one"), ns(0))
     known.update(None, part(endpoint(A), key="two"), ns(10))
     known.update(old, None, ns(20))
-    assert known.served(KUBE_DNS, DNS).ready == {Endpoint(octets(A), 53)}
+    assert known.served(KUBE_DNS, DNS).ready == {Endpoint(data(A), 53)}
     assert known.gone(KUBE_DNS, DNS) == {}
 
 
@@ -314,20 +314,20 @@ def test_an_endpoint_that_is_ready_in_one_slice_is_ready():
     known = Endpoints()
     known.update(None, part(endpoint(A, ready=False), key="one"), ns(0))
     known.update(None, part(endpoint(A), key="two"), ns(0))
-    assert known.served(KUBE_DNS, DNS) == ({Endpoint(octets(A), 53)}, set())
+    assert known.served(KUBE_DNS, DNS) == ({Endpoint(data(A), 53)}, set())
 
 
 def test_the_pod_behind_an_endpoint_is_known_until_it_is_taken_off_and_for_earlier_times_longer():
     known = Endpoints()
     known.update(None, facts := part(endpoint(A, "coredns-1")), ns(0))
-    backend = Endpoint(octets(A), 53)
+    backend = Endpoint(data(A), 53)
     holder = known.holder(backend, ns(5))
     assert holder is not None
     assert (holder.namespace, holder.facts.pod) == ("kube-system", "coredns-1")
     known.update(facts, None, ns(10))
     assert known.holder(backend, ns(9)) == holder
     assert known.holder(backend, ns(10)) is None
-    assert known.holder(Endpoint(octets(A), 54), ns(5)) is None
+    assert known.holder(Endpoint(data(A), 54), ns(5)) is None
     known.forget(ns(11))
     assert known.holder(backend, ns(9)) is None
     assert known.gone(KUBE_DNS, DNS) == {}
@@ -337,10 +337,10 @@ def test_an_endpoint_that_another_pod_takes_over_is_each_ones_in_its_time():
     known = Endpoints()
     known.update(None, first := part(endpoint(A, "coredns-1")), ns(0))
     known.update(first, part(endpoint(A, "coredns-2")), ns(10))
-    later = known.holder(Endpoint(octets(A), 53), ns(11))
+    later = known.holder(Endpoint(data(A), 53), ns(11))
     assert later is not None
     assert later.facts.pod == "coredns-2"
-    assert known.holder(Endpoint(octets(A), 53), ns(9)) is None, "rather nobody than the wrong one"
+    assert known.holder(Endpoint(data(A), 53), ns(9)) is None, "rather nobody than the wrong one"
 
 
 def test_forgetting_an_endpoint_of_one_service_does_not_touch_it_in_another():
@@ -350,7 +350,7 @@ def test_forgetting_an_endpoint_of_one_service_does_not_touch_it_in_another():
     known.update(None, gone := part(endpoint(A, "coredns-1"), key="other", service=other), ns(0))
     known.update(gone, None, ns(10))
     known.forget(ns(11))
-    assert known.holder(Endpoint(octets(A), 53), ns(20)) is not None
+    assert known.holder(Endpoint(data(A), 53), ns(20)) is not None
 
 
 def test_what_is_remembered_of_endpoints_is_bounded(monkeypatch):
@@ -368,9 +368,9 @@ def test_what_is_remembered_of_endpoints_is_bounded(monkeypatch):
 
 def test_members_of_a_headless_service_are_named():
     known = Slices()
-    member = EndpointFacts(octets(A), True, False, "web-0", "web-0", "uid", "node-b")
+    member = EndpointFacts(data(A), True, False, "web-0", "web-0", "uid", "node-b")
     known.update(None, part(member, service=("shop", "web")), ns(0))
-    assert known.members(("shop", "web")) == ((octets(A), "web-0", "web-0", False),)
+    assert known.members(("shop", "web")) == ((data(A), "web-0", "web-0", False),)
     assert known.members(("shop", "other")) == ()
 
 
@@ -395,7 +395,7 @@ def test_a_service_that_never_had_a_ready_endpoint_has_lacked_one_all_the_time()
 
 
 def test_none_was_ready_only_when_that_is_what_the_list_said_then():
-    ready = frozenset({Endpoint(octets(A), 53)})
+    ready = frozenset({Endpoint(data(A), 53)})
     assert Backends(frozenset(), ready).had_none_ready(ns(1))
     assert not Backends(ready, frozenset()).had_none_ready(ns(1))
     over = Backends(ready, frozenset(), outage=Outage(ns(10), ns(20)))
@@ -403,7 +403,7 @@ def test_none_was_ready_only_when_that_is_what_the_list_said_then():
 
 
 def test_an_endpoint_was_lacking_only_when_that_is_certain():
-    here, gone, unheard = (Endpoint(octets(f"10.0.0.{number}"), 53) for number in (1, 2, 3))
+    here, gone, unheard = (Endpoint(data(f"10.0.0.{number}"), 53) for number in (1, 2, 3))
     backends = Backends(frozenset({here}), frozenset(), {gone: ns(10)})
     assert not backends.lacked(here, ns(20))
     assert not backends.lacked(gone, ns(9))
@@ -413,19 +413,19 @@ def test_an_endpoint_was_lacking_only_when_that_is_certain():
 
 
 def service(name: str, *at: str, ports: tuple[tuple[int, int, str], ...] = ((UDP, 53, "dns"),)) -> ServiceFacts:
-    virtual = tuple(map(octets, at))
+    virtual = tuple(map(data, at))
     return ServiceFacts(("shop", name), Service("shop", name, headless=False, cluster_ips=virtual), virtual, ports)
 
 
 def test_a_service_is_found_by_its_address_until_it_is_gone():
     known = Services((53,))
     known.update(None, old := service("dns", A), 0)
-    assert known.at(octets(A)) is old
+    assert known.at(data(A)) is old
     known.update(old, new := service("dns", B), 0)
-    assert known.at(octets(A)) is None
-    assert known.at(octets(B)) is new
+    assert known.at(data(A)) is None
+    assert known.at(data(B)) is new
     known.update(new, None, 0)
-    assert known.at(octets(B)) is None
+    assert known.at(data(B)) is None
     assert known.server_names == frozenset()
 
 
@@ -434,10 +434,10 @@ def test_services_that_share_an_address_are_told_apart_by_port_and_protocol():
     known.update(None, service("web", A, ports=((TCP, 80, "http"),)), 0)
     known.update(None, udp := service("dns-udp", A), 0)
     known.update(None, tcp := service("dns-tcp", A, ports=((TCP, 53, "dns"),)), 0)
-    assert known.port_at(Endpoint(octets(A), 53), UDP) == (udp, (UDP, "dns"))
-    assert known.port_at(Endpoint(octets(A), 53), TCP) == (tcp, (TCP, "dns"))
-    assert known.port_at(Endpoint(octets(A), 443), TCP) is None
-    found = known.at(octets(A))
+    assert known.port_at(Endpoint(data(A), 53), UDP) == (udp, (UDP, "dns"))
+    assert known.port_at(Endpoint(data(A), 53), TCP) == (tcp, (TCP, "dns"))
+    assert known.port_at(Endpoint(data(A), 443), TCP) is None
+    found = known.at(data(A))
     assert found is not None
     assert found.service.name == "dns-udp"
 

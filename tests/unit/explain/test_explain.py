@@ -145,9 +145,9 @@ def tables(bound=SECOND_BACKEND, servers=(BACKEND,)):
     return Ipvs({(17, virtual): listed}, {(17, client, virtual): Endpoint(packed(bound[0]), bound[1])})
 
 
-def unusable_reply(world, octets):
+def unusable_reply(world, data):
     lookup = world.Lookup()
-    return world.outcome(lookup.query(), lookup.reply(octets=octets))
+    return world.outcome(lookup.query(), lookup.reply(content=data))
 
 
 def unexpected_source(world):
@@ -425,12 +425,12 @@ def test_icmp_about_an_answered_lookup_is_no_cause(world):
 
 def test_icmp_that_quotes_only_the_ports_finds_its_lookup(world):
     hops = world.Lookup(shape="client").query()
-    error = replace(world.icmp(hops[0], 3, 13, HOST[0]), octets=b"")
+    error = replace(world.icmp(hops[0], 3, 13, HOST[0]), content=b"")
     assert explain(world.outcome(hops, [error])).cause.code == "PolicyDrop"
 
 
 def test_icmp_about_nothing_known_is_counted(world):
-    world.feed([replace(world.icmp(world.Lookup().query()[0], 3, 3, HOST[0]), octets=b"")])
+    world.feed([replace(world.icmp(world.Lookup().query()[0], 3, 3, HOST[0]), content=b"")])
     assert world.table.counts.stray_errors == 1
 
 
@@ -530,11 +530,11 @@ def test_a_lost_attempt_of_a_success_has_its_cause(world):
     assert "Retransmitted" in verdict.findings
 
 
-def test_a_silent_server_is_not_accused_of_what_was_dropped_before_it(world):
+def test_a_silent_server_is_not_blamed_of_what_was_dropped_before_it(world):
     assert explain(lost_query(world, 3)).cause.code == "PolicyDrop"
 
 
-def test_the_server_is_accused_where_it_is(world):
+def test_the_server_is_blamed_where_it_is(world):
     cause = explain(world.outcome(world.Lookup().query())).cause
     assert "10.244.1.53:53" in cause.text
     assert str(world.SERVER) in cause.evidence[0]

@@ -109,7 +109,7 @@ def test_who_was_missing_then_may_be_back_now(world):
         Backends(SERVERS, frozenset(), outage=Outage(0, BOOT_NS + START - 60 * SECOND)),
     ],
 )
-def test_a_rule_is_accused_while_the_service_has_servers(world, listed):
+def test_a_rule_is_blamed_while_the_service_has_servers(world, listed):
     assert cause_of(refused(world, sender=None), cluster=ApiServer(listed)).code == "PolicyDrop"
 
 

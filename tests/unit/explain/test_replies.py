@@ -364,16 +364,16 @@ def test_an_upstream_that_answers_too_much_for_udp_and_refuses_tcp_is_told_so(wo
     assert "100.100.2.136:53 answered NOERROR, truncated" in cause.evidence
 
 
-def with_options(octets, *options, rcode=0):
+def with_options(raw, *options, rcode=0):
     """The message with an OPT record (RFC 6891 6.1.2) of these (code, data); `rcode` is the upper bits."""
     data = b"".join(struct.pack("!HH", code, len(value)) + value for code, value in options)
-    counts = octets[:10] + struct.pack("!H", 1)
-    return counts + octets[12:] + b"\0" + struct.pack("!HHIH", 41, 1232, rcode << 24, len(data)) + data
+    counts = raw[:10] + struct.pack("!H", 1)
+    return counts + raw[12:] + b"\0" + struct.pack("!HHIH", 41, 1232, rcode << 24, len(data)) + data
 
 
 def explained(world, lookup, code, text=b"", *, rcode=SERVFAIL):
     error = with_options(lookup.answer(rcode=rcode, aa=False, ra=True), (15, struct.pack("!H", code) + text))
-    return explain(world.outcome(lookup.query(), lookup.reply(octets=error))).cause
+    return explain(world.outcome(lookup.query(), lookup.reply(content=error))).cause
 
 
 @pytest.mark.parametrize("shape", ["pod", "client"])
@@ -423,7 +423,7 @@ def test_what_a_server_writes_into_an_extended_error_cannot_disturb_a_terminal(w
 def test_codes_between_neighbours_are_never_told_as_relayed(world, upper, header, name, shape):
     lookup = world.Lookup(shape=shape)
     error = with_options(lookup.answer(rcode=header, aa=False, ra=True), rcode=upper)
-    outcome = world.outcome(lookup.query(), lookup.reply(octets=error))
+    outcome = world.outcome(lookup.query(), lookup.reply(content=error))
     assert outcome.status == "Failed"
     cause = explain(outcome).cause
     assert (cause.code, cause.confidence) == ("ServerError", "high")
@@ -472,12 +472,10 @@ def test_a_capture_with_replies_of_another_id_and_question_lays_each_to_its_look
 
 
 @pytest.mark.parametrize("v6", [False, True])
-@pytest.mark.parametrize("octets", [2, 11, 12, 15])
-def test_a_reply_cut_short_by_its_server_is_laid_to_the_lookup_with_its_id(world, v6, octets):
+@pytest.mark.parametrize("raw", [2, 11, 12, 15])
+def test_a_reply_cut_short_by_its_server_is_laid_to_the_lookup_with_its_id(world, v6, raw):
     lookup, other = world.Lookup(v6=v6), world.Lookup(v6=v6, rdtype=28, identifier=8)
-    outcomes = world.outcomes(
-        lookup.query(), other.query(world.START + 1), lookup.reply(octets=lookup.answer()[:octets])
-    )
+    outcomes = world.outcomes(lookup.query(), other.query(world.START + 1), lookup.reply(content=lookup.answer()[:raw]))
     codes = {one.session.key.id: explain(one).cause.code for one in outcomes}
     assert codes == {36259: "MalformedReply", 8: "ServerNoReply"}
     assert world.table.counts.malformed == 0
@@ -493,7 +491,7 @@ def test_a_reply_over_tcp_to_another_question_is_laid_to_the_lookup_of_that_conn
 
 def test_a_reply_that_fits_after_one_that_does_not_is_taken(world):
     lookup = world.Lookup()
-    wrong = lookup.reply(octets=world.Lookup(identifier=99).answer())
+    wrong = lookup.reply(content=world.Lookup(identifier=99).answer())
     outcome = world.outcome(lookup.query(), wrong, lookup.reply(world.START + world.MS))
     assert outcome.status == "Succeeded"
     assert explain(outcome).cause is None
@@ -526,7 +524,7 @@ def test_a_reply_that_cannot_be_meant_for_a_lookup_is_not_laid_to_it(world, chan
 def test_a_reply_from_a_server_that_was_not_asked_is_not_laid_to_the_lookup(world):
     lookup = world.Lookup(dnat=False, vip=BACKEND)
     wrong = [
-        replace(hop, source=("10.244.9.9", 53)) for hop in lookup.reply(octets=world.Lookup(identifier=9).answer())
+        replace(hop, source=("10.244.9.9", 53)) for hop in lookup.reply(content=world.Lookup(identifier=9).answer())
     ]
     outcomes = world.outcomes(lookup.query(), wrong)
     (own,) = (one for one in outcomes if one.session.key.id == 36259)
@@ -548,7 +546,7 @@ def test_a_reply_that_the_capture_cut_is_not_called_malformed(world):
 def test_what_no_client_can_use_is_bounded(world):
     lookup = world.Lookup()
     flood = [
-        lookup.reply(world.START + count * world.US, octets=world.Lookup(identifier=count).answer())
+        lookup.reply(world.START + count * world.US, content=world.Lookup(identifier=count).answer())
         for count in range(200)
     ]
     outcome = world.outcome(lookup.query(), *flood)
@@ -564,7 +562,7 @@ def test_an_upstream_whose_reply_the_server_cannot_use_is_told_with_it(world):
     outcomes = world.outcomes(
         lookup.query(start),
         ask.query(start + world.MS),
-        ask.reply(start + 2 * world.MS, octets=world.Lookup(identifier=99).answer()),
+        ask.reply(start + 2 * world.MS, content=world.Lookup(identifier=99).answer()),
         lookup.reply(start + 6 * world.SECOND, rcode=SERVFAIL, aa=False),
     )
     cause = explain(outcomes[0]).cause
@@ -722,7 +720,7 @@ def test_servers_that_are_asked_one_after_the_other_and_contradict_each_other_ar
 
 
 @pytest.mark.parametrize(
-    ("octets", "offered", "words"),
+    ("raw", "offered", "words"),
     [
         (512, None, None),
         (513, None, "513 bytes, and the query allows 512 without EDNS"),
@@ -733,7 +731,7 @@ def test_servers_that_are_asked_one_after_the_other_and_contradict_each_other_ar
     ],
 )
 @pytest.mark.parametrize("v6", [False, True])
-def test_a_reply_larger_than_offered_is_remarked(world, octets, offered, words, v6):
+def test_a_reply_larger_than_offered_is_remarked(world, raw, offered, words, v6):
     lookup = world.Lookup(v6=v6)
     question = lookup.question()
     if offered is not None:
@@ -741,14 +739,14 @@ def test_a_reply_larger_than_offered_is_remarked(world, octets, offered, words, 
             question[:10] + struct.pack("!H", 1) + question[12:] + b"\0" + struct.pack("!HHIH", 41, offered, 0, 0)
         )
     answer = lookup.answer()
-    outcome = world.outcome(lookup.query(octets=question), lookup.reply(octets=answer + bytes(octets - len(answer))))
+    outcome = world.outcome(lookup.query(content=question), lookup.reply(content=answer + bytes(raw - len(answer))))
     found = finding(outcome, "LargerThanOffered")
     assert (words in found) if words else found is None
 
 
 def test_a_truncated_reply_and_one_over_tcp_are_not_too_large(world):
     lookup = world.Lookup()
-    outcome = world.outcome(lookup.query(), lookup.reply(octets=lookup.answer(tc=True) + bytes(600)))
+    outcome = world.outcome(lookup.query(), lookup.reply(content=lookup.answer(tc=True) + bytes(600)))
     assert finding(outcome, "LargerThanOffered") is None
     tcp = world.Tcp(world.Lookup(port=5))
     long = world.Lookup(port=5).answer() + bytes(600)
@@ -764,7 +762,7 @@ def test_an_upstream_that_replies_with_more_than_the_server_takes_is_named(world
     outcomes = world.outcomes(
         lookup.query(start),
         ask.query(start + world.MS),
-        ask.reply(start + 2 * world.MS, octets=ask.answer() + bytes(600)),
+        ask.reply(start + 2 * world.MS, content=ask.answer() + bytes(600)),
         lookup.reply(start + 3 * world.MS, rcode=SERVFAIL, aa=False, ra=True),
     )
     assert "the upstream 100.100.2.136:53 has" in finding(outcomes[0], "LargerThanOffered")
@@ -777,7 +775,7 @@ def test_an_upstream_that_replies_with_more_than_the_server_takes_is_named(world
 def test_an_extended_error_is_a_remark_whatever_the_response_code(world, code, name, rcode):
     lookup = world.Lookup()
     reply = with_options(lookup.answer(rcode=rcode, an=0), (15, struct.pack("!H", code) + b"why"))
-    assert '"why"' in finding(world.outcome(lookup.query(), lookup.reply(octets=reply)), name)
+    assert '"why"' in finding(world.outcome(lookup.query(), lookup.reply(content=reply)), name)
 
 
 def searching(world, *steps, rdtypes=(1,)):
@@ -871,10 +869,9 @@ def test_autopaths_alias_of_the_bare_name_is_no_external_name(world):
 def test_the_opcode_is_in_the_line(world, opcode, name):
     lookup = world.Lookup(rdtype=6)
     question, answer = (
-        octets[:2] + bytes([octets[2] | opcode << 3]) + octets[3:]
-        for octets in (lookup.question(), lookup.answer(rcode=NXDOMAIN))
+        raw[:2] + bytes([raw[2] | opcode << 3]) + raw[3:] for raw in (lookup.question(), lookup.answer(rcode=NXDOMAIN))
     )
-    outcome = world.outcome(lookup.query(octets=question), lookup.reply(octets=answer))
+    outcome = world.outcome(lookup.query(content=question), lookup.reply(content=answer))
     (one,) = lines_of([outcome])
     assert one.opcode == name
     assert one.findings == (["NameNotFound"] if opcode == 0 else [])
@@ -884,7 +881,7 @@ def test_the_opcode_is_in_the_line(world, opcode, name):
 def test_redaction_takes_names_out_of_the_evidence_of_replies(world):
     lookup = world.Lookup()
     wrong = world.Lookup(name="secret.example.net.").answer()
-    outcome = world.outcome(lookup.query(), lookup.reply(octets=wrong))
+    outcome = world.outcome(lookup.query(), lookup.reply(content=wrong))
     (one,) = lines_of([outcome])
     Redaction(b"key").apply(one)
     assert "secret" not in msgspec.json.encode(one).decode()

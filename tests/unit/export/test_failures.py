@@ -43,13 +43,13 @@ def kind(cause: str = "ServerError", server: str = "10.96.0.10", rcode: int | No
 
 
 def admitted(
-    limit: FailureLimit, one: Kind, start: float, *, seconds: float, rate: int = FLOOD, octets: int = 3000
+    limit: FailureLimit, one: Kind, start: float, *, seconds: float, rate: int = FLOOD, data: int = 3000
 ) -> int:
     """How many of so many a second get a line."""
     number = 0
     for index in range(int(seconds * rate)):
         if limit.admits(one, POD, start + index / rate):
-            limit.charge(octets)
+            limit.charge(data)
             number += 1
     return number
 
@@ -132,16 +132,16 @@ def test_all_failures_together_stay_below_the_ceiling():
 
 
 def test_long_lines_are_fewer():
-    octets = 64 << 10
+    data = 64 << 10
     limit = FailureLimit(FailureRates(alike=None, together=100))
-    lines = admitted(limit, kind(), 0.0, seconds=60, octets=octets)
-    assert lines * octets <= 62 * 100 * LINE_BYTES
-    assert lines * octets >= 50 * 100 * LINE_BYTES
+    lines = admitted(limit, kind(), 0.0, seconds=60, data=data)
+    assert lines * data <= 62 * 100 * LINE_BYTES
+    assert lines * data >= 50 * 100 * LINE_BYTES
 
 
-def test_a_rare_failure_gets_its_line_while_long_lines_have_used_up_the_octets():
+def test_a_rare_failure_gets_its_line_while_long_lines_have_used_up_the_bytes():
     limit = FailureLimit(FailureRates(alike=None, together=100))
-    admitted(limit, kind(), 0.0, seconds=10, octets=64 << 10)
+    admitted(limit, kind(), 0.0, seconds=10, data=64 << 10)
     assert limit.admits(kind(cause="NoListener", rcode=None), POD, 10.0)
 
 
@@ -240,9 +240,9 @@ def explained_by(code: int) -> bytes:
 
 def with_extended_error(code: int) -> Kind:
     lookup = Lookup()
-    octets = bytearray(lookup.answer(rcode=SERVFAIL, aa=False, tail=explained_by(code)))
-    octets[10:12] = b"\0\1"
-    return kind_of(*concluded([*lookup.query(), *lookup.reply(octets=bytes(octets))]))
+    data = bytearray(lookup.answer(rcode=SERVFAIL, aa=False, tail=explained_by(code)))
+    data[10:12] = b"\0\1"
+    return kind_of(*concluded([*lookup.query(), *lookup.reply(content=bytes(data))]))
 
 
 def test_names_types_ids_and_ports_make_no_new_kind():

@@ -26,10 +26,10 @@ class Pipe:
         self.reader, self.writer = os.pipe()
         self._ends = {self.reader, self.writer}
 
-    def read(self, octets: int) -> bytes:
+    def read(self, data: int) -> bytes:
         got = b""
-        while len(got) < octets:
-            got += os.read(self.reader, octets - len(got))
+        while len(got) < data:
+            got += os.read(self.reader, data - len(got))
         return got
 
     def close(self, *ends: int) -> None:

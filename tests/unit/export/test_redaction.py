@@ -132,10 +132,10 @@ def test_sentences_that_name_a_service_are_left_out_and_their_findings_stay(worl
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(kind=st.sampled_from(sorted(DATA)), position=st.integers(0), octet=st.integers(0, 255))
-def test_a_damaged_message_tells_no_name_either(worlds, kind, position, octet):
+@given(kind=st.sampled_from(sorted(DATA)), position=st.integers(0), byte=st.integers(0, 255))
+def test_a_damaged_message_tells_no_name_either(worlds, kind, position, byte):
     damaged = bytearray(record(*DATA[kind]))
-    damaged[position % len(damaged)] = octet
+    damaged[position % len(damaged)] = byte
     world = worlds()
     outcome = world.outcome(world.Lookup(name="hush.example.").both(tail=bytes(damaged), an=1))
     assert LOOKED_UP not in printed(outcome).lower()

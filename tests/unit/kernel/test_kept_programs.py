@@ -56,10 +56,10 @@ def test_a_symbolic_link_is_not_followed(place: Path, tmp_path: Path):
     assert kept.read(KEY) is None
 
 
-@pytest.mark.parametrize("octets", [b"", b"\x81", b"\xff" * 100, b"{}"])
-def test_a_file_that_is_no_program_is_as_good_as_none(place: Path, octets: bytes):
+@pytest.mark.parametrize("data", [b"", b"\x81", b"\xff" * 100, b"{}"])
+def test_a_file_that_is_no_program_is_as_good_as_none(place: Path, data: bytes):
     kept.write(KEY, IMAGE)
-    next(place.iterdir()).write_bytes(octets)
+    next(place.iterdir()).write_bytes(data)
     assert kept.read(KEY) is None
 
 

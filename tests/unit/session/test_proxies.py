@@ -74,9 +74,9 @@ class Taken(Lookup):
         backend = self.vip if self.plane == "tproxy" else self.listens
         return self.client, self.vip, backend, self.client, 3 if response else 2 if first else 0
 
-    def _hops(self, octets, ts_ns, *, response) -> list[PlainHop]:
+    def _hops(self, data, ts_ns, *, response) -> list[PlainHop]:
         status = DESTINATION_NAT if self.plane != "tproxy" else 0
-        hops = super()._hops(octets, ts_ns, response=response)
+        hops = super()._hops(data, ts_ns, response=response)
         return [replace(hop, ct_status=status if hop.conntrack else 0, **of_proxy(hop, response)) for hop in hops]
 
 
@@ -290,7 +290,7 @@ def test_an_arrival_that_is_recorded_late_belongs_to_the_clients_leg(world, how,
 
 @pytest.mark.parametrize("lost", range(8))
 @pytest.mark.parametrize("how", ASKS)
-def test_whatever_hop_is_lost_nobody_is_accused(worlds, how, lost):
+def test_whatever_hop_is_lost_nobody_is_blamed(worlds, how, lost):
     world = worlds(started_ns=-(10**12))
     hops = healthy(taken(), how)
     world.table.record_loss(START, START + SECOND)
@@ -478,7 +478,7 @@ def test_a_proxy_that_hangs_is_named_and_so_is_that_it_did_not_ask_on(world, pla
     )
 
 
-def test_by_another_device_than_before_nobody_is_accused(world):
+def test_by_another_device_than_before_nobody_is_blamed(world):
     # The queries of some pods are taken, those of others pass.
     start = warm(world)
     hops = [replace(hop, ifindex=12) if hop.netns == NODE else hop for hop in taken().query(start)]
@@ -486,7 +486,7 @@ def test_by_another_device_than_before_nobody_is_accused(world):
     assert (cause(one).code, cause(one).confidence) == ("Unknown", "low")
 
 
-def test_where_the_proxy_lets_them_pass_by_now_nobody_is_accused(world):
+def test_where_the_proxy_lets_them_pass_by_now_nobody_is_blamed(world):
     start = warm(world)
     lookup = taken(port=3, dnat=False)
     # The server itself answers; what happens between the node's arrival and the server is not seen.

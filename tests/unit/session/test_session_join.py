@@ -122,14 +122,14 @@ def test_a_repeat_is_one_more_attempt_of_the_same_session(world):
     assert 5 < line_of(one).duration_seconds < 5.1
 
 
-def test_a_repeat_in_the_second_in_which_the_octets_are_not_sent_again_is_an_attempt_too(world):
+def test_a_repeat_in_the_second_in_which_the_bytes_are_not_sent_again_is_an_attempt_too(world):
     lookup = world.Lookup()
     lost = world.dropped(lookup.query(), 2)
     one = world.outcome(lost, lookup.query(world.START + world.SECOND // 2), lookup.reply(world.START + world.SECOND))
     assert (one.status, one.attempts) == (Status.SUCCEEDED, 2)
 
 
-def test_an_attempt_lost_beyond_the_node_is_accused_although_the_retry_succeeded(world):
+def test_an_attempt_lost_beyond_the_node_is_blamed_although_the_retry_succeeded(world):
     lookup = world.Lookup(shape="client")
     again = world.START + 5 * world.SECOND
     one = world.outcome(lookup.query(), lookup.query(again), lookup.reply(again + world.MS))
@@ -320,8 +320,8 @@ def test_a_client_that_asks_the_same_for_ever_is_reported_in_bounded_time(world)
 def test_different_messages_of_one_identity_do_not_take_memory_without_bound(world):
     lookup = world.Lookup()
     for index in range(3000):
-        octets = world.message(lookup.name, flags=index, tail=bytes(500))
-        world.feed(lookup.query(world.START + index * world.US, octets=octets)[:1])
+        raw = world.message(lookup.name, flags=index, tail=bytes(500))
+        world.feed(lookup.query(world.START + index * world.US, content=raw)[:1])
     assert len(world.books["by_message"]) < 300
 
 
@@ -330,13 +330,13 @@ def test_different_messages_of_one_identity_do_not_take_memory_without_bound(wor
 
 def test_what_is_no_dns_message_is_counted_and_no_session(world):
     hop = world.Lookup().query()[0]
-    for octets in (b"\0", b"\xff" * 20, bytes(12)):
-        world.feed([world.PlainHop(**(vars(hop) | {"octets": octets}))])
+    for raw in (b"\0", b"\xff" * 20, bytes(12)):
+        world.feed([world.PlainHop(**(vars(hop) | {"content": raw}))])
     assert world.outcomes() == []
     assert (world.table.counts.malformed, world.table.counts.without_question) == (2, 1)
 
 
-def test_hops_of_a_message_whose_octets_were_lost_are_counted_and_no_session(world):
+def test_hops_of_a_message_whose_bytes_were_lost_are_counted_and_no_session(world):
     records = [world.recorder.pack(hop) for hop in world.Lookup().query()]
     for record in records[1:]:
         world.table.observe(record)
@@ -344,7 +344,7 @@ def test_hops_of_a_message_whose_octets_were_lost_are_counted_and_no_session(wor
     assert world.outcomes() == []
 
 
-def test_a_question_too_long_for_a_number_is_joined_by_its_octets(world):
+def test_a_question_too_long_for_a_number_is_joined_by_its_bytes(world):
     lookup = world.Lookup(name=".".join(["x" * 40] * 4))
     one = world.outcome(lookup.both())
     assert (one.status, int(one.path), one.session.messages) == (Status.SUCCEEDED, 51, [])
@@ -354,6 +354,6 @@ def test_a_question_too_long_for_a_number_is_joined_by_its_octets(world):
 def test_an_error_reply_without_the_question_belongs_to_the_query_of_its_id_and_port(world, rcode):
     # CoreDNS answers what it refuses to parse, such as updates, with a bare header.
     lookup = world.Lookup()
-    octets = world.message(lookup.name, flags=0x8100 | rcode)[:4] + bytes(8)
-    one = world.outcome(lookup.query(), lookup.reply(octets=octets))
+    raw = world.message(lookup.name, flags=0x8100 | rcode)[:4] + bytes(8)
+    one = world.outcome(lookup.query(), lookup.reply(content=raw))
     assert (one.status, one.rcode, int(one.bitmap)) == (Status.FAILED, rcode, 3)

@@ -120,7 +120,7 @@ def test_loss_of_records_never_becomes_an_accusation(worlds, plan, data):
         if index not in gone:
             world.table.observe(record)
             world.now = hop.ts_ns
-            if hop.event == Event.DROP or hop.octets[3] & 0xF:
+            if hop.event == Event.DROP or hop.content[3] & 0xF:
                 proof.add(ports[id(hop)])
     for one in finish(world, world.later(60 * world.SECOND)):
         port = one.session.key.client.port
@@ -147,7 +147,7 @@ def test_whatever_is_repeated_lost_or_reordered_every_session_comes_out_once(wor
     finish(world, outcomes)
 
 
-octets = st.one_of(
+raw = st.one_of(
     st.binary(max_size=40),
     st.builds(
         lambda flags, label, rdtype, tail: (
@@ -186,7 +186,7 @@ def garbage(draw, world):
         flags=draw(st.integers(0, 255)),
         source=source,
         destination=destination,
-        octets=draw(octets),
+        content=draw(raw),
         conntrack=draw(st.none() | st.just((*tracked, draw(st.integers(0, 7))))),
         skb=draw(st.integers(0, 3)),
         reason=draw(st.sampled_from(reasons)),

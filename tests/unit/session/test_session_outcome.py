@@ -112,11 +112,9 @@ def test_a_delivered_error_is_a_failure(world, rcode):
 
 def test_an_extended_error_is_a_failure_with_all_its_bits(world):
     lookup = world.Lookup()
-    octets = bytearray(
-        world.message(lookup.name, flags=0x8500, tail=b"\0" + struct.pack("!HHIH", 41, 1232, 1 << 24, 0))
-    )
-    octets[11] = 1
-    one = world.outcome(lookup.query(), lookup.reply(octets=bytes(octets)))
+    raw = bytearray(world.message(lookup.name, flags=0x8500, tail=b"\0" + struct.pack("!HHIH", 41, 1232, 1 << 24, 0)))
+    raw[11] = 1
+    one = world.outcome(lookup.query(), lookup.reply(content=bytes(raw)))
     assert (one.status, one.rcode) == (Status.FAILED, 16)
 
 

@@ -227,10 +227,10 @@ def test_segments_that_the_receiver_gets_as_one_are_the_same_messages(world):
     # GRO puts together what came in two segments.
     asked = lookups(world, 2)
     tcp = world.Tcp(asked[0])
-    octets = [world.prefixed(one.question()) for one in asked]
-    first = tcp.segment(world.START + world.MS, octets[0])
-    second = tcp.segment(world.START + world.MS, octets[1])
-    both = tcp.segment(world.START + world.MS, b"".join(octets), sequence=1001)
+    raw = [world.prefixed(one.question()) for one in asked]
+    first = tcp.segment(world.START + world.MS, raw[0])
+    second = tcp.segment(world.START + world.MS, raw[1])
+    both = tcp.segment(world.START + world.MS, b"".join(raw), sequence=1001)
     outcomes = world.outcomes(
         tcp.open(),
         first[:4],
@@ -629,12 +629,12 @@ def test_any_order_repetition_and_loss_never_raises_and_leaves_nothing(worlds, p
 
 @settings(max_examples=100, deadline=None)
 @given(plan=plans, data=st.data())
-def test_octets_that_are_no_dns_never_raise_and_never_stay(worlds, plan, data):
+def test_bytes_that_are_no_dns_never_raise_and_never_stay(worlds, plan, data):
     world = worlds()
     for hop in all_conversations(world, plan):
-        octets = data.draw(st.none() | st.binary(max_size=40)) if hop.event in AT_SOCKET else None
+        raw = data.draw(st.none() | st.binary(max_size=40)) if hop.event in AT_SOCKET else None
         flags = data.draw(st.none() | st.integers(0, 63))
-        changed = vars(hop) | ({"octets": octets} if octets is not None else {})
+        changed = vars(hop) | ({"content": raw} if raw is not None else {})
         world.feed([world.PlainHop(**changed | ({"tcp_flags": flags} if flags is not None else {}))])
     finish(world)
 

@@ -501,7 +501,7 @@ def test_the_second_of_two_clients_is_no_guess_when_the_first_was_forwarded_befo
     assert findings(of_client(outcomes, "172.20.2.25")) == []
 
 
-def test_a_guessed_upstream_is_accused_with_less_than_certainty(world):
+def test_a_guessed_upstream_is_blamed_with_less_than_certainty(world):
     first, second = world.Lookup(), world.Lookup(client=("172.20.2.26", 40000))
     start = world.START
     outcomes = world.outcomes(
@@ -521,19 +521,19 @@ def test_a_cookie_that_the_server_passes_on_decides(world):
         return b"\0" + struct.pack("!HHIHHH", 41, 1232, 0, 12, 10, 8) + cookie
 
     def asked(lookup, cookie) -> bytes:
-        octets = bytearray(lookup.question(option(cookie)))
-        octets[11] = 1
-        return bytes(octets)
+        raw = bytearray(lookup.question(option(cookie)))
+        raw[11] = 1
+        return bytes(raw)
 
     first, second = world.Lookup(), world.Lookup(client=("172.20.2.26", 40000))
     start = world.START
     for_second = first.onward(identifier=11, port=33011)
     for_first = first.onward(identifier=12, port=33012)
     outcomes = world.outcomes(
-        first.query(start, octets=asked(first, b"client-1")),
-        second.query(start + 10 * world.US, octets=asked(second, b"client-2")),
-        for_second.query(start + 100 * world.US, octets=asked(for_second, b"client-2")),
-        for_first.query(start + 110 * world.US, octets=asked(for_first, b"client-1")),
+        first.query(start, content=asked(first, b"client-1")),
+        second.query(start + 10 * world.US, content=asked(second, b"client-2")),
+        for_second.query(start + 100 * world.US, content=asked(for_second, b"client-2")),
+        for_first.query(start + 110 * world.US, content=asked(for_first, b"client-1")),
         for_second.reply(start + 2 * world.MS, **FORWARDED),
         second.reply(start + 3 * world.MS, **FORWARDED),
         for_first.reply(start + 4 * world.MS, **FORWARDED),

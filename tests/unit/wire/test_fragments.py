@@ -171,7 +171,7 @@ def test_too_many_fragments_refuse_the_datagram():
     assert table.refused == 1
 
 
-def test_a_datagram_of_65535_octets_is_joined():
+def test_a_datagram_of_65535_bytes_is_joined():
     payload = bytes(range(256)) * 255 + bytes(255)
     whole = give(reassembler(), cut_up(payload, 1480))[-1]
     assert whole is not None
@@ -188,7 +188,7 @@ def test_a_lost_fragment_is_explained_after_the_timeout():
     assert lost(table, 9 * TIMEOUT) == []
     table.add(7, middle)
     (report,) = lost(table, 7 + TIMEOUT)
-    assert (report.ip, report.total_octets) == (middle, None)
+    assert (report.ip, report.total_bytes) == (middle, None)
 
 
 def test_the_timeout_begins_with_the_first_hop():

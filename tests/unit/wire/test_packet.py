@@ -178,7 +178,7 @@ def test_an_ipv4_total_length_is_read_in_full(total):
     assert (ip.total_bytes, ip.payload_bytes, len(ip.payload)) == (total, total - 20, total - 20)
 
 
-def test_an_ipv6_payload_of_65535_octets_is_read_in_full():
+def test_an_ipv6_payload_of_65535_bytes_is_read_in_full():
     ip = parsed(ipv6(bytes(65535)))
     assert (ip.total_bytes, ip.payload_bytes, len(ip.payload)) == (65575, 65535, 65535)
 
@@ -310,7 +310,7 @@ def test_a_udp_length_of_zero_is_that_of_the_packet():
     assert (datagram.payload, datagram.payload_bytes) == (b"question", 8)
 
 
-def test_octets_behind_the_udp_length_are_not_payload():
+def test_bytes_behind_the_udp_length_are_not_payload():
     datagram = parse_udp(parsed(ipv4(udp(b"question", length=8) + b"surplus")), Flaws())
     assert datagram is not None
     assert datagram.payload == b""
@@ -365,7 +365,7 @@ plausible = st.sampled_from([PACKET, PACKET6, ipv4(tcp(b"x"), TCP), ipv6(fragmen
 
 
 @given(linktypes, st.binary(max_size=200))
-def test_random_octets_never_raise(linktype, frame):
+def test_random_bytes_never_raise(linktype, frame):
     read_everything(linktype, frame)
 
 
@@ -377,11 +377,11 @@ def test_random_packets_never_raise(version, rest):
 @given(plausible, st.data())
 def test_damaged_packets_never_raise(packet, data):
     at = data.draw(st.integers(0, len(packet) - 1))
-    octet = data.draw(st.integers(0, 255))
-    read_everything(LinkType.RAW, packet[:at] + bytes([octet]) + packet[at + 1 :])
+    byte = data.draw(st.integers(0, 255))
+    read_everything(LinkType.RAW, packet[:at] + bytes([byte]) + packet[at + 1 :])
 
 
 @pytest.mark.parametrize("frame", [MACS + b"\x81\x00\x00\x07\x08\x00" + PACKET, MACS + b"\x86\xdd" + PACKET6])
-def test_a_frame_cut_at_any_octet_never_raises(frame):
+def test_a_frame_cut_at_any_byte_never_raises(frame):
     for end in range(len(frame)):
         read_everything(LinkType.ETHERNET, frame[:end])

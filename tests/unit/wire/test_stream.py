@@ -82,9 +82,9 @@ def test_a_message_split_anywhere_even_inside_the_prefix_is_one_message(cut):
     assert wire.stream.unfinished_bytes == 0
 
 
-def test_a_message_sent_octet_by_octet_is_one_message():
+def test_a_message_sent_byte_by_byte_is_one_message():
     wire = Message()
-    found = [wire.feed(offset, bytes([octet])) for offset, octet in enumerate(framed(A))]
+    found = [wire.feed(offset, bytes([byte])) for offset, byte in enumerate(framed(A))]
     assert sum(found, []) == [StreamMessage(A, len(A), 2, 1 + SIZE, SIZE, certain=True)]  # noqa: RUF017  short lists
 
 
@@ -129,14 +129,14 @@ def test_a_message_shorter_than_a_header_is_told_as_it_came():
     assert wire.stream.counters.short_messages == 1
 
 
-def test_segments_without_octets_change_nothing():
+def test_segments_without_bytes_change_nothing():
     wire = Message()
     for offset in (0, 0, -1, 50_000):  # acknowledgements, a keep-alive, nonsense
         assert wire.feed(offset) == []
     assert payloads(wire.feed(0, framed(A))) == [A]
 
 
-def test_octets_sent_with_the_syn_belong_to_the_stream():
+def test_bytes_sent_with_the_syn_belong_to_the_stream():
     wire = Message(syn=False)
     assert payloads(wire.stream.feed(1000, SYN, framed(A), SIZE, 1)) == [A]  # RFC 7413
     assert payloads(wire.feed(SIZE, framed(B))) == [B]
@@ -166,7 +166,7 @@ def test_a_retransmission_is_not_a_second_message():
     assert payloads(wire.feed(0, framed(A))) == [A]
     assert wire.feed(0, framed(A)) == []
     assert payloads(wire.feed(SIZE, framed(B))) == [B]
-    assert wire.stream.counters.retransmitted_octets == SIZE
+    assert wire.stream.counters.retransmitted_bytes == SIZE
 
 
 def test_a_retransmission_may_be_split_differently():
@@ -175,10 +175,10 @@ def test_a_retransmission_may_be_split_differently():
     wire.feed(10, data[10:30])
     assert payloads(wire.feed(0, data[:50])) == [A]
     assert payloads(wire.feed(0, data)) == [B]
-    assert wire.stream.counters.retransmitted_octets == 30 + 50
+    assert wire.stream.counters.retransmitted_bytes == 30 + 50
 
 
-def test_of_overlapping_octets_the_first_copy_wins():
+def test_of_overlapping_bytes_the_first_copy_wins():
     wire, data, other = Message(), framed(A), b"\xee" * SIZE
     wire.feed(4, data[4:10])
     wire.feed(12, data[12:20])
@@ -192,7 +192,7 @@ def test_one_segment_may_fill_several_holes():
     for start in (5, 15, 25, 40):
         assert wire.feed(start, data[start : start + 5]) == []
     assert payloads(wire.feed(0, data)) == [A, B]
-    assert wire.stream.counters.retransmitted_octets == 20
+    assert wire.stream.counters.retransmitted_bytes == 20
 
 
 @pytest.mark.parametrize("isn", [2**32 - 1, 2**32 - 2, 2**32 - 20, 2**32 - SIZE - 1, 2**31 - 10])
@@ -220,7 +220,7 @@ def test_after_a_lost_message_the_next_is_found_but_not_certain_until_a_second_a
     found = wire.stream.expire(wire.now_ns + GAP_WAIT_NS + 1) + wire.feed(3 * SIZE, framed(D))
     assert [(each.payload, each.certain) for each in found] == [(C, False), (D, True)]
     counters = wire.stream.counters
-    assert (counters.gaps, counters.gap_octets, counters.resynchronisations) == (1, SIZE, 1)
+    assert (counters.gaps, counters.gap_bytes, counters.resynchronisations) == (1, SIZE, 1)
 
 
 def test_a_gap_is_given_up_when_later_segments_show_that_it_is_overdue():
@@ -257,7 +257,7 @@ def test_what_the_receiver_acknowledged_is_not_waited_for():
     assert wire.stream.acknowledge(wire.isn + 1 + SIZE - 1) == []
     assert payloads(wire.stream.acknowledge(wire.isn + 1 + 3 * SIZE)) == [B]
     assert payloads(wire.feed(3 * SIZE, framed(D))) == [D]
-    assert wire.stream.counters.gap_octets == 2 * SIZE
+    assert wire.stream.counters.gap_bytes == 2 * SIZE
 
 
 def test_an_acknowledgement_of_what_was_seen_loses_nothing():
@@ -270,7 +270,7 @@ def test_an_acknowledgement_of_what_was_seen_loses_nothing():
     assert wire.stream.counters.gaps == 0
 
 
-def test_too_many_octets_beyond_a_gap_give_it_up():
+def test_too_many_bytes_beyond_a_gap_give_it_up():
     wire, big = Message(), framed(message(1, data=bytes(1400)))
     found = []
     for count in range(1, 60):
@@ -285,10 +285,10 @@ def test_a_message_cut_by_the_capture_says_so_and_the_stream_goes_on():
     data = framed(big)
     assert wire.feed(0, data[:96], length=len(data)) == [StreamMessage(big[:94], len(big), 2, 2, 1, certain=True)]
     assert payloads(wire.feed(len(data), framed(B))) == [B]
-    assert wire.stream.counters.cut_octets == len(data) - 96
+    assert wire.stream.counters.cut_bytes == len(data) - 96
 
 
-def test_a_message_whose_first_segment_was_cut_has_no_octets_of_the_second():
+def test_a_message_whose_first_segment_was_cut_has_no_bytes_of_the_second():
     wire, big = Message(), message(1, data=bytes(range(256)) * 8)
     data = framed(big)
     assert wire.feed(0, data[:96], length=1460) == []
@@ -317,7 +317,7 @@ def test_a_connection_older_than_the_observer_is_read_from_the_next_message():
     found = wire.feed(20, data[20:SIZE]) + wire.feed(SIZE, framed(B)) + wire.feed(2 * SIZE, framed(C))
     assert [(each.payload, each.certain) for each in found] == [(B, False), (C, True)]
     assert not wire.stream.opened
-    assert wire.stream.counters.skipped_octets == SIZE - 20
+    assert wire.stream.counters.skipped_bytes == SIZE - 20
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 13, 14, 20, SIZE - 1])
@@ -390,15 +390,15 @@ def test_two_segments_in_a_row_far_away_are_where_the_stream_is():
 
 
 @pytest.mark.parametrize("syn", [True, False])
-def test_random_octets_are_not_taken_for_messages(syn):
+def test_random_bytes_are_not_taken_for_messages(syn):
     segments = 5000
-    octets = shake_128(b"neither DNS nor anything else").digest(segments * 400)
+    raw = shake_128(b"neither DNS nor anything else").digest(segments * 400)
     found = []
     for connection in range(50):
         wire = Message(syn=syn)
-        for at in range(0, len(octets) // 50, 400):
-            start = connection * len(octets) // 50 + at
-            found += wire.feed(at, octets[start : start + 400])
+        for at in range(0, len(raw) // 50, 400):
+            start = connection * len(raw) // 50 + at
+            found += wire.feed(at, raw[start : start + 400])
     # After a SYN the first message begins where RFC 1035 says, so its length is believed once, but not its sense.
     assert len(found) <= (50 if syn else 0)
     assert not any(each.certain for each in found)
@@ -423,7 +423,7 @@ def test_a_stream_says_that_it_was_opened_and_closed():
     assert wire.stream.closed == "fin"  # it ended in order, before that
 
 
-def test_a_reset_ends_the_wait_for_missing_octets():
+def test_a_reset_ends_the_wait_for_missing_bytes():
     wire = Message()
     assert wire.feed(SIZE, framed(B)) == []
     assert payloads(wire.feed(2 * SIZE, b"go away", RST)) == [B]
@@ -517,7 +517,7 @@ def test_any_segmentation_repetition_and_reordering_gives_exactly_the_messages(c
     found = [each for start, end in segments for each in wire.feed(start, data[start:end])]
     assert payloads(found) == sent
     assert all(each.certain and each.length_bytes == len(each.payload) for each in found)
-    assert (wire.stream.counters.gaps, wire.stream.counters.skipped_octets) == (0, 0)
+    assert (wire.stream.counters.gaps, wire.stream.counters.skipped_bytes) == (0, 0)
     assert wire.stream.unfinished_bytes == wire.stream._held_cost == 0
 
 
@@ -544,7 +544,7 @@ def test_with_losses_and_cuts_every_certain_message_was_sent_in_that_order(case,
 anything = st.tuples(
     st.integers(0, 2**32 - 1) | st.integers(0, 3000) | st.integers(),
     st.integers(0, 255) | st.sampled_from([ACK, ACK, ACK, SYN, FIN, RST]),
-    st.binary(max_size=40) | st.builds(framed, messages) | st.binary(max_size=2).map(lambda octets: octets * 600),
+    st.binary(max_size=40) | st.builds(framed, messages) | st.binary(max_size=2).map(lambda raw: raw * 600),
     st.integers(-5, 100) | st.integers(0, 2**40),
     st.integers(0, 10 * SECOND),
     st.sampled_from(list(Side)),
@@ -563,7 +563,7 @@ def test_hostile_segments_never_raise_and_never_fill_the_memory(segments):
             assert stream._held_cost <= bound
             assert stream._held_cost == sum(len(chunk.data) + SEGMENT_COST_BYTES for chunk in stream._held)
             assert all(first.end <= second.start for first, second in pairwise(stream._held))
-            assert len(stream._framer.octets) <= MAX_MESSAGE + 2
+            assert len(stream._framer.collected) <= MAX_MESSAGE + 2
             assert sum(len(chunk.data) for chunk in stream._framer.tried) < 300
     for stream in (connection.client_to_server, connection.server_to_client):
         stream.expire(20 * SECOND)
@@ -581,12 +581,12 @@ def test_hostile_segments_never_raise_and_never_fill_the_memory(segments):
     ],
 )
 @pytest.mark.parametrize("syn", [True, False])
-def test_hostile_streams_cost_microseconds_per_octet(segments, syn):
+def test_hostile_streams_cost_microseconds_per_byte(segments, syn):
     wire = Message(syn=syn)
     start = time.process_time()
-    for offset, octets in segments:
-        wire.feed(offset, octets)
-    assert (time.process_time() - start) / sum(len(octets) for _, octets in segments) < 100e-6
+    for offset, raw in segments:
+        wire.feed(offset, raw)
+    assert (time.process_time() - start) / sum(len(raw) for _, raw in segments) < 100e-6
 
 
 def test_the_usual_segment_takes_microseconds():

@@ -85,14 +85,14 @@ def test_only_ascii_letters_lose_their_case():
     assert found.name == b"\x06\xc4@[`{z\x00"
 
 
-def test_length_octets_survive_lower_casing():
+def test_length_bytes_survive_lower_casing():
     name = b"".join(bytes([size]) + b"A" * size for size in (63, 63, 63, 61)) + b"\0"
     found = summarize(question(name)).question
     assert found
     assert found.name == name.replace(b"A", b"a")
 
 
-def test_a_zero_octet_inside_a_label_does_not_end_the_name():
+def test_a_zero_byte_inside_a_label_does_not_end_the_name():
     found = summarize(question(b"\x03a\x00b\x04test\x00", b"\x00\x0f\x00\x03")).question
     assert found == (b"\x03a\x00b\x04test\x00", b"\x03a\x00b\x04test\x00", 15, 3)
 
@@ -143,14 +143,14 @@ def test_a_message_cut_before_the_end_of_its_question_is_refused_as_cut(end: int
         (b"\x01a" * 127 + b"\x01a\x00", "longer than 255 bytes", 12),
     ],
 )
-def test_a_broken_name_is_refused_with_the_octet_where_it_breaks(name: bytes, sentence: str, offset: int):
+def test_a_broken_name_is_refused_with_the_byte_where_it_breaks(name: bytes, sentence: str, offset: int):
     with pytest.raises(WireError, match=f"{sentence} at byte {offset}$") as caught:
         summarize(question(name))
     assert not isinstance(caught.value, CutError)
     assert caught.value.offset == offset
 
 
-def test_a_name_of_255_octets_is_accepted():
+def test_a_name_of_255_bytes_is_accepted():
     name = (b"\x3f" + b"a" * 63) * 3 + b"\x3d" + b"a" * 61 + b"\0"
     assert len(name) == 255
     found = summarize(question(name)).question
@@ -176,7 +176,7 @@ def test_pointers_that_lead_to_pointers_end_after_127():
         read_name(chain, 2 * 128)
 
 
-def test_a_compressed_name_may_have_255_octets_and_not_one_more():
+def test_a_compressed_name_may_have_255_bytes_and_not_one_more():
     part = (b"\x3f" + b"a" * 63) * 3
     longest = part + b"\x3d" + b"a" * 61 + b"\0" + b"\xc0\x00"
     assert len(read_name(longest, 255)[0]) == 255
@@ -184,7 +184,7 @@ def test_a_compressed_name_may_have_255_octets_and_not_one_more():
         read_name(part + b"\x3c" + b"a" * 60 + b"\0" + b"\x01b\xc0\x00", 254)
 
 
-def test_a_name_that_grows_beyond_255_octets_through_pointers_is_refused():
+def test_a_name_that_grows_beyond_255_bytes_through_pointers_is_refused():
     wire = b"\x3f" + b"a" * 63 + b"\0" + (b"\x3f" + b"b" * 63 + b"\xc0\x00") + (b"\x3f" + b"c" * 63) * 2 + b"\xc0\x41"
     assert len(read_name(wire, 65)[0]) == 129
     with pytest.raises(WireError, match="longer than 255"):
@@ -216,10 +216,10 @@ def test_a_name_is_accepted_exactly_when_dnspython_accepts_it(wire: bytes, start
 
 
 @given(
-    octets=st.lists(st.sampled_from([0, 1, 2, 3, 0x3F, 0x40, 0x80, 0xC0, 0x61]), max_size=40), start=st.integers(0, 30)
+    data=st.lists(st.sampled_from([0, 1, 2, 3, 0x3F, 0x40, 0x80, 0xC0, 0x61]), max_size=40), start=st.integers(0, 30)
 )
-def test_compression_is_followed_exactly_as_dnspython_follows_it(octets: list[int], start: int):
-    wire = bytes(octets)
+def test_compression_is_followed_exactly_as_dnspython_follows_it(data: list[int], start: int):
+    wire = bytes(data)
     try:
         name, consumed = dns.name.from_wire(wire, start)
     except (dns.exception.DNSException, ValueError):
@@ -230,7 +230,7 @@ def test_compression_is_followed_exactly_as_dnspython_follows_it(octets: list[in
 
 
 @given(wire=st.binary(max_size=80) | st.binary(max_size=60).map(lambda tail: with_counts(1, 2, 1, 2) + tail))
-def test_random_octets_raise_nothing_but_wire_error(wire: bytes):
+def test_random_bytes_raise_nothing_but_wire_error(wire: bytes):
     try:
         summary = summarize(wire)
     except WireError:
@@ -242,7 +242,7 @@ def test_random_octets_raise_nothing_but_wire_error(wire: bytes):
 
 
 @given(count=st.integers(0, 120), tail=st.binary(max_size=20))
-def test_an_error_says_at_which_octet_of_the_message_it_is(count: int, tail: bytes):
+def test_an_error_says_at_which_byte_of_the_message_it_is(count: int, tail: bytes):
     with pytest.raises(WireError) as caught:
         summarize(question(b"\x01a" * count + b"\x80", tail))
     assert caught.value.offset == 12 + 2 * count
@@ -251,9 +251,9 @@ def test_an_error_says_at_which_octet_of_the_message_it_is(count: int, tail: byt
 
 @settings(max_examples=30)
 @pytest.mark.parametrize("size", SIZES)
-@given(octet=st.integers(0, 255), counts=st.lists(st.integers(0, 65535), min_size=4, max_size=4))
-def test_messages_of_every_size_raise_nothing_but_wire_error(size: int, octet: int, counts: list[int]):
-    wire = (with_counts(*counts) + bytes([octet]) * size)[:size]
+@given(byte=st.integers(0, 255), counts=st.lists(st.integers(0, 65535), min_size=4, max_size=4))
+def test_messages_of_every_size_raise_nothing_but_wire_error(size: int, byte: int, counts: list[int]):
+    wire = (with_counts(*counts) + bytes([byte]) * size)[:size]
     try:
         summary = summarize(wire)
     except WireError:
@@ -262,7 +262,7 @@ def test_messages_of_every_size_raise_nothing_but_wire_error(size: int, octet: i
 
 
 @pytest.mark.parametrize("unit", [b"\x01a", b"\0", b"\0\0\x01\0\x01", b"\x01a\0" + bytes(10), b"\xc0\x0c" + bytes(10)])
-def test_a_hostile_message_of_65535_octets_costs_milliseconds(unit: bytes):
+def test_a_hostile_message_of_65535_bytes_costs_milliseconds(unit: bytes):
     wire = (with_counts(65535, 0, 0, 65535) + unit * 65535)[:65535]
     other = (with_counts(0, 65535, 65535, 65535) + unit * 65535)[:65535]
     start = time.perf_counter()

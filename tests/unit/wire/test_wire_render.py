@@ -296,7 +296,7 @@ def test_several_questions_are_named_as_wrong():
     assert render(wire)["malformed"] == "2 questions, of which the first is shown (RFC 9619), at byte 4"
 
 
-def test_octets_after_the_message_are_named():
+def test_bytes_after_the_message_are_named():
     assert render(QUERY + b"xyz")["malformed"] == f"3 bytes too many at byte {len(QUERY)}"
 
 
@@ -369,7 +369,7 @@ def test_a_message_cut_anywhere_is_rendered_up_to_there(answer, additional, data
 
 
 @given(wire=st.binary(max_size=100), length=st.none() | st.integers(0, 200))
-def test_random_octets_render(wire: bytes, length: int | None):
+def test_random_bytes_render(wire: bytes, length: int | None):
     assert_safe(render(wire, length_bytes=length))
 
 
@@ -395,12 +395,12 @@ def test_random_options_render(code: int, data: bytes):
     assert [item["code"] for item in rendered["edns"]["options"]] == [code]
 
 
-@given(position=st.integers(0, 200), octet=st.integers(0, 255))
-def test_a_damaged_octet_anywhere_still_renders(position: int, octet: int):
+@given(position=st.integers(0, 200), byte=st.integers(0, 255))
+def test_a_damaged_byte_anywhere_still_renders(position: int, byte: int):
     wire = bytearray(
         message_of([(dns.name.root, 5, rdata_of(line)) for line in list(RECORDS.items())[:8]], [], []).to_wire()
     )
-    wire[position % len(wire)] = octet
+    wire[position % len(wire)] = byte
     assert_safe(render(bytes(wire)))
 
 

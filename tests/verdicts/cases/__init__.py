@@ -4,9 +4,9 @@ from collections import Counter
 
 from tests.verdicts.case import Case
 from tests.verdicts.cases import (
+    benign,
     bridges,
     conntrack,
-    innocents,
     network,
     planes,
     rules,
@@ -19,7 +19,7 @@ from tests.verdicts.cases import (
 GROUPS = (
     bridges.CASES,
     conntrack.CASES,
-    innocents.CASES,
+    benign.CASES,
     network.CASES,
     planes.CASES,
     rules.CASES,
@@ -40,7 +40,7 @@ def variants() -> frozenset[str]:
     for number, group in enumerate(GROUPS):
         for case in group:
             kind = number, case.code, case.lab.plane, case.lab.link, case.lab.port
-            alike = seen[kind] >= OF_EACH_KIND and group is not innocents.CASES
+            alike = seen[kind] >= OF_EACH_KIND and group is not benign.CASES
             if case.slow or alike:
                 left.add(case.fault)
             else:

@@ -447,11 +447,11 @@ def bridge_cases() -> Iterator[Case]:
         # The copy that the bridge gave to a bystander may be the last one seen: no last hop is demanded.
         lab=BRIDGE,
     )
-    innocents = (
+    benign = (
         ("translated back", bridge_with_translation),
         ("flooding", flooding_bridge),
     )
-    for what, setup in innocents:
+    for what, setup in benign:
         yield Case(
             fault=f"benign: bridge, {what}",
             code=None,

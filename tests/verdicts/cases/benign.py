@@ -1,4 +1,4 @@
-"""What looks like a loss and is none: every lookup here is answered, and nobody may be accused."""
+"""What looks like a loss and is none: every lookup here is answered, and nobody may be blamed."""
 
 from __future__ import annotations
 
