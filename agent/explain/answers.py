@@ -9,10 +9,10 @@ from agent.explain.remedies import DNSSEC
 from agent.hop.endpoint import endpoint_to_text
 from agent.hop.record import UDP
 from agent.session.addressed import servers_asked
-from agent.session.outcome import NOERROR
 from agent.wire.errors import WireError
 from agent.wire.extended_errors import extended_errors
 from agent.wire.message import RECORD_BYTES, name_to_text, read_name, read_record, udp_size
+from agent.wire.rcodes import NOERROR
 from agent.wire.render import rdtype_to_text
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from agent.explain.disagreement import of_servers, of_types
 from agent.explain.names import addresses, contradiction, service_name, why_not_found
 from agent.hop.endpoint import V4_MAPPED, address_to_text
 from agent.session.addressed import times_asked
-from agent.session.outcome import FR, NOERROR, NXDOMAIN
+from agent.session.outcome import FR
 from agent.wire.extended_errors import OPTION
+from agent.wire.rcodes import NOERROR, NXDOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable

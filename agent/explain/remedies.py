@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agent.wire.rcodes import BADCOOKIE, BADVERS, FORMERR, NOTAUTH, NOTIMP, NOTZONE, NXRRSET, YXDOMAIN, YXRRSET
+
 if TYPE_CHECKING:
     from agent.wire.extended_errors import ExtendedError
 
@@ -39,7 +41,6 @@ BY_EXTENDED_ERROR: dict[int, str] = {
     32: "The client has used up its quota at this server: find what asks so often, or raise the quota.",
 }
 
-BADVERS, BADCOOKIE = 16, 23
 BETWEEN_NEIGHBOURS = {
     BADVERS: "The server does not know the EDNS version of the query: the client must ask again with version 0.",
     BADCOOKIE: "The client must ask again with the cookie from the reply. If it does not, it does not support "
@@ -47,7 +48,6 @@ BETWEEN_NEIGHBOURS = {
 }
 """Response codes that exist between a server and its direct client alone, so that no server passes them on: BADVERS
 (RFC 6891 6.1.3) and BADCOOKIE (RFC 7873 5.3)."""
-FORMERR, NOTIMP, YXDOMAIN, YXRRSET, NXRRSET, NOTAUTH, NOTZONE = 1, 4, 6, 7, 8, 9, 10
 _UPDATE = "The update's own conditions were not met, or it went to the wrong server: look at the client that sent it."
 OF_CLIENTS = {
     FORMERR: "The server could not read the query: look at its EDNS options and flags, and at the server's log.",

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.hop.endpoint import endpoint_to_text
 from agent.hop.record import TCP
-from agent.session.outcome import NOERROR, NXDOMAIN
 from agent.wire.message import EXTENDED_ERROR, options
 from agent.wire.render import rcode_to_text
 
@@ -107,7 +106,7 @@ def _others(kind: Kind) -> Kind:
 
 
 def _extended_error(outcome: Outcome) -> int | None:
-    if outcome.reply is None or outcome.rcode in (None, NOERROR, NXDOMAIN):
+    if outcome.reply is None or outcome.rcode is None or outcome.healthy:
         return None
     message = outcome.reply.message
     found = (data for code, data in options(message.payload, message.summary) if code == EXTENDED_ERROR)

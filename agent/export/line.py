@@ -18,6 +18,7 @@ from agent.hop.endpoint import address_to_text, endpoint_to_text
 from agent.hop.record import Event, Flag, name_text
 from agent.session.accepted import is_good
 from agent.session.addressed import servers_asked
+from agent.session.latency import arrived_upstream_ns, latency_of
 from agent.session.outcome import CQ, SR, Bit
 from agent.wire.message import extended_rcode, name_to_text
 from agent.wire.render import opcode_to_text, rcode_to_text, rdclass_to_text, rdtype_to_text
@@ -294,7 +295,7 @@ def _connection(outcome: Outcome) -> Connection | None:
 def _exchange(exchange: Session, asked: Asked, outcome: Outcome) -> Exchange:
     sent = asked.queries[0].hops[0]
     reply = next(filter(is_good, asked.replies), next(iter(asked.replies), None))
-    duration_ns = _arrived_ns(reply, outcome) - sent.ts_ns if reply else None
+    duration_ns = arrived_upstream_ns(reply, outcome) - sent.ts_ns if reply else None
     return Exchange(
         address=address_to_text(asked.server.address),
         port=asked.server.port,
@@ -312,45 +313,12 @@ def _rcode(reply: Transmission) -> str:
     return rcode_to_text(extended_rcode(reply.message.payload, reply.message.summary))
 
 
-def _arrived_ns(reply: Transmission, outcome: Outcome) -> int:
-    """When an upstream's reply came to the server."""
-    return next(iter(reply.arrivals(outcome.server_netns)), reply.hops[-1]).ts_ns
-
-
 def _parent(key: Key | None) -> Parent | None:
     return Parent(endpoint_to_text(*key.client), key.id, name_to_text(key.name)) if key else None
 
 
-def _upstream_seconds(outcome: Outcome) -> float | None:
-    """From the first question to the last reply that came while the client waited."""
-    asked = [one.queries.transmissions[0].hops[0].ts_ns for one in outcome.exchanges if one.queries.transmissions]
-    replied = [
-        _arrived_ns(one, outcome) for exchange in outcome.exchanges for one in exchange.replies.transmissions[:1]
-    ]
-    return _seconds(max(replied) - min(asked)) if asked and replied else None
-
-
 def _latency(outcome: Outcome) -> Latency:
-    query = _ends(outcome.session.queries.transmissions, outcome.server_netns)
-    reply = _ends([outcome.reply] if outcome.reply else [], outcome.client_netns)
-    sent, arrived = query
-    replied, returned = reply
-    upstream = _upstream_seconds(outcome)
-    return Latency(_between(sent, arrived), _between(arrived, replied), upstream, _between(replied, returned))
-
-
-def _ends(transmissions: list[Transmission], netns: int | None) -> tuple[int | None, int | None]:
-    """When the first copy left its socket and when it came to the namespace of its destination."""
-    for one in transmissions:
-        arrivals = one.arrivals(netns) if netns is not None else []
-        if arrivals:
-            return (one.origin.ts_ns if one.origin else None), arrivals[0].ts_ns
-    origin = next((one.origin for one in transmissions if one.origin), None)
-    return (origin.ts_ns if origin else None), None
-
-
-def _between(start_ns: int | None, end_ns: int | None) -> float | None:
-    return None if start_ns is None or end_ns is None else max(0, end_ns - start_ns) / SECOND_NS
+    return Latency(*map(_seconds, latency_of(outcome)))
 
 
 def _path(outcome: Outcome) -> list[HopLine]:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.wire.message import extended_rcode
+from agent.wire.rcodes import ANSWERED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agent.session.model import Session, Transmission
-
-NOERROR, NXDOMAIN = 0, 3
 
 
 def rcode_of(reply: Transmission) -> int:
@@ -26,7 +25,7 @@ def rcode_of(reply: Transmission) -> int:
 
 def is_good(reply: Transmission) -> bool:
     """Whether every resolver takes it for an answer."""
-    return rcode_of(reply) in (NOERROR, NXDOMAIN)
+    return rcode_of(reply) in ANSWERED
 
 
 def choose(session: Session, delivered: Sequence[Transmission]) -> Transmission | None:

@@ -18,8 +18,6 @@ from agent.session.outcome import (
     FQ,
     FR,
     MUST_HAVE_HAPPENED,
-    NOERROR,
-    NXDOMAIN,
     QUERY_DROPPED,
     REPLY_DROPPED,
     SQ,
@@ -280,7 +278,7 @@ def newest_upstream_drop(
 def status(outcome: Outcome, lost_until_ns: int | None) -> Status:
     """Succeeded, Failed, or SampleLoss where records that are known to be missing could explain the gap."""
     session = outcome.session
-    if outcome.delivered and outcome.rcode in (NOERROR, NXDOMAIN):
+    if outcome.delivered and outcome.healthy:
         return Status.SUCCEEDED
     if session.overflowed or session.reply_cut:
         # A bound keeps the newest out, so what it kept out came last. So did the reply that nobody can read.

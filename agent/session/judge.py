@@ -21,8 +21,6 @@ from agent.session.node_state import PathPattern
 from agent.session.outcome import (
     COMPLETE,
     MAX_PATTERNS,
-    NOERROR,
-    NXDOMAIN,
     REFRESH_NS,
     Outcome,
     Status,
@@ -30,6 +28,7 @@ from agent.session.outcome import (
     translation,
 )
 from agent.wire.message import extended_rcode
+from agent.wire.rcodes import ANSWERED
 
 if TYPE_CHECKING:
     from agent.session.model import Session, Transmission
@@ -110,7 +109,7 @@ def _like_earlier_ones(session: Session, node_state: NodeState, pattern: PathPat
         pattern.backend.count(session.last_ns)
     return Outcome(
         session=session,
-        status=Status.SUCCEEDED if rcode in (NOERROR, NXDOMAIN) else Status.FAILED,
+        status=Status.SUCCEEDED if rcode in ANSWERED else Status.FAILED,
         bits=pattern.path,
         client_netns=pattern.client_netns,
         server_netns=pattern.server_netns,

@@ -6,8 +6,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.hop.record import DADDR
-from agent.session.accepted import NOERROR, NXDOMAIN
 from agent.session.model import SECOND_NS
+from agent.wire.rcodes import ANSWERED
 
 if TYPE_CHECKING:
     from agent.session.outcome import Outcome
@@ -41,7 +41,7 @@ class LastAnswers:
         """Take note of an answer; the one before it, if that says otherwise whether the name exists."""
         session, rcode = outcome.session, outcome.rcode
         queries = session.queries.transmissions
-        if rcode not in (NOERROR, NXDOMAIN) or not outcome.delivered or not queries:
+        if rcode not in ANSWERED or not outcome.delivered or not queries:
             return None
         key = session.key
         told = Told(key.rdtype, rcode, queries[0].hops[0].rest[DADDR], session.last_ns)

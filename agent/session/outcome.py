@@ -17,6 +17,7 @@ from agent.hop.record import (
 )
 from agent.session.addressed import asked_of, server_of, times_asked
 from agent.wire.message import EXTENDED_ERROR, options
+from agent.wire.rcodes import ANSWERED, FORMERR, NOTIMP, REFUSED, SERVFAIL
 
 if TYPE_CHECKING:
     from agent.hop.drops import DropReason, Kernel
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from agent.session.model import Message, Session, Transmission
     from agent.session.node_state import Backend, NodeState
 
-NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED = range(6)
 SERVER_WRITTEN = frozenset({SERVFAIL, REFUSED, FORMERR, NOTIMP})
 """Rcodes that CoreDNS's server core writes itself, past the dnstap plugin (plugin.ClientWrite)."""
 MAX_PATTERNS = 4096
@@ -142,7 +142,7 @@ class Outcome:
     @property
     def healthy(self) -> bool:
         """Whether the reply that counts is no error."""
-        return self.rcode in (NOERROR, NXDOMAIN)
+        return self.rcode in ANSWERED
 
     @property
     def dnstap_bitmap(self) -> Bit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent.hop.record import UDP
-from agent.session.accepted import NOERROR, NXDOMAIN
+from agent.wire.rcodes import NOERROR, NXDOMAIN
 
 if TYPE_CHECKING:
     from agent.session.model import Session

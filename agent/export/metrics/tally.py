@@ -13,11 +13,11 @@ from agent.explain.findings import OPCODE
 from agent.export.metrics import catalogue
 from agent.export.metrics.catalogue import LATENCY_BUCKETS, NOTHING_ASKED, OTHER, QTYPES, RCODES
 from agent.export.metrics.histogram import Histogram
-from agent.export.metrics.latency import spans
 from agent.export.metrics.losses import lost_half, lost_messages
 from agent.hop.record import ORIGIN, TCP, UDP
 from agent.session.accepted import rcode_of
 from agent.session.addressed import servers_asked, times_asked
+from agent.session.latency import latency_of
 from agent.session.outcome import BITMAP, COMPLETE
 from agent.wire.render import rcode_to_text, rdtype_from_text
 
@@ -188,14 +188,14 @@ class Tally:
     def _time(self, outcome: Outcome) -> None:
         if outcome.session.connecting:
             return
-        measured = spans(outcome)
+        measured = latency_of(outcome)
         waited = outcome.duration_ns if outcome.delivered and outcome.client_netns is not None else None
         for histogram, duration_ns in (
             (self._lookup, waited),
-            (self._server, measured.server),
-            (self._upstream, measured.upstream),
-            (self._way_there, measured.client_to_server),
-            (self._way_back, measured.server_to_client),
+            (self._server, measured.server_ns),
+            (self._upstream, measured.upstream_ns),
+            (self._way_there, measured.client_to_server_ns),
+            (self._way_back, measured.server_to_client_ns),
         ):
             if duration_ns is not None:
                 histogram.add(duration_ns)

@@ -8,8 +8,8 @@ from agent.explain.evidence import drops
 from agent.explain.rules import explain
 from agent.export.line import Context, build
 from agent.export.metrics import catalogue
-from agent.export.metrics.latency import spans
 from agent.export.metrics.tally import Tally
+from agent.session.latency import latency_of
 from agent.wire.stream import SYN
 from tests.unit.conftest import HOST, POD
 
@@ -363,4 +363,4 @@ def test_an_error_of_the_upstream_is_counted_where_it_came_from_and_where_it_wen
 
 def test_a_server_that_is_not_on_this_node_has_no_time_of_its_own(world):
     outcome = world.outcome(world.Lookup(shape="client").both())
-    assert spans(outcome) == (None, None, None, None)
+    assert latency_of(outcome) == (None, None, None, None)

@@ -12,27 +12,27 @@ if TYPE_CHECKING:
     from agent.session.outcome import Outcome
 
 
-class Spans(NamedTuple):
+class Latency(NamedTuple):
     """Nanoseconds; None where one end was not seen."""
 
-    client_to_server: int | None
+    client_to_server_ns: int | None
     """The query: from its socket to the server's namespace."""
-    server: int | None
+    server_ns: int | None
     """From the query's arrival to the reply's departure."""
-    upstream: int | None
+    upstream_ns: int | None
     """Of that, from the first question to an upstream to the last reply that came while the client waited."""
-    server_to_client: int | None
+    server_to_client_ns: int | None
     """The reply: from its socket to the client's namespace."""
 
 
-def spans(outcome: Outcome) -> Spans:
+def latency_of(outcome: Outcome) -> Latency:
     """Measure all legs."""
     sent, arrived = _ends(outcome.session.queries.transmissions, outcome.server_netns)
     replied, returned = _ends([outcome.reply] if outcome.reply else [], outcome.client_netns)
-    return Spans(_between(sent, arrived), _between(arrived, replied), _upstream(outcome), _between(replied, returned))
+    return Latency(_between(sent, arrived), _between(arrived, replied), _upstream(outcome), _between(replied, returned))
 
 
-def arrival(hops: list[Hop], netns: int | None) -> int | None:
+def _arrived_ns(hops: list[Hop], netns: int | None) -> int | None:
     """When a packet came to that namespace: to its end there if it ended there, else the first time."""
     last = hops[-1]
     if last.netns == netns and last.event == RX:
@@ -40,7 +40,7 @@ def arrival(hops: list[Hop], netns: int | None) -> int | None:
     return next((hop.ts_ns for hop in hops if hop.netns == netns and hop.event in (RX, SOCKET_RX)), None)
 
 
-def departure(hops: list[Hop]) -> int | None:
+def _left_ns(hops: list[Hop]) -> int | None:
     """When a packet left its sender's socket."""
     first = hops[0]
     if first.flags & ORIGIN:
@@ -48,25 +48,25 @@ def departure(hops: list[Hop]) -> int | None:
     return next((hop.ts_ns for hop in hops if hop.flags & ORIGIN), None)
 
 
-def arrived_upstream(reply: Transmission, outcome: Outcome) -> int:
+def arrived_upstream_ns(reply: Transmission, outcome: Outcome) -> int:
     """When an upstream's reply came to the server; else when it was last seen."""
-    came = arrival(reply.hops, outcome.server_netns)
+    came = _arrived_ns(reply.hops, outcome.server_netns)
     return reply.hops[-1].ts_ns if came is None else came
 
 
 def _ends(transmissions: list[Transmission], netns: int | None) -> tuple[int | None, int | None]:
     """When the first copy that arrived left its socket, and when it came to the namespace of its destination."""
     for one in transmissions:
-        arrived = arrival(one.hops, netns)
+        arrived = _arrived_ns(one.hops, netns)
         if arrived is not None:
-            return departure(one.hops), arrived
-    return next((left for one in transmissions if (left := departure(one.hops)) is not None), None), None
+            return _left_ns(one.hops), arrived
+    return next((left for one in transmissions if (left := _left_ns(one.hops)) is not None), None), None
 
 
 def _upstream(outcome: Outcome) -> int | None:
     exchanges = [one for one in outcome.exchanges if not one.connecting]
     asked = [one.queries.transmissions[0].hops[0].ts_ns for one in exchanges if one.queries.transmissions]
-    came = [arrived_upstream(one, outcome) for exchange in exchanges for one in exchange.replies.transmissions[:1]]
+    came = [arrived_upstream_ns(one, outcome) for exchange in exchanges for one in exchange.replies.transmissions[:1]]
     return max(came) - min(asked) if asked and came else None
 
 
