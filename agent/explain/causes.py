@@ -15,27 +15,37 @@ LEG_WORDS = {
 """Messages, for sentences."""
 
 
+QUERY, REPLY, UPSTREAM = EVERYWHERE = ("query", "reply", "upstream")
+"""Messages, for metrics: what the server asks an upstream and what it hears are one leg there."""
+
+
 class CauseText(NamedTuple):
-    """The words for one code. `sentence` takes the fields that its rule found out."""
+    """What is the same whenever one code is given. `sentence` takes the fields that its rule found out."""
 
     sentence: str
     remedy: str
+    lost: tuple[str, ...] = EVERYWHERE
+    """Which messages it can be the loss of, none if it is no loss. An error that ended the lookup lost none, one after
+    which the client asked again is a lost query."""
 
 
 CAUSES: dict[str, CauseText] = {
     "CaptureLoss": CauseText(
         "How this lookup ended is not known: {gap}.",
         "To see how such lookups end, {advice}. This one may have been fine.",
+        (),
     ),
     "IPVSStaleBackend": CauseText(
         "IPVS still sends this client's queries to {backend}, which no longer belongs to the Service.",
         "Set net.ipv4.vs.expire_nodest_conn=1 and a shorter UDP timeout (ipvsadm --set), use a newer kernel and "
         "kube-proxy, or NodeLocal DNSCache; a client that opens a new socket is not affected.",
+        (QUERY,),
     ),
     "StaleConntrackEntry": CauseText(
         "An old conntrack entry still translates this client's queries to {backend}, which no longer answers.",
         "Delete the entry (conntrack -D -p udp --orig-port-src {port}), update kube-proxy, or let the client reopen "
         "its socket: each retry from the same port keeps the entry alive.",
+        (QUERY,),
     ),
     "ConntrackTableFull": CauseText(
         "The connection-tracking table of {place} is full, so the kernel dropped the {message}.",
@@ -51,11 +61,13 @@ CAUSES: dict[str, CauseText] = {
         "The DNS server's receive buffer was full, so the kernel dropped the {message} in {place}.",
         "The server does not read fast enough: give it more CPU or replicas, or use NodeLocal DNSCache; a larger "
         "receive buffer (net.core.rmem_max) only helps against bursts.",
+        (QUERY, UPSTREAM),
     ),
     "ClientSocketOverflow": CauseText(
         "The client's receive buffer was full, so the kernel dropped the reply in {place}.",
         "The client does not read its replies fast enough: look at its CPU limit, and at how many queries it sends "
         "at once.",
+        (REPLY,),
     ),
     "PolicyDrop": CauseText(
         "A {mechanism} in {place} dropped the {message}.",
@@ -65,14 +77,17 @@ CAUSES: dict[str, CauseText] = {
         "The Service {service} has no ready endpoint, so the {message} got no further than {place}.",
         "Look at the DNS server's pods (kubectl get pods,endpointslices in its namespace): none is running, none is "
         "ready, or the Service's selector matches none. Their logs and readiness probe say why.",
+        (QUERY, UPSTREAM),
     ),
     "NoListener": CauseText(
         "The {message} reached {address}, but nothing listens on port {port} there.",
         "Look at the DNS server's pod and log: it is down, restarting, or bound to another address.",
+        (QUERY, UPSTREAM),
     ),
     "LateReply": CauseText(
         "The reply came {delay} after the query, and the client had closed its socket by then.",
         "Look at what made the reply late: the server, its upstream, or an attempt that was lost before.",
+        (REPLY,),
     ),
     "InterfaceDown": CauseText(
         "The device {interface} in {place} is down or has no other end, so the {message} was lost there.",
@@ -112,44 +127,54 @@ CAUSES: dict[str, CauseText] = {
         "The reply came from {source}, but the client had asked {asked}: resolvers discard such a reply.",
         "Look for address translation that happens on the way to the server and not on the way back (NAT rules, "
         "bridges), or for a server with several addresses that replies from the wrong one.",
+        (REPLY,),
     ),
     "MalformedReply": CauseText(
         "A reply came from {address} {delay} after the query, but clients cannot read it: {difference}.",
         "Look at the DNS server, and at what may change packets on the way from it: a middlebox, or checksum offload.",
+        (REPLY,),
     ),
     "MismatchedReply": CauseText(
         "A reply came from {address} {delay} after the query, but clients ignore it: {difference}.",
         "Look at the DNS server and at forwarders before it: one of them may mix up queries. If many replies come "
         "that no client asked for, somebody may be trying to forge answers.",
+        (REPLY,),
     ),
     "UpstreamTCPUnavailable": CauseText(
         "The DNS server asked its upstream {address} over TCP and got no connection.",
         "Let the server prefer UDP upstream (CoreDNS: prefer_udp; NodeLocal: no force_tcp), or open TCP port 53 there.",
+        (UPSTREAM,),
     ),
     "UpstreamTimeout": CauseText(
         "The DNS server asked its upstream {address} and got no answer.",
         "Look at the network from the DNS server to that upstream, and at the provider's query limit for this node.",
+        (UPSTREAM,),
     ),
     "ServerNoReply": CauseText(
         "The query reached the server at {address} and no reply came back.",
         "Look at the DNS server: it may be overloaded, stopped, or configured to drop this query.",
+        (QUERY,),
     ),
     "LeftNode": CauseText(
         "The query {left} and no reply came back.",
         "Look beyond {here}: security groups, ACLs, the underlay, a provider's query limit, the server's node.",
+        (QUERY,),
     ),
     "UpstreamError": CauseText(
         "The DNS server {deed}.",
         "Ask whoever runs the upstream, with the name, the time and this node.",
+        (QUERY,),
     ),
     "ServerError": CauseText(
         "The DNS server {deed}.",
         "Look at the server's configuration: it may have no zone or upstream for this name, or have reached its "
         "concurrency limit.",
+        (QUERY,),
     ),
     "Unknown": CauseText(
         "The {message} was last seen {place} and not after that; nothing seen here says why.",
         "The path shows the last hop; look at what comes after it.",
+        (QUERY, REPLY),
     ),
 }
 

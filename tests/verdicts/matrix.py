@@ -9,47 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from agent.explain.causes import CAUSES
 from tests.verdicts.campaign import MISSED, NONE, Result
 
-HEADERS = {
-    "CaptureLoss": "Capture",
-    "UnexpectedSource": "Source",
-    "MalformedReply": "BadReply",
-    "MismatchedReply": "Mismatch",
-    "IPVSStaleBackend": "IPVS",
-    "StaleConntrackEntry": "CTStale",
-    "ConntrackTableFull": "CTFull",
-    "ConntrackRace": "CTRace",
-    "PolicyDrop": "Policy",
-    "ServerSocketOverflow": "SrvSock",
-    "ClientSocketOverflow": "CliSock",
-    "NoEndpoints": "NoEndpts",
-    "NoListener": "NoListen",
-    "LateReply": "Late",
-    "InterfaceDown": "IfDown",
-    "NoRoute": "NoRoute",
-    "NeighbourFailure": "Neighb",
-    "ReversePathFilter": "RPFilter",
-    "ChecksumError": "Checksum",
-    "FragmentLost": "Fragment",
-    "QueueOverflow": "Queue",
-    "KernelDrop": "Kernel",
-    "UpstreamTCPUnavailable": "UpTCP",
-    "UpstreamTimeout": "UpTime",
-    "ServerNoReply": "NoReply",
-    "LeftNode": "LeftNode",
-    "UpstreamError": "UpError",
-    "ServerError": "SrvError",
-    "Unknown": "Unknown",
-}
-"""Codes in eight letters."""
 ORDER = {code: number for number, code in enumerate([*CAUSES, NONE, MISSED])}
 NAMES = {NONE: "no cause", MISSED: "no session"}
 INDENT = "  "
-COUNT_WIDTH, CODE_WIDTH, FAULTS_WIDTH = 8, 9, 7
-
-
-def header(code: str) -> str:
-    """A code as the head of a narrow column."""
-    return HEADERS.get(code, code)
+COUNT_WIDTH, FAULTS_WIDTH, GAP = 8, 7, 2
 
 
 def rank(code: str) -> int:
@@ -73,10 +36,14 @@ def by_fault(results: Sequence[Result]) -> str:
 def _group(expected: str, results: Sequence[Result], width: int, notes: _Notes) -> Iterator[str]:
     reported = {code for result in results for code in result.reported} - {expected}
     codes = [expected, *sorted(reported, key=rank)]
-    heads = "".join(f"{header(code):>{CODE_WIDTH}}" for code in codes)
+    widths = [len(code) + GAP for code in codes]
+    heads = "".join(f"{code:>{width}}" for code, width in zip(codes, widths, strict=True))
     yield f"{NAMES.get(expected, expected):{width}}{'lookups':>{COUNT_WIDTH}}{heads}"
     for result in results:
-        cells = "".join(f"{_cell(result.reported[code], code == expected):>{CODE_WIDTH}}" for code in codes)
+        cells = "".join(
+            f"{_cell(result.reported[code], code == expected):>{width}}"
+            for code, width in zip(codes, widths, strict=True)
+        )
         said = "" if result.good else f"  {len(result.mistakes)} MISTAKES"
         name = INDENT + result.case.fault
         yield f"{name:{width}}{result.lost or '.':>{COUNT_WIDTH}}{cells}{said}{notes.mark(result)}"

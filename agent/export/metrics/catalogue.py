@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from agent.capture.cgroup import ATTACH_TYPES
 from agent.capture.loader import PROBE
-from agent.explain.causes import CAUSES
+from agent.explain.causes import CAUSES, EVERYWHERE
 from agent.explain.findings import NAMES
 from agent.hop.record import Event
 from agent.kernel.offsets import TRACEPOINTS
@@ -96,36 +96,8 @@ QTYPES = ("A", "AAAA", "ANY", "CNAME", "DNSKEY", "DS", "HTTPS", "MX", "NS", "PTR
 NOTHING_ASKED = "none"
 STATUSES = ("Succeeded", "Failed", "SampleLoss")
 VANTAGES = ("both", "client", "server", "transit")
-EVERYWHERE = ("query", "reply", "upstream")
-LEGS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        (
-            *("ConntrackTableFull", "ConntrackRace", "PolicyDrop", "NoRoute", "NeighbourFailure", "ReversePathFilter"),
-            *("InterfaceDown", "ChecksumError", "FragmentLost", "QueueOverflow", "KernelDrop"),
-        ),
-        EVERYWHERE,
-    ),
-    "IPVSStaleBackend": ("query",),
-    "StaleConntrackEntry": ("query",),
-    "NoEndpoints": ("query", "upstream"),
-    "NoListener": ("query", "upstream"),
-    "ServerSocketOverflow": ("query", "upstream"),
-    "ClientSocketOverflow": ("reply",),
-    "LateReply": ("reply",),
-    "ServerNoReply": ("query",),
-    "LeftNode": ("query",),
-    "UpstreamTCPUnavailable": ("upstream",),
-    "UpstreamTimeout": ("upstream",),
-    "UnexpectedSource": ("reply",),
-    "MalformedReply": ("reply",),
-    "MismatchedReply": ("reply",),
-    "UpstreamError": ("query",),
-    "ServerError": ("query",),
-    "Unknown": ("query", "reply"),
-}
-"""Which messages each cause is the loss of. An error that ended the lookup lost none, one after which the client asked
-again is a lost query; CaptureLoss lost records of ours."""
-NO_LOSS = ("CaptureLoss",)
+LEGS = {code: cause.lost for code, cause in CAUSES.items() if cause.lost}
+"""Which messages each cause is the loss of; CaptureLoss lost records of ours."""
 ANSWERS = ("UpstreamError", "ServerError")
 """Causes that are an answer: where the lookup failed by it, no message was lost."""
 BITMAPS: dict[str, tuple[int, ...]] = {

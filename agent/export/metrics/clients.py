@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.export.metrics.catalogue import EVERYWHERE, FEW_RCODES, NOBODY, OTHER, REST, STATUSES
+from agent.explain.causes import EVERYWHERE
+from agent.export.metrics.catalogue import FEW_RCODES, NOBODY, OTHER, REST, STATUSES
 from agent.export.metrics.losses import lost_messages
 from agent.session.addressed import times_asked
 from agent.session.outcome import Status

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.export.metrics.catalogue import ANSWERS, EVERYWHERE, LEGS, NO_LOSS
+from agent.export.metrics.catalogue import ANSWERS, LEGS
 from agent.session.outcome import Leg
 from agent.session.related import AAAA, A
 
@@ -25,7 +25,7 @@ class Lost(NamedTuple):
 
 def lost_messages(outcome: Outcome, cause: Cause) -> Lost | None:
     """What this cause cost; None where it is no loss of a message: an error that was delivered, or a gap of our own."""
-    if cause.code in NO_LOSS or (cause.code in ANSWERS and not outcome.healthy):
+    if cause.code not in LEGS or (cause.code in ANSWERS and not outcome.healthy):
         return None
     leg = _leg(cause)
     return Lost(leg, max(1, COUNTS[leg](outcome)))
@@ -41,7 +41,7 @@ def lost_half(outcome: Outcome, lost: Lost) -> str | None:
 
 def _leg(cause: Cause) -> str:
     """What was lost there: for most causes it can only be one thing, else the cause says it."""
-    legs = LEGS.get(cause.code, EVERYWHERE)
+    legs = LEGS[cause.code]
     if len(legs) == 1 or cause.leg is None:
         return legs[0]
     return LABELS[cause.leg]
