@@ -12,7 +12,9 @@ from agent.enrich.processes import NetnsProcesses
 from agent.hop.endpoint import V4_MAPPED
 
 FRESH_SECONDS = 5.0
-"""How long an answer is kept."""
+"""How long it is believed that a namespace has an address."""
+ABSENT_SECONDS = 1.0
+"""How long it is believed that it does not: addresses are set after their namespace was made, and move."""
 PAUSE_SECONDS = 0.1
 """Between two readings of one namespace: a pod that is being set up gets its address after its namespace."""
 MAX_OTHERS = 4096
@@ -35,6 +37,10 @@ class Read:
         """Whether the address is one of the namespace's."""
         return address in self.local or address.startswith(_LOOPBACK_V4)
 
+    def pause_seconds(self, address: bytes) -> float:
+        """How long to wait before the address is looked for again."""
+        return ABSENT_SECONDS if address in self.others else PAUSE_SECONDS
+
 
 @dataclass(slots=True)
 class LocalAddresses:
@@ -52,7 +58,7 @@ class LocalAddresses:
         read = self._known.get(netns)
         fresh = read is not None and now - read.at <= FRESH_SECONDS
         found = read.has(address) if read is not None and fresh else False
-        if read is not None and fresh and (found or address in read.others or now - read.at <= PAUSE_SECONDS):
+        if read is not None and fresh and (found or now - read.at <= read.pause_seconds(address)):
             return found
         local = self._read(netns)
         if local is None:

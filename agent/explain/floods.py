@@ -13,12 +13,14 @@ from agent.explain.endpoints import endpoint_words
 from agent.explain.evidence import place, where
 from agent.explain.verdict import HIGH, MEDIUM, make_cause
 from agent.hop.endpoint import address_to_text
-from agent.hop.record import RX
+from agent.hop.record import RX, TX
+from agent.session.model import MAX_STRANGERS
 from agent.session.outcome import Leg, translation
 
 if TYPE_CHECKING:
     from agent.explain.rule_input import RuleInput
     from agent.explain.verdict import Cause
+    from agent.hop.record import Hop
     from agent.session.model import Transmission
 
 
@@ -29,7 +31,7 @@ def flooded(given: RuleInput) -> Cause | None:
         return None
     leg, one = _last(given)
     others = outcome.node_state.bystanders(one, outcome.session.strangers)
-    if not others or _came_home(given, one):
+    if not others or _came_home(given, one, others):
         return None
     end = outcome.node_state.end_of(one, outcome.session.strangers)
     namespaces = len({hop.netns for hop in others})
@@ -52,7 +54,17 @@ def _last(given: RuleInput) -> tuple[Leg, Transmission]:
     return (Leg.REPLY, replies[-1]) if replies else (Leg.QUERY, queries[-1])
 
 
-def _came_home(given: RuleInput, one: Transmission) -> bool:
-    """Whether a copy came to who has the address as well."""
-    owns = given.outcome.node_state.owns
-    return any(owns(hop.netns, hop.detail.daddr) for hop in one.hops if hop.event == RX)
+def _came_home(given: RuleInput, one: Transmission, others: list[Hop]) -> bool:
+    """Whether a copy came to its destination as well.
+
+    To who has the address, as far as that can be found out; or to a namespace that neither sent it on nor refused it:
+    the kernel refuses what has another host's link-layer address, and of that so many namespaces are remembered.
+    """
+    outcome = given.outcome
+    came = [hop for hop in one.hops if hop.event == RX]
+    if any(outcome.node_state.owns(hop.netns, hop.detail.daddr) for hop in came):
+        return True
+    if len(outcome.session.strangers) >= MAX_STRANGERS:
+        return False
+    sent_on = {hop.netns for hop in one.hops if hop.event == TX}
+    return any(hop not in others and hop.netns not in sent_on for hop in came)

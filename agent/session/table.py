@@ -23,6 +23,7 @@ from agent.session.judge import judge
 from agent.session.last_answers import LastAnswers
 from agent.session.model import (
     MAX_MESSAGES,
+    MAX_STRANGERS,
     MAX_TRANSMISSIONS,
     Background,
     Key,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 MAX_EARLY = 256
 MAX_EARLY_ERRORS = 64
-MAX_STRANGERS = 64
 EARLY_NS = 10_000_000
 """How long an ICMP error waits for the first hop of the packet that it quotes. A rule that refuses what a program
 of its own namespace sends has the error on its way before the packet dies, and that drop is all that is seen of it."""

@@ -469,3 +469,15 @@ def test_an_address_that_a_namespace_got_just_now_is_its_own(proc: Proc, monkeyp
     now[0] += local_addresses.PAUSE_SECONDS * 1.1
     assert local.is_local(pod, endpoint("10.244.1.6").address)
     assert local.is_local(pod, endpoint("10.244.1.7").address) is False
+
+
+def test_an_address_that_was_asked_for_too_early_is_looked_for_again(proc: Proc, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(local_addresses.time, "monotonic", lambda: now[0])
+    pod = proc.process("77", {"fib_trie": "", "if_inet6": ""})
+    local = LocalAddresses(NetnsProcesses(proc.root))
+    assert local.is_local(pod, endpoint("10.244.1.6").address) is False
+    proc.write("77", "fib_trie", "     |-- 10.244.1.6\n        /32 host LOCAL\n")
+    assert local.is_local(pod, endpoint("10.244.1.6").address) is False, "an absent address is looked for once a second"
+    now[0] += local_addresses.ABSENT_SECONDS * 1.1
+    assert local.is_local(pod, endpoint("10.244.1.6").address)

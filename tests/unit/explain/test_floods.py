@@ -87,6 +87,14 @@ def test_a_server_that_got_a_copy_and_is_silent_is_the_server(world):
     assert (cause_of(outcome).code, outcome.server_netns) == ("ServerNoReply", SERVER)
 
 
+@pytest.mark.parametrize("known", [None, False])
+def test_a_copy_that_nobody_refused_came_to_the_server_whosever_address_it_is(world, known):
+    world.table.node_state.is_local = lambda _netns, _address: known
+    hops = world.Lookup().query()
+    cause = cause_of(world.outcome(hops, [hop for hop in flooded(hops[:3], OTHER) if hop.netns == OTHER]))
+    assert cause.code != "NeighbourFailure"
+
+
 def test_a_flooded_lookup_that_is_answered_is_fine(world):
     lookup = world.Lookup()
     others = [hop for hop in flooded(lookup.query()[:3], OTHER) if hop.netns == OTHER]
