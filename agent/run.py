@@ -6,29 +6,24 @@ import gc
 import signal
 import sys
 import time
-from collections import deque
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from agent.capture.live import Capture
-from agent.context.cluster import NullCluster
-from agent.enrich.conntrack import ConntrackLookup
-from agent.enrich.containers import Containers
-from agent.enrich.counters import LiveCounters
-from agent.enrich.kube.live import LiveCluster
-from agent.enrich.local import LocalAddresses
-from agent.enrich.processes import NetnsProcesses
-from agent.enrich.who import WhoIsWho
+from agent.capture.teaching import Teacher
+from agent.enrich.enrichment import Enrichment
 from agent.explain.rules import explain
 from agent.export.announcements import StateAnnouncer
 from agent.export.clock import wall_offset_ns
+from agent.export.loss_report import LossReport
 from agent.export.metrics.clients import ByClient, Clients
 from agent.export.metrics.pages import ALIVE_SECONDS, Pages
 from agent.export.metrics.sources import Agent as Numbers
 from agent.export.metrics.sources import Sources
 from agent.export.outlet import Outlet
 from agent.export.printer import LineOptions, Printer
+from agent.export.unnamed import Unnamed
 from agent.process import arm_watchdog, freeze_gc, leave, log
 from agent.serve import Server
 from agent.session.model import SECOND_NS, Settings
@@ -39,12 +34,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from agent.capture.live import Loss
-    from agent.context.cluster import Cluster
     from agent.context.who import Who
     from agent.enrich.kube.access import Access
-    from agent.enrich.kube.health import WatchHealth
     from agent.explain.verdict import Verdict
-    from agent.hop.endpoint import Endpoint
     from agent.serve import Address
     from agent.session.outcome import Outcome
 
@@ -57,13 +49,6 @@ STALL_SECONDS = 60.0
 its probes out."""
 LOOK_NS = SECOND_NS
 """How often it is looked up which servers the cluster has."""
-TEACH_NS = 60 * SECOND_NS
-"""How often the program is told of DNS servers that it knows already: it forgets them after five minutes."""
-POD_SECONDS = 1.0
-"""So long a session waits for the name of its pod, if the pod is so new that the API has not told of it yet."""
-MAX_WAITING = 1000
-MAX_TAUGHT = 1024
-"""Of the 4096 endpoints that the program has room for: the others are those that it learns itself."""
 FINISH_SECONDS = 1.5
 """From the signal to the last line: the process has ended after 2 s, however much is open."""
 LEISURE_SECONDS = 10.0
@@ -122,33 +107,23 @@ class Agent:
         self._capture = capture
         self._out = out
         self.printer = Printer(options.lines, out, wall_offset_ns())
-        processes = NetnsProcesses()
+        self._known = Enrichment(options.ports, capture.was_read, options.access, options.lines.node)
         self.table = SessionTable(
             options.settings,
             kernel=capture.kernel,
-            is_local=LocalAddresses(processes).is_local,
+            is_local=self._known.is_local,
             started_ns=capture.started_ns,
         )
-        self._namespaces = LiveCounters(processes, options.ports, was_read=capture.was_read)
-        self._servers_known = frozenset[int]()
-        self._live = LiveCluster(options.access, options.lines.node, options.ports) if options.access else None
-        self._cluster: Cluster = self._live or NullCluster()
-        self._conntrack = ConntrackLookup()
-        self._who = WhoIsWho(Containers(processes), self._cluster, self._namespaces, self._conntrack)
-        self._waiting: deque[tuple[float, Outcome]] = deque()
         self._set_clock()
-        sources.agent = Numbers(capture, self.table, self.printer, out, self._watches if self._live else None)
+        watches = (lambda: self._known.watches) if options.access else None
+        sources.agent = Numbers(capture, self.table, self.printer, out, watches)
         self._announcer = StateAnnouncer(sources)
-        self._taught: tuple[frozenset[tuple[int, Endpoint]], int] = frozenset(), 0
+        self._unnamed = Unnamed()
+        self._losses = LossReport(self.printer, out)
+        self._teacher = Teacher(capture, options.ports)
         self._looked_ns = 0
         self._stopped_at: float | None = None
         self._reported = time.monotonic()
-        self._suppressed_said = 0
-        self._lost_said = 0
-        self._lines_lost_said = 0
-
-    def _watches(self) -> Iterable[WatchHealth]:
-        return self._live.health if self._live else ()
 
     def stop(self, *_signal: object) -> None:
         """End after the current turn."""
@@ -156,8 +131,8 @@ class Agent:
 
     def work(self) -> None:
         """Turn until stopped or the duration is over."""
-        if self._live:
-            self._live.start()
+        if self._known.live:
+            self._known.live.start()
         arm_watchdog(STALL_SECONDS)
         limit = self._options.duration_seconds
         end = None if limit is None else time.monotonic() + limit
@@ -174,8 +149,8 @@ class Agent:
         caught_up = self._take_in()
         self._show(self.table.expire(now_ns - SETTLE_NS if caught_up else 0))
         self.printer.flush()
-        self._look_at_namespaces(now_ns)
-        self._show_waiting(time.monotonic())
+        self._look_around(now_ns)
+        self._show_unnamed(time.monotonic())
         for line in self._announcer.lines(time.monotonic()):
             log(line)
         if time.monotonic() - self._reported > REPORT_SECONDS:
@@ -187,12 +162,10 @@ class Agent:
         end = time.monotonic() + LEISURE_SECONDS if signalled is None else signalled + FINISH_SECONDS
         self._read_rest(time.monotonic() + READ_SECONDS)
         self._show_open(end - WRITE_SECONDS)
-        self._show_waiting(float("inf"))
+        self._show_unnamed(float("inf"))
         self._out.close(max(WRITE_SECONDS, end - time.monotonic()))
         self._say_losses()
-        if self._live:
-            self._live.stop(max(0.0, end - time.monotonic()))
-        self._conntrack.close()
+        self._known.close(max(0.0, end - time.monotonic()))
         counts = self.table.counts
         log(f"{counts.sessions} sessions from {counts.hops} records; {self._capture.lost_records} records lost")
 
@@ -220,28 +193,18 @@ class Agent:
                 log(f"{self._capture.backlog_bytes} bytes of records were not read: there was no time for more")
                 return
 
-    def _look_at_namespaces(self, now_ns: int) -> None:
+    def _look_around(self, now_ns: int) -> None:
         """Keep an eye on what the kernel counts where DNS servers are: only beside a look before it tells something."""
         servers = self.table.node_state.serving
-        if servers.keys() != self._servers_known:
-            for netns in servers.keys() - self._servers_known:
-                self._namespaces.interest(netns)
-            self._servers_known = frozenset(servers)
-        self._namespaces.poll(now_ns)
-        self._sources.kernel.look(self._namespaces, servers)
-        if self._live:
-            self._live.poll()
+        self._known.namespaces.follow(servers.keys())
+        self._known.namespaces.poll(now_ns)
+        self._sources.kernel.look(self._known.namespaces, servers)
+        live = self._known.live
+        if live:
+            live.poll()
             if now_ns - self._looked_ns > LOOK_NS:
                 self._looked_ns = now_ns
-                self._teach(self._live.dns_servers(), now_ns)
-
-    def _teach(self, servers: set[tuple[int, Endpoint]], now_ns: int) -> None:
-        """Let the BPF program know the servers behind DNS Services that have other ports than those of DNS."""
-        others = frozenset(one for one in servers if one[1].port not in self._options.ports)
-        known, taught_ns = self._taught
-        if others - known or now_ns - taught_ns > TEACH_NS:
-            self._capture.teach(sorted(others)[:MAX_TAUGHT])
-            self._taught = others, now_ns
+                self._teacher.teach(live.dns_servers(), now_ns)
 
     def _show(self, outcomes: Iterable[Outcome]) -> None:
         """Print them, as far as the time allows; the others wait for the next turn, or for the end."""
@@ -252,20 +215,23 @@ class Agent:
                 return
 
     def _show_one(self, outcome: Outcome) -> None:
-        who = Once(partial(self._who.identify, outcome))
-        if self._live and outcome.vantage == "server":
-            self._live.expect_clients_from_elsewhere()
+        who = self._who(outcome)
+        live = self._known.live
+        if live and outcome.vantage == "server":
+            live.expect_clients_from_elsewhere()
         verdict = self._explain(outcome, who)
         self._sources.tally.count(outcome, verdict, who)
         if not self.printer.admits(outcome, verdict, who):
             return
-        if self._live and who().expected and len(self._waiting) < MAX_WAITING:
-            self._waiting.append((time.monotonic() + POD_SECONDS, outcome))
-        else:
+        if not (live and who().expected and self._unnamed.keeps(outcome, time.monotonic())):
             self.printer.write(outcome, verdict, who())
 
+    def _who(self, outcome: Outcome) -> Once:
+        return Once(partial(self._known.who.identify, outcome))
+
     def _explain(self, outcome: Outcome, who: Callable[[], Who]) -> Verdict:
-        return explain(outcome, self._namespaces, self._cluster, who, self._who.wall_offset_ns)
+        known = self._known
+        return explain(outcome, known.namespaces, known.cluster, who, known.who.wall_offset_ns)
 
     def _show_open(self, end: float) -> None:
         """Print what never ended, until it is time to go."""
@@ -275,13 +241,11 @@ class Agent:
                 log(f"{self.table.left} open sessions have no line: there was no time for more")
                 return
 
-    def _show_waiting(self, now: float) -> None:
-        """Print those whose pod was not known yet: the API tells of a new pod some time after its first query."""
-        while self._waiting and self._waiting[0][0] <= now:
-            _, outcome = self._waiting.popleft()
-            who = Once(partial(self._who.identify, outcome))
-            verdict = self._explain(outcome, who)
-            self.printer.write(outcome, verdict, who())
+    def _show_unnamed(self, now: float) -> None:
+        """Print those that have waited for the name of their pod."""
+        for outcome in self._unnamed.due(now):
+            who = self._who(outcome)
+            self.printer.write(outcome, self._explain(outcome, who), who())
 
     def _lose(self, loss: Loss) -> None:
         self.table.record_loss(loss.start_ns, loss.end_ns)
@@ -291,33 +255,21 @@ class Agent:
         self._reported = time.monotonic()
         arm_watchdog(STALL_SECONDS)
         gc.collect(1)
+        live = self._known.live
         if self._sources.clients is not None:
-            self._sources.clients.retire(self._live.pods_here() if self._live else None)
+            self._sources.clients.retire(live.pods_here() if live else None)
         self._say_losses()
         self._set_clock()
 
     def _say_losses(self) -> None:
-        """Say what was held back or lost since the last time, if anything was."""
-        suppressed = self.printer.suppressed - self._suppressed_said
-        lost = self._capture.lost_records - self._lost_said
-        lines_lost = self._out.lost - self._lines_lost_said
-        if suppressed:
-            log(f"{suppressed} lines of succeeded sessions held back (--log-rate {self._options.lines.log_rate})")
-        for held in self.printer.failures.summary():
-            log(f"{held} (--failure-rate, --failure-ceiling)")
-        if lost:
-            log(f"{lost} records lost by the capture itself: sessions concerned are SampleLoss (--ring-size)")
-        if lines_lost:
-            log(f"{lines_lost} lines lost: {self._out.failure or 'nobody reads stdout'}")
-        self._lines_lost_said += lines_lost
-        self._suppressed_said += suppressed
-        self._lost_said += lost
+        for sentence in self._losses.lines(self._capture.lost_records):
+            log(sentence)
 
     def _set_clock(self) -> None:
         """The wall clock may be set while the records' clock runs on."""
         offset = wall_offset_ns()
         self.printer.context = self.printer.context._replace(wall_offset_ns=offset)
-        self._who.wall_offset_ns = offset
+        self._known.who.wall_offset_ns = offset
 
 
 def serving(where: Address | None, sources: Sources) -> AbstractContextManager[Server | None]:

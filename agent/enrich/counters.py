@@ -19,6 +19,7 @@ from agent.enrich.processes import NetnsProcesses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Set as AbstractSet
 
 LOOK_NS = 1_000_000_000
 LOOKS_KEPT = 16
@@ -114,6 +115,7 @@ class LiveCounters:
         self._watched: dict[int, _Watched] = {}
         self._ipvs: dict[int, tuple[int, Ipvs | None]] = {}
         self._node_counters: tuple[int, _NodeCounters] | None = None
+        self._followed: frozenset[int] = frozenset()
         self.interest(self._node_netns)
 
     @property
@@ -129,6 +131,13 @@ class LiveCounters:
     def interest(self, netns: int) -> None:
         """Look at this namespace from now on: a DNS server lives there, or a client that loses packets."""
         self._watch(netns)
+
+    def follow(self, servers: AbstractSet[int]) -> None:
+        """Look from now on at those of these namespaces that were not among them the last time."""
+        if servers != self._followed:
+            for netns in servers - self._followed:
+                self.interest(netns)
+            self._followed = frozenset(servers)
 
     def poll(self, now_ns: int) -> None:
         """Look at the namespaces whose turn it is; each has one a second at most."""

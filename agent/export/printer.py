@@ -75,7 +75,7 @@ class Printer:
     """
 
     def __init__(self, options: LineOptions, out: Out, wall_offset_ns: int) -> None:
-        self._options = options
+        self.options = options
         self._out = out
         self._limit = RateLimit(options.log_rate)
         self.failures = FailureLimit(options.failures)
@@ -98,11 +98,11 @@ class Printer:
 
         It is decided before the line is made, which costs more than all that was found out before.
         """
-        if self._options.log == "none" or not self._options.filter.wants(outcome, verdict, who):
+        if self.options.log == "none" or not self.options.filter.wants(outcome, verdict, who):
             return False
         if is_problem(outcome, verdict):
             return self._admits_failure(outcome, verdict)
-        if self._options.log == "problems":
+        if self.options.log == "problems":
             return False
         if not self._limit.passes(time.monotonic()):
             self.suppressed += 1
@@ -117,7 +117,7 @@ class Printer:
             built.held_back = self.failures.held_before(kind_of(outcome, verdict))
         if self._redaction:
             self._redaction.apply(built)
-        text = table.row(built) if self._options.output == "table" else self._encoder.encode(built).decode()
+        text = table.row(built) if self.options.output == "table" else self._encoder.encode(built).decode()
         if limited:
             self.failures.charge(len(text))
         self._out.write(f"{text}\n")

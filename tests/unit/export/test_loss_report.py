@@ -1,0 +1,34 @@
+"""Every loss is said once, with what to do, and nothing is said without one."""
+
+from types import SimpleNamespace
+
+from agent.export.loss_report import LossReport
+
+
+def report():
+    printer = SimpleNamespace(
+        suppressed=0, options=SimpleNamespace(log_rate=100), failures=SimpleNamespace(summary=lambda: ["9 lines alike"])
+    )
+    return LossReport(printer, SimpleNamespace(lost=0, failure=""))
+
+
+def test_each_loss_is_said_with_its_option():
+    losses = report()
+    losses.printer.suppressed, losses.outlet.lost = 3, 2
+    assert list(losses.lines(5)) == [
+        "3 lines of succeeded sessions held back (--log-rate 100)",
+        "9 lines alike (--failure-rate, --failure-ceiling)",
+        "5 records lost by the capture itself: sessions concerned are SampleLoss (--ring-size)",
+        "2 lines lost: nobody reads stdout",
+    ]
+
+
+def test_what_was_said_is_not_said_again():
+    losses = report()
+    losses.printer.failures.summary = list
+    losses.printer.suppressed = 3
+    assert len(list(losses.lines(5))) == 2
+    assert list(losses.lines(5)) == []
+    assert list(losses.lines(6)) == [
+        "1 records lost by the capture itself: sessions concerned are SampleLoss (--ring-size)"
+    ]
