@@ -160,11 +160,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dnstrail {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=EnvironmentParser)
-    add_run(commands.add_parser("run", help="watch this node: one line a session on stdout"))
-    add_replay(commands.add_parser("replay", help="the sessions of capture files: pcap, pcapng, our own recordings"))
-    add_record(commands.add_parser("record", help="write every hop and drop to rotating pcapng files"))
-    add_kubernetes(commands.add_parser("check", help="can this kernel and process do it? exit 1 if not"))
-    add_demo(commands.add_parser("demo", help="a small node with real servers, real faults, and what is said of each"))
+    add_run(commands.add_parser("run", help="watch this node; print one line for each lookup"))
+    add_replay(
+        commands.add_parser("replay", help="print the lookups found in capture files (pcap, pcapng, recordings)")
+    )
+    add_record(commands.add_parser("record", help="write every captured packet and drop to rotating pcapng files"))
+    add_kubernetes(
+        commands.add_parser(
+            "check", help="say what this kernel and these privileges allow; exit 1 if dnstrail cannot capture"
+        )
+    )
+    add_demo(
+        commands.add_parser(
+            "demo", help="build a small node of network namespaces, break it, and show what dnstrail says"
+        )
+    )
     return parser
 
 
@@ -172,57 +182,99 @@ def add_run(parser: EnvironmentParser) -> None:
     """The options of `run`."""
     add_capture(parser)
     add_sessions(parser)
-    parser.add_option("log-rate", type=count, default=100, help="lines a second for succeeded sessions (default 100)")
+    parser.add_option(
+        "log-rate",
+        type=count,
+        default=100,
+        metavar="LINES",
+        help="print at most this many lines a second for lookups that succeeded (default 100)",
+    )
     parser.add_option(
         "failure-rate",
         type=rate,
         default=1,
-        help="lines a second of failures that are alike (cause, place, server, rcode), after the first 20; "
-        "what is held back is counted and said; unlimited (default 1)",
+        metavar="LINES",
+        help="print at most this many lines a second for failures that are alike (same cause, place, server and "
+        "rcode), after the first 20; the others are counted, and the count is printed; or unlimited (default 1)",
     )
     parser.add_option(
         "failure-ceiling",
         type=rate,
         default=100,
-        help="lines a second of all failures together, of 10 KiB on average; a part is kept for rare ones; "
-        "unlimited (default 100)",
+        metavar="LINES",
+        help="print at most this many lines a second, of 10 KiB on average, for all failures together; a part is "
+        "reserved for rare failures; or unlimited (default 100)",
     )
-    parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
+    parser.add_option(
+        "node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node, for the lines"
+    )
     add_kubernetes(parser)
     parser.add_option(
         "metrics-address",
         type=metrics_address,
         default=":9353",
-        help="/metrics, /healthz, /readyz; none (default :9353)",
+        metavar="ADDRESS",
+        help="serve /metrics, /healthz and /readyz on this address, or none (default :9353)",
     )
     parser.add_option(
-        "metrics-by", choices=("none", "namespace", "workload"), default="none", help="numbers by client too"
+        "metrics-by", choices=("none", "namespace", "workload"), default="none", help="also count lookups by client"
     )
-    parser.add_option("metrics-cap", type=count, default=200, help="of so many clients at most (default 200)")
-    parser.add_option("namespace", action="append", default=[], help="only clients of this namespace (repeatable)")
-    parser.add_option("pod", action="append", default=[], help="only client pods like this shell pattern (repeatable)")
+    parser.add_option(
+        "metrics-cap",
+        type=count,
+        default=200,
+        metavar="CLIENTS",
+        help="count at most this many clients one by one (default 200)",
+    )
+    parser.add_option(
+        "namespace",
+        action="append",
+        default=[],
+        help="print only lookups of clients in this Kubernetes namespace (repeatable)",
+    )
+    parser.add_option(
+        "pod",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="print only lookups of pods whose name matches this shell pattern (repeatable)",
+    )
 
 
 def add_replay(parser: EnvironmentParser) -> None:
     """The options of `replay`."""
     parser.epilog = (
-        "Exit code: 0 fine, 1 a file is foreign, damaged or cut (the sessions up to there are printed first), "
-        "2 usage, or a file that cannot be opened."
+        "Exit code: 0 if all files were read; 1 if a file is damaged, cut off or not a capture file (the lookups "
+        "before that point are printed first); 2 if an option is wrong or a file cannot be opened."
     )
-    parser.add_argument("files", nargs="+", metavar="FILE", help="pcap or pcapng; - is standard input")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="pcap or pcapng file; - reads standard input")
     add_ports(parser)
     add_sessions(parser)
-    parser.add_option("log-rate", type=count, default=None, help="lines a second for succeeded sessions (no limit)")
-    parser.add_option("node", default="", help="name of the node (default: what a recording says)")
+    parser.add_option(
+        "log-rate",
+        type=count,
+        default=None,
+        metavar="LINES",
+        help="print at most this many lines a second for lookups that succeeded (no limit)",
+    )
+    parser.add_option("node", default="", help="name of the node, for the lines (default: the name in the recording)")
 
 
 def add_record(parser: EnvironmentParser) -> None:
     """The options of `record`."""
     add_capture(parser)
-    parser.add_option("write", required=True, metavar="FILE", help="FILE.pcapng means FILE-00001.pcapng and so on")
-    parser.add_option("max-size", type=file_size, default="20M", help="bytes of one file (default 20M)")
-    parser.add_option("max-files", type=count, default=200, help="files kept, the newest ones (default 200)")
-    parser.add_option("node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node")
+    parser.add_option("write", required=True, metavar="FILE", help="FILE.pcapng writes FILE-00001.pcapng and so on")
+    parser.add_option("max-size", type=file_size, default="20M", metavar="BYTES", help="size of one file (default 20M)")
+    parser.add_option(
+        "max-files",
+        type=count,
+        default=200,
+        metavar="FILES",
+        help="keep only this many files, the newest ones (default 200)",
+    )
+    parser.add_option(
+        "node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node, for the lines"
+    )
 
 
 def add_kubernetes(parser: EnvironmentParser) -> None:
@@ -230,39 +282,80 @@ def add_kubernetes(parser: EnvironmentParser) -> None:
     parser.add_option(
         "kubernetes",
         default="auto",
-        help="where names of pods come from: auto (the cluster, in a pod of one), in-cluster, off, or a kubeconfig",
+        metavar="SOURCE",
+        help="where to read the names of pods and Services: auto (in a pod, its cluster; otherwise nowhere), "
+        "in-cluster, off, or the path of a kubeconfig file",
     )
 
 
 def add_ports(parser: EnvironmentParser) -> None:
     """What counts as DNS."""
-    parser.add_option("ports", type=ports, default="53", help="UDP and TCP ports that count as DNS (%(default)s)")
+    parser.add_option("ports", type=ports, default="53", help="UDP and TCP ports of DNS servers (default %(default)s)")
 
 
 def add_capture(parser: EnvironmentParser) -> None:
     """Options of everything that captures live."""
     add_ports(parser)
-    parser.add_option("duration", type=positive, default=None, help="stop after so many seconds")
-    parser.add_option("ring-size", type=ring_size, default="16M", help="bytes of the ring buffer (default 16M)")
+    parser.add_option("duration", type=positive, default=None, metavar="SECONDS", help="stop after this time")
+    parser.add_option(
+        "ring-size", type=ring_size, default="16M", metavar="BYTES", help="size of the ring buffer (default 16M)"
+    )
 
 
 def add_sessions(parser: EnvironmentParser) -> None:
     """Options of everything that joins sessions and prints them."""
-    parser.add_option("output", choices=("json", "table"), default="json", help="format of the lines")
-    parser.add_option("log", choices=("all", "problems", "none"), default="all", help="which sessions get a line")
-    parser.add_flag("redact", help="replace names by words that mean nothing, and leave out what was answered")
-    parser.add_option("timeout", type=positive, default="10", help="seconds until a query counts as unanswered")
-    parser.add_option("max-sessions", type=count, default=65536, help="open sessions at once (default 65536)")
-    parser.add_option("name", action="append", default=[], help="only names like this shell pattern (repeatable)")
-    parser.add_option("type", action="append", type=record_type, default=[], help="only this record type (repeatable)")
-    parser.add_option("status", action="append", choices=STATUSES, default=[], help="only this status (repeatable)")
-    parser.add_option("rcode", action="append", default=[], help="only this rcode (repeatable)")
-    parser.add_option("cause", action="append", default=[], help="only this cause code (repeatable)")
+    parser.add_option("output", choices=("json", "table"), default="json", help="format of the lines (default json)")
+    parser.add_option(
+        "log", choices=("all", "problems", "none"), default="all", help="which lookups get a line (default all)"
+    )
+    parser.add_flag(
+        "redact", help="replace the names that were looked up by meaningless words, and leave out the answers"
+    )
+    parser.add_option(
+        "timeout",
+        type=positive,
+        default="10",
+        metavar="SECONDS",
+        help="time after which a query counts as unanswered (default 10)",
+    )
+    parser.add_option(
+        "max-sessions",
+        type=count,
+        default=65536,
+        metavar="SESSIONS",
+        help="keep at most this many lookups open at once (default 65536)",
+    )
+    parser.add_option(
+        "name",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="print only lookups of names that match this shell pattern (repeatable)",
+    )
+    parser.add_option(
+        "type",
+        action="append",
+        type=record_type,
+        default=[],
+        help="print only lookups of this record type (repeatable)",
+    )
+    parser.add_option(
+        "status", action="append", choices=STATUSES, default=[], help="print only lookups with this status (repeatable)"
+    )
+    parser.add_option(
+        "rcode", action="append", default=[], help="print only lookups with this response code (repeatable)"
+    )
+    parser.add_option("cause", action="append", default=[], help="print only lookups with this cause (repeatable)")
 
 
 def add_demo(parser: EnvironmentParser) -> None:
     """The options of `demo`."""
-    parser.add_option("translation", choices=("iptables", "nftables"), default="nftables", help="how the VIP is made")
+    parser.add_option(
+        "translation",
+        choices=("iptables", "nftables"),
+        default="nftables",
+        help="what translates the Service's address (default nftables)",
+    )
 
 
 def line_options(arguments: argparse.Namespace) -> LineOptions:
