@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent.capturefile.playback import Playback
-    from agent.session.table import Counts
+    from agent.session.counts import Counts
 
 
 class Sums(NamedTuple):

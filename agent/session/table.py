@@ -5,8 +5,7 @@ Pure: the caller brings every hop and the time. Order, duplication and loss of h
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
-from dataclasses import dataclass, field
+from collections import deque
 from typing import TYPE_CHECKING
 
 from agent.hop.conntrack import clients
@@ -16,16 +15,16 @@ from agent.hop.record import DROP, FRAGMENT, ICMP, LEARNED, ORIGIN, RESPONSE, TC
 from agent.session import stages
 from agent.session.accepted import is_good
 from agent.session.addressed import times_asked
+from agent.session.counts import Counts
 from agent.session.deadlines import Deadlines
+from agent.session.early import EarlyReplies
 from agent.session.forwarding import Forwarding
 from agent.session.index import Index
 from agent.session.judge import judge
 from agent.session.last_answers import LastAnswers
 from agent.session.model import (
     MAX_MESSAGES,
-    MAX_STRANGERS,
     MAX_TRANSMISSIONS,
-    Background,
     Key,
     Message,
     Session,
@@ -34,6 +33,7 @@ from agent.session.model import (
     hop_key,
 )
 from agent.session.node_state import Losses, NodeState
+from agent.session.quotes import Quotes
 from agent.session.related import LastLookups
 from agent.session.strays import Strays
 from agent.session.tcp import TcpStage
@@ -47,65 +47,8 @@ if TYPE_CHECKING:
     from agent.session.outcome import Outcome
     from agent.session.tcp import TcpConnection
 
-MAX_EARLY = 256
-MAX_EARLY_ERRORS = 64
-EARLY_NS = 10_000_000
-"""How long an ICMP error waits for the first hop of the packet that it quotes. A rule that refuses what a program
-of its own namespace sends has the error on its way before the packet dies, and that drop is all that is seen of it."""
-MAX_EARLY_HOPS = 8
-SETTLE_NS = 50_000_000
-"""How long a reply may stand before its query: processors hand over their packets each for itself."""
 NO_MESSAGE = Message(b"", 0, Summary(0, 0, 0, 0, 0, 0, None, 0))
 """Stands for the message that a segment of a handshake is not."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """What the table did, each a number that only grows."""
-
-    hops: int = 0
-    sessions: int = 0
-    malformed: int = 0
-    """Packets on a DNS port that no DNS message could be read from."""
-    cut: int = 0
-    """The same, because the capture has too few of their bytes."""
-    questionless: Counter[int] = field(default_factory=Counter)
-    """Messages without a question that belong to no lookup, by opcode: cookies (RFC 7873 5.4), stateful operations
-    (RFC 8490), status."""
-    unmatched: int = 0
-    """Hops of a message whose bytes never arrived here."""
-    benign_drops: int = 0
-    stray_errors: int = 0
-    """ICMP errors about packets of no open session."""
-    fragments: int = 0
-    """Hops of later IP fragments: their first ones tell the path."""
-    late: int = 0
-    """Messages of sessions that were closed already."""
-    started_mid_lookup: int = 0
-    """Replies to queries that were sent before the agent started."""
-    unasked: int = 0
-    """Replies to no query that was seen, from other ports than those of DNS."""
-    recalled: int = 0
-    """Replies that stood before their queries."""
-    evicted: int = 0
-    """Sessions closed before their time because there were too many."""
-    overflowed: int = 0
-    """Hops that a bound kept out of their session."""
-    further: int = 0
-    """Messages of answers of many messages (zone transfers) beyond those that a session keeps."""
-    unused_connections: int = 0
-    """TCP connections that came about and carried no message."""
-    upstream_exchanges: int = 0
-    """Lookups of servers on this node at servers beyond it, told as part of their clients' sessions."""
-    background: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Background, 0))
-    """Lookups that servers made for themselves, by kind."""
-    background_unanswered: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Background, 0))
-    """Those of them without a reply."""
-
-    @property
-    def without_question(self) -> int:
-        """All of `questionless`."""
-        return self.questionless.total()
 
 
 class SessionTable:
@@ -136,13 +79,13 @@ class SessionTable:
         self._index = Index(self.settings.tombstones)
         self._deadlines = Deadlines(self.settings)
         self._forwarding = Forwarding(self._index, self._deadlines, self.node_state, self.settings)
-        self._early: OrderedDict[Key, list[Hop]] = OrderedDict()
+        self._early = EarlyReplies()
         self._kept_back = self._laid = False
         self._last = LastLookups()
         self._strays = Strays()
         self._answers = LastAnswers()
         self._losses = Losses()
-        self._early_errors: deque[Hop] = deque(maxlen=MAX_EARLY_ERRORS)
+        self._quotes = Quotes(self._index)
         self._ready: deque[Outcome] = deque()
 
     def __len__(self) -> int:
@@ -163,7 +106,7 @@ class SessionTable:
         if hop.event == DROP and self.node_state.is_benign(hop):
             self.counts.benign_drops += 1
             if self.node_state.is_for_another_host(hop):
-                self._note_stranger(hop)
+                self._quotes.note_stranger(hop)
         elif hop.flags & ICMP:
             return self._observe_error(hop)
         elif hop.protocol == TCP:
@@ -247,35 +190,12 @@ class SessionTable:
         return session.deadline_ns > now_ns
 
     def _observe_error(self, error: Hop) -> bool:
-        """Note an ICMP error with the lookup whose packet it quotes; some quote too little to tell the message."""
+        """Note an ICMP error with the lookup whose packet it quotes."""
         self.node_state.learn_error(error)
-        found = self._index.by_message.get(error.message_id)
-        session = stages.quoted_in(found[0], error) if found is not None else self._quoted(error)
-        if session is None:
-            self.counts.stray_errors += 1
-            self._early_errors.append(error)
-            return False
-        session.add_error(error)
-        return True
-
-    def _note_stranger(self, drop: Hop) -> None:
-        """TCP segments have no number: they are known by their ends."""
-        found = self._index.by_message.get(drop.message_id)
-        session = found[0] if found is not None else self._quoted(drop)
-        if session is not None and len(session.strangers) < MAX_STRANGERS:
-            session.strangers.add((drop.netns, drop.ifindex))
-
-    def _quoted(self, error: Hop) -> Session | None:
-        return next((one for one in self._index.recent() if _quotes(error, one)), None)
-
-    def _take_early_errors(self, session: Session, hop: Hop) -> None:
-        """Note errors that came before the first hop of the packet that they quote; forget older ones."""
-        while self._early_errors and hop.ts_ns - self._early_errors[0].ts_ns > EARLY_NS:
-            self._early_errors.popleft()
-        for error in self._early_errors:
-            is_its = error.message_id == hop.message_id if error.message_id else _quotes(error, session)
-            if is_its and 0 <= hop.ts_ns - error.ts_ns <= EARLY_NS:
-                session.add_error(error)
+        if self._quotes.note(error):
+            return True
+        self.counts.stray_errors += 1
+        return False
 
     def _observe_segment(self, hop: Hop) -> None:
         detail = hop.detail
@@ -395,29 +315,15 @@ class SessionTable:
         session.overflowed = True
 
     def _keep_back(self, key: Key, reply: Hop) -> None:
-        """Count a reply without a query, and keep it: clocks and processors disagree a little.
-
-        The departure and the arrival that a capture file shows as one packet, a nanosecond apart, are counted once.
-        """
+        """Count a reply without a query, and keep it: its query may be recorded behind it."""
         self._kept_back = True
-        early = self._early.setdefault(key, [])
-        again = bool(early) and early[-1].message_id == reply.message_id and reply.ts_ns - early[-1].ts_ns <= 1
-        self.counts.started_mid_lookup += not again
-        if len(early) < MAX_EARLY_HOPS:
-            early.append(reply)
-        if len(self._early) > MAX_EARLY:
-            self._early.popitem(last=False)
+        self.counts.started_mid_lookup += self._early.keep(key, reply)
 
     def _recall(self, key: Key, ts_ns: int) -> None:
-        """Take in the reply that was seen before its query."""
-        before: Hop | None = None
-        for reply in self._early.pop(key, ()):
-            if abs(ts_ns - reply.ts_ns) > SETTLE_NS:
-                continue
-            again = before is not None and before.message_id == reply.message_id and reply.ts_ns - before.ts_ns <= 1
-            self.counts.started_mid_lookup -= not again
-            self.counts.recalled += not again
-            before = reply
+        """Take in the replies that were seen before their query."""
+        for reply, is_new in self._early.of(key, ts_ns):
+            self.counts.started_mid_lookup -= is_new
+            self.counts.recalled += is_new
             self._observe_message(reply)
 
     def _answered_until(self, session: Session, ts_ns: int) -> int:
@@ -618,8 +524,7 @@ class SessionTable:
         self.counts.sessions += 1
         self._index.add(session)
         self._deadlines.begin(session, hop.ts_ns)
-        if self._early_errors:
-            self._take_early_errors(session, hop)
+        self._quotes.take_early(session, hop)
         return session
 
     def _judge(self, session: Session, end_ns: int) -> Outcome:
@@ -658,10 +563,3 @@ class SessionTable:
         self._last.forget(session)
         if session.strays is not None:
             self._strays.forget(session)
-
-
-def _quotes(error: Hop, session: Session) -> bool:
-    """Whether an ICMP error quotes a packet between the same ends, or the record is of one."""
-    detail = error.detail
-    ends = Endpoint(detail.saddr, detail.sport), Endpoint(detail.daddr, detail.dport)
-    return session.key.client in ends and session.key.protocol == error.protocol

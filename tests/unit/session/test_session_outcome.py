@@ -434,7 +434,7 @@ def test_icmp_errors_about_nobodys_packets_cost_later_lookups_nothing(world):
     stray = world.icmp(world.Lookup(port=9).query()[0], 3, 3, "192.0.2.1")
     world.feed([stray] * 20)
     world.feed(world.Lookup().both(world.now + world.SECOND))
-    assert not world.table._early_errors
+    assert not world.table._quotes._early
 
 
 # The short way for lookups like earlier ones says what the long way says
