@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.hop.endpoint import V4_MAPPED, Endpoint
 from agent.hop.record import CONNTRACK, COUNTERS, RX, SOCKET_RX, TX
 from agent.session.outcome import CQ, translation
-from agent.session.proxies import DESTINATION_NAT, Means
+from agent.session.takers import DESTINATION_NAT, Means
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

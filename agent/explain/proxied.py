@@ -12,7 +12,8 @@ from agent.hop.record import TX, name_text
 from agent.session.addressed import addressed
 from agent.session.node_state import PORT_UNREACHABLE
 from agent.session.outcome import FQ, FR, Leg
-from agent.session.proxies import Means, Proxy, proxy_of, redirection
+from agent.session.proxies import Proxy, proxy_of, redirection
+from agent.session.takers import Means
 
 if TYPE_CHECKING:
     from agent.explain.rule_input import RuleInput

@@ -12,7 +12,7 @@ from agent.explain.verdict import HIGH, MEDIUM, Cause, Confidence, make_cause
 from agent.hop.endpoint import Endpoint, endpoint_to_text
 from agent.session.addressed import asked_of
 from agent.session.outcome import CQ, CR, Outcome, translation
-from agent.session.proxies import DESTINATION_NAT
+from agent.session.takers import DESTINATION_NAT
 
 if TYPE_CHECKING:
     from agent.context.counters import Ipvs

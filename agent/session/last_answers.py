@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from agent.hop.record import DADDR
 from agent.session.model import SECOND_NS
+from agent.session.outcome import Told
 from agent.wire.rcodes import ANSWERED
 
 if TYPE_CHECKING:
@@ -16,16 +17,6 @@ MAX_ANSWERS = 8192
 """Clients and names that are remembered; beyond that the one that was asked about longest ago is forgotten."""
 WINDOW_NS = 5 * SECOND_NS
 """A name may come into being, or go; within so short a time it hardly does just between two questions."""
-
-
-class Told(NamedTuple):
-    """One answer."""
-
-    rdtype: int
-    rcode: int
-    server: bytes
-    """Its address, 16 bytes, as the query had it at its first hop."""
-    ts_ns: int
 
 
 class LastAnswers:

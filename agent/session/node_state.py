@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.hop.endpoint import Endpoint
 from agent.hop.record import ORIGIN, PROCESS, RESPONSE, RX, TX, UDP, Hop
-from agent.session.proxies import Takers, taker_of
+from agent.session.takers import Takers, taker_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -21,7 +21,6 @@ from agent.wire.rcodes import ANSWERED, FORMERR, NOTIMP, REFUSED, SERVFAIL
 
 if TYPE_CHECKING:
     from agent.hop.drops import DropReason, Kernel
-    from agent.session.last_answers import Told
     from agent.session.model import Message, Session, Transmission
     from agent.session.node_state import Backend, NodeState
 
@@ -81,6 +80,16 @@ class PacketDrop(NamedTuple):
     why: DropReason
     before: list[Hop]
     """The hops of that copy before it died, oldest first."""
+
+
+class Told(NamedTuple):
+    """One answer to a client, as `agent.session.last_answers` remembers it."""
+
+    rdtype: int
+    rcode: int
+    server: bytes
+    """Its address, 16 bytes, as the query had it at its first hop."""
+    ts_ns: int
 
 
 @dataclass(slots=True, eq=False)
