@@ -142,10 +142,19 @@ static __always_inline void handle(void *ctx, u64 skb, u8 event, u64 location,
 	}
 	s->busy = 1;
 	settle(s, &p, h, &f);
-	if (!observe(ctx, &p, s, location, reason, rx_sk) &&
-	    p.sign == BY_PASSING)
+	if (!observe(ctx, &p, s, location, reason, rx_sk)) {
 		/* The sk_buff has become another packet's. */
-		set_tag(p.skb, 0);
+		if (p.sign == BY_PASSING)
+			set_tag(p.skb, 0);
+		/*
+		 * A fragment of what was not recognised by its first one, which
+		 * may have too little of it. The kernel may put the datagram
+		 * together in this very sk_buff (inet_frag_reasm_prepare()):
+		 * the socket must not take it for one that was seen to arrive.
+		 */
+		if (s->facts.fragment)
+			forget_passing(p.skb);
+	}
 	s->busy = 0;
 }
 

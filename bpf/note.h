@@ -9,6 +9,15 @@ static __always_inline void set_tag(u64 skb, u32 tag)
 		sieve->tags[within(passing_slot(skb), PASSING_SLOTS)] = tag;
 }
 
+/* The sk_buff has become another packet's, of which nothing is noted. */
+static __always_inline void forget_passing(u64 skb)
+{
+	struct passing *last = passing_of(skb);
+
+	if (last && last->skb == skb)
+		last->skb = 0;
+}
+
 /* Remember the hop: it tells what the packet is at the next one. */
 static __always_inline void note_passing(const struct packet *p,
 					 const struct scratch *s)
@@ -161,7 +170,7 @@ static __always_inline void note_conntrack(struct packet *p, struct scratch *s)
 static __always_inline void note_counters(struct packet *p, struct scratch *s)
 {
 #ifdef HAS_CONNTRACK_STAT
-	u8 stat[CT_STAT_SPAN];
+	u8 stat[CT_STAT_SPAN] __attribute__((aligned(8)));
 	u64 shared, here, map;
 	int zero = 0;
 

@@ -11,7 +11,7 @@ import dns.edns
 import dns.message
 import pytest
 
-from agent.lab import VIP, VIP6, Lab, Pod, UnsupportedFaultError, closed_port, namespaces, wait_until
+from agent.lab import ANY_CLUSTER_NAME, VIP, VIP6, Lab, Pod, UnsupportedFaultError, closed_port, namespaces, wait_until
 from tests.kernel.conftest import Line, Watch
 from tests.kernel.named import containing, masks, new_name, of_name, payloads, wait_for, wait_for_lines, watching
 from tests.lab.scripted import scripted
@@ -187,6 +187,21 @@ def test_fragments_that_cut_the_dns_header_in_two_are_understood(lab: Lab, watch
     line = one(watch, name)
     assert (line["Status"], line["BitMap"], line["Rcode"]) == ("Succeeded", 3, "NOERROR")
     assert not any("malformed" in message for messages in payloads(line).values() for message in messages)
+
+
+def test_a_datagram_made_of_fragments_in_the_memory_of_another_packet_is_seen_too(
+    lab: Lab, watch: Watch, tun: TunServer
+):
+    """The kernel uses sk_buffs again: those of lookups were seen to arrive, those of fragments were not."""
+    names = [new_name("size-75") for _ in range(30)]
+    tun.fragment_bytes = 16
+    try:
+        for name in names:
+            lab.clients[0].ask(f"before.{ANY_CLUSTER_NAME}")
+            lab.clients[0].dig(name, "TXT", BEYOND)
+    finally:
+        tun.fragment_bytes = MTU - IPV4_HEADER
+    assert {one(watch, name)["Status"] for name in names} == {"Succeeded"}
 
 
 # --- EDNS
