@@ -22,6 +22,7 @@ from agent.enrich.kube.access import AUTO, NO_TOKEN, OFF, access_by, has_no_toke
 from agent.enrich.kube.errors import NotConfiguredError
 from agent.enrich.kube.probe import reach
 from agent.kernel.btf import BtfError, load_kernel
+from agent.kernel.casts import cast_id
 from agent.kernel.offsets import TRACEPOINTS, conntrack_layout, counter_flags, drop_reasons
 from agent.kernel.symbols import KernelSymbols
 from agent.kernel.types import KernelTypes, kernel_types
@@ -216,13 +217,26 @@ def probe_ipvs(path: Path = Path("/proc/net/ip_vs")) -> Finding:
 
 def probe_processes(proc: Path = Path("/proc")) -> Finding:
     """Whether this /proc is the node's, and says which namespaces its processes live in."""
-    if not is_kernel_thread(proc / "2"):
+    is_machine = is_kernel_thread(proc / "2")
+    if not is_machine and is_of_this_container(proc):
         return Finding(False, "/proc shows only the processes of this container")
     shown = [shows_netns(path) for path in proc.glob("[0-9]*")]
     hidden = shown.count(False)
     if hidden * HIDDEN_LIMIT > len(shown):
         return Finding(False, f"the network namespaces of {hidden} of {len(shown)} processes are hidden from it")
-    return Finding(True, f"namespaces of {len(shown) - hidden} of {len(shown)} processes")
+    nested = "" if is_machine else "; this node is a container itself: the containers of its processes are not told"
+    return Finding(True, f"namespaces of {len(shown) - hidden} of {len(shown)} processes{nested}")
+
+
+def is_of_this_container(proc: Path) -> bool:
+    """Whether process 1 is in the cgroup of this process, or is not shown at all.
+
+    On a node that is a container (kind), process 1 is that container's, and this one is below it.
+    """
+    try:
+        return (proc / "1/cgroup").read_text() == (proc / "self/cgroup").read_text()
+    except OSError:
+        return True
 
 
 def is_kernel_thread(process: Path) -> bool:
@@ -256,6 +270,13 @@ def probe_sockets(mounts: Path = Path("/proc/self/mountinfo"), capabilities: int
 def probe_kprobes(source: Path = Path("/sys/bus/event_source/devices/kprobe")) -> Finding:
     """Whether the kernel has them; that it refuses them shows only when it is asked, at start."""
     return Finding(True, "available") if source.exists() else Finding(False, "this kernel has no kprobes")
+
+
+def probe_reads() -> Finding:
+    """Both ways read the same; they differ in what a packet costs (docs/costs.md)."""
+    if cast_id(types()) is not None:
+        return Finding(True, "by plain loads (bpf_rdonly_cast)")
+    return Finding(True, "by calls of a helper, which cost more than the plain loads of Linux 6.17 and newer")
 
 
 def probe_memlock() -> Finding:
@@ -397,6 +418,13 @@ FEATURES = (
         "a stopped server cannot be distinguished from one that stays silent",
         "use a kernel built with CONFIG_KPROBES=y, and not locked down",
         probe_kprobes,
+    ),
+    Feature(
+        "reads of kernel memory",
+        "follow a packet's pointers",
+        "each packet costs the kernel more, and nothing is missed",
+        "use kernel 6.17 or newer",
+        probe_reads,
     ),
     Feature(
         "locked memory",

@@ -4,7 +4,7 @@
 static __always_inline bool parse_tcp(struct packet *p, struct record *r,
 				      const struct ip_facts *f)
 {
-	u8 tcp[TCP_HEADER];
+	u8 tcp[TCP_HEADER] __attribute__((aligned(8)));
 	u32 header;
 
 	if (read_kernel(tcp, sizeof(tcp), p->ip + f->l4))
@@ -77,7 +77,9 @@ static __always_inline bool is_error(const u8 *icmp, u8 protocol)
 static __always_inline bool parse_error(struct packet *p, struct record *r,
 					const struct ip_facts *f, const u8 *h)
 {
-	u8 icmp[ICMP_HEADER], quoted[IPV6_HEADER], l4[UDP_HEADER];
+	u8 icmp[ICMP_HEADER] __attribute__((aligned(8)));
+	u8 quoted[IPV6_HEADER] __attribute__((aligned(8)));
+	u8 l4[UDP_HEADER] __attribute__((aligned(8)));
 	u64 ip = p->ip + f->l4 + ICMP_HEADER;
 	struct ip_facts q = {};
 	struct sieve *sieve;
@@ -129,6 +131,12 @@ static __always_inline bool parse_error(struct packet *p, struct record *r,
 	return true;
 }
 
+static __always_inline bool read_headers(u8 *h, bool v4, u64 ip)
+{
+	return v4 ? !read_kernel(h, IPV4_HEADER + UDP_HEADER, ip) :
+		    !read_kernel(h, IPV6_HEADER + UDP_HEADER, ip);
+}
+
 /*
  * Whether the packet can be one of DNS: all that most packets are asked. One
  * read holds the ports of IPv6 and of IPv4 without options.
@@ -138,10 +146,10 @@ static __always_inline bool is_interesting(struct packet *p, u8 *h,
 {
 	u16 protocol = find_ip(p);
 	bool v4 = protocol == ETH_P_IP;
-	u8 far[UDP_HEADER], *l4;
+	u8 far[UDP_HEADER] __attribute__((aligned(8)));
+	u8 *l4;
 
-	if (!protocol ||
-	    read_kernel(h, (v4 ? IPV4_HEADER : IPV6_HEADER) + UDP_HEADER, p->ip) ||
+	if (!protocol || !read_headers(h, v4, p->ip) ||
 	    (v4 && h[0] >> 4 != 4) || !parse_ip(p->ip, h, f))
 		return false;
 	/* It is DNS if its first fragment was: note_flow() will see. */

@@ -45,7 +45,7 @@ static __always_inline int read_message(void *ctx, struct packet *p, void *to,
 {
 	if (AT_SOCKET(p->event))
 		return bpf_skb_load_bytes(ctx, p->payload_at, to, size);
-	return read_kernel(to, size, p->payload);
+	return probe_read(to, size, p->payload);
 }
 
 static __always_inline u64 mix(u64 hash, u64 word)

@@ -12,7 +12,7 @@
 static __always_inline u16 find_ip(struct packet *p)
 {
 	u8 window[SKB_WINDOW_SPAN] __attribute__((aligned(8)));
-	u8 tag[VLAN_TAG];
+	u8 tag[VLAN_TAG] __attribute__((aligned(8)));
 	u16 protocol;
 
 	if (read_kernel(window, sizeof(window), p->skb + SKB_WINDOW))
@@ -47,7 +47,7 @@ static __always_inline u16 find_ip(struct packet *p)
 /* Walk IPv6 extension headers; false when nothing of interest is behind. */
 static __always_inline bool skip_extensions(u64 ip, struct ip_facts *f)
 {
-	u8 h[8];
+	u8 h[8] __attribute__((aligned(8)));
 
 	for (int i = 0; i < EXTENSION_HEADERS; i++) {
 		if (f->protocol == IPPROTO_UDP || f->protocol == IPPROTO_TCP ||

@@ -37,6 +37,9 @@
 #define NEXTHDR_AUTH 51
 #define NEXTHDR_DEST 60
 
+/* The most that is read of a structure or header at once */
+#define READ_LIMIT 128
+
 /* What a message is recognised by: its header and question, if they fit. */
 #define PREFIX 96
 #define PREFIX_BUFFER 128

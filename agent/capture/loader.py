@@ -23,7 +23,8 @@ from agent.capture.counters import COUNTERS_ASSERTION
 from agent.capture.endpoints import ENDPOINTS_ASSERTION
 from agent.capture.layout import c_assertions
 from agent.kernel import kept
-from agent.kernel.btf import BtfError
+from agent.kernel.btf import Btf, BtfError
+from agent.kernel.casts import CALL_NUMBER, cast_id
 from agent.kernel.compiler import KERNEL_SOURCE, bcc, compiler_identity, program_source, source_directory
 from agent.kernel.errors import CaptureError
 from agent.kernel.offsets import TRACEPOINTS, drop_reasons, kernel_flags
@@ -53,6 +54,8 @@ ANCHOR = MapSpec("anchor", PERCPU_ARRAY, 4, 8, 1, 0)
 """A per-CPU array of one value: the program learns from it where each CPU's part of per-CPU memory begins."""
 CGROUP_LOSS = "DNS over TCP and datagrams in paged buffers are not seen"
 DIAGNOSTICS_CHARACTERS = 2000
+Flags = dict[str, int]
+"""Values for the compiler, by name."""
 
 
 class Loaded(NamedTuple):
@@ -65,6 +68,8 @@ class Loaded(NamedTuple):
     drop_reasons: dict[int, str]
     limits: list[str]
     """What this kernel or process keeps it from seeing, a sentence each."""
+    plain_loads: bool
+    """Whether the program reads kernel memory by plain loads; otherwise by calls of a helper, which cost more."""
 
 
 def load(ports: list[int], ring_bytes: int) -> Loaded:
@@ -112,6 +117,7 @@ def _loaded(answer: dict[str, Any], fds: list[int], diagnostics: str) -> Loaded:
         cpus=answer["cpus"],
         drop_reasons={int(value): name for value, name in answer["drop_reasons"].items()},
         limits=answer["limits"],
+        plain_loads=answer["plain_loads"],
     )
 
 
@@ -139,7 +145,7 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
     kernel = kernel_types().btf
     cpus = possible_cpus()
     _allow_locked_memory()
-    program, limits = _load(order, cpus, kernel_flags(kernel))
+    program, limits, plain_loads = _load(order, cpus, kernel)
     links, more_limits = _attach_cgroup(program)
     probes, probe_limits = _attach_probe(program)
     learned = {
@@ -147,6 +153,7 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
         "cpus": cpus,
         "drop_reasons": drop_reasons(kernel),
         "limits": limits + more_limits + probe_limits,
+        "plain_loads": plain_loads,
     }
     fds = {name: program.maps[name] for name in HANDED_OVER} | program.tracepoints()
     return fds | links | probes, learned
@@ -178,31 +185,49 @@ class _Program(NamedTuple):
         return fds | {f"link:{name}": open_raw_tracepoint(name, fd) for name, fd in self.programs.items()}
 
 
-def _load(order: dict[str, Any], cpus: int, offsets: dict[str, int]) -> tuple[_Program, list[str]]:
-    """Load; without the conntrack counters where the kernel has none or does not let them be read."""
-    ports, ring_bytes = order["ports"], order["ring_bytes"]
-    if HAS_COUNTERS in offsets:
-        try:
-            return _loaded_by(compiler_flags(ports, ring_bytes, cpus, offsets | {"ANCHOR_FD": ANCHOR_FD})), []
-        except Exception as error:  # noqa: BLE001  BCC raises bare Exception
-            limit = f"{COUNTERS_LOSS} ({str(error).splitlines()[0]})"
-    else:
-        limit = COUNTERS_LOSS
+def _load(order: dict[str, Any], cpus: int, kernel: Btf) -> tuple[_Program, list[str], bool]:
+    """Load, as much as the kernel takes: it may lack plain loads, or the conntrack counters, or not let them be read.
+
+    Returns:
+        The program, what it cannot tell, and whether it reads by plain loads.
+    """
+    offsets, cast = kernel_flags(kernel), cast_id(kernel)
     plain = {name: value for name, value in offsets.items() if name != HAS_COUNTERS}
-    return _loaded_by(compiler_flags(ports, ring_bytes, cpus, plain)), [limit]
+    counters = offsets | {"ANCHOR_FD": ANCHOR_FD} if HAS_COUNTERS in offsets else plain
+    refusal: Exception | None = None
+    for flags, kfuncs in _variants(counters, plain, cast):
+        values = flags | ({"CAST_CALL": CALL_NUMBER} if kfuncs else {})
+        try:
+            program = _loaded_by(compiler_flags(order["ports"], order["ring_bytes"], cpus, values), kfuncs)
+        except Exception as error:  # noqa: BLE001  BCC raises bare Exception
+            refusal = error
+            continue
+        if HAS_COUNTERS in flags:
+            return program, [], bool(kfuncs)
+        why = f" ({str(refusal).splitlines()[0]})" if HAS_COUNTERS in offsets else ""
+        return program, [f"{COUNTERS_LOSS}{why}"], bool(kfuncs)
+    assert refusal is not None  # noqa: S101  there is at least one variant
+    raise refusal
 
 
-def _loaded_by(flags: list[str]) -> _Program:
+def _variants(counters: Flags, plain: Flags, cast: int | None) -> list[tuple[Flags, dict[int, int]]]:
+    """What to try, best first: values for the compiler, and functions of the kernel by the numbers of their calls."""
+    kfuncs = [{CALL_NUMBER: cast}, {}] if cast is not None else [{}]
+    flags = [counters, plain] if counters is not plain else [plain]
+    return [(one, functions) for one in flags for functions in kfuncs]
+
+
+def _loaded_by(flags: list[str], kfuncs: dict[int, int]) -> _Program:
     """The program for these flags: kept from an earlier start, else compiled now; kept once it was loaded."""
     source = program_source() + c_assertions() + COUNTERS_ASSERTION + ENDPOINTS_ASSERTION
-    key = kept.key_of(__version__, source, *flags, *_kernel(), *compiler_identity())
+    key = kept.key_of(__version__, source, *flags, *kfuncs.values(), *_kernel(), *compiler_identity())
     image = kept.read(key)
     if image is not None:
         try:
             return _created(image)
         except (OSError, KeyError):
             kept.discard(key)
-    program = _created(_compiled(source, flags))
+    program = _created(_compiled(source, flags, kfuncs))
     kept.write(key, program.image)
     return program
 
@@ -212,11 +237,11 @@ def _kernel() -> tuple[str, str, str]:
     return kernel.release, kernel.version, kernel.machine
 
 
-def _compiled(source: str, flags: list[str]) -> Image:
+def _compiled(source: str, flags: list[str], kfuncs: dict[int, int]) -> Image:
     os.environ[KERNEL_SOURCE] = str(source_directory() / "include")
     compiled = bcc().BPF(text=source, cflags=flags)
     maps = {name: compiled[name].map_fd for name in MAPS}
-    image = image_of(compiled, maps, FUNCTIONS, {ANCHOR_FD: ANCHOR})
+    image = image_of(compiled, maps, FUNCTIONS, {ANCHOR_FD: ANCHOR}, kfuncs)
     for fd in maps.values():
         os.close(fd)  # else their memory would be taken twice
     return image

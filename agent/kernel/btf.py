@@ -256,6 +256,10 @@ class Btf:
         """Whether the kernel has the raw tracepoint ``name``, such as ``kfree_skb``."""
         return self._tracepoint(name) is not None
 
+    def function_id(self, name: str) -> int | None:
+        """Id of the kernel's own function of this name, by which a program calls it (a kfunc); None without it."""
+        return next(iter(self._find(name, (_Kind.FUNC,))), None)
+
     def tracepoint_args(self, name: str) -> int:
         """Number of arguments a program on the raw tracepoint ``name`` gets: ``ctx[0]`` to ``ctx[N - 1]``.
 

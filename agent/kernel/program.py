@@ -30,6 +30,9 @@ INSTRUCTION = struct.Struct("=BBhi")
 LOAD_64 = 0x18
 """BPF_LD | BPF_IMM | BPF_DW: takes two instructions."""
 PSEUDO_MAP_FD = 1
+CALL = 0x85
+"""BPF_JMP | BPF_CALL."""
+PSEUDO_KFUNC_CALL = 2
 NAME_BYTES = 16
 LOG_BYTES = (1 << 20, 1 << 23, 1 << 26)
 COMPLAINT_CHARACTERS = 1500
@@ -69,7 +72,13 @@ class Image(msgspec.Struct, frozen=True):
     """By the name of the C function."""
 
 
-def image_of(compiled: Any, maps: Mapping[str, int], functions: list[str], others: Mapping[int, MapSpec]) -> Image:  # noqa: ANN401  BCC has no types
+def image_of(
+    compiled: Any,  # noqa: ANN401  BCC has no types
+    maps: Mapping[str, int],
+    functions: list[str],
+    others: Mapping[int, MapSpec],
+    kfuncs: Mapping[int, int],
+) -> Image:
     """What BCC has compiled.
 
     Args:
@@ -77,9 +86,11 @@ def image_of(compiled: Any, maps: Mapping[str, int], functions: list[str], other
         maps: Its maps: descriptors by name.
         functions: Those that are wanted.
         others: Maps that the source knows by these numbers, and BCC does not know.
+        kfuncs: Functions of the kernel that the source calls by these numbers, by their ids in its BTF: the compiler
+            knows helpers only.
     """
     known = {fd: _map_behind(fd, name) for name, fd in maps.items()} | dict(others)
-    programs = {name: _program(compiled.dump_func(name), known) for name in functions}
+    programs = {name: _program(with_kfuncs(compiled.dump_func(name), kfuncs), known) for name in functions}
     return Image(list(known.values()), programs)
 
 
@@ -97,6 +108,16 @@ def _program(code: bytes, maps: Mapping[int, MapSpec]) -> ProgramSpec:
             references.append(Reference(number, maps[immediate].name))
         skip = not skip and opcode == LOAD_64
     return ProgramSpec(code, references)
+
+
+def with_kfuncs(code: bytes, kfuncs: Mapping[int, int]) -> bytes:
+    """The program with the calls of these numbers turned into calls of the kernel's functions with these BTF ids."""
+    changed = bytearray(code)
+    for at, (opcode, registers, _, immediate) in enumerate(INSTRUCTION.iter_unpack(code)):
+        if opcode == CALL and registers >> 4 == 0 and immediate in kfuncs:
+            call = CALL, registers | PSEUDO_KFUNC_CALL << 4, 0, kfuncs[immediate]
+            INSTRUCTION.pack_into(changed, at * INSTRUCTION.size, *call)
+    return bytes(changed)
 
 
 def create(spec: MapSpec) -> int:

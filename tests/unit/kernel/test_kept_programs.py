@@ -107,3 +107,18 @@ def test_instructions_that_name_a_map_are_known_and_numbers_like_them_are_not():
 def test_a_map_that_nobody_knows_is_an_error():
     with pytest.raises(KeyError):
         program._program(LOAD_MAP + HIGH_HALF + EXIT, {})
+
+
+def test_calls_of_the_kernels_own_functions_are_made_from_the_numbers_that_stand_for_them():
+    helper, stands_in = (
+        program.INSTRUCTION.pack(program.CALL, 0, 0, 113),
+        program.INSTRUCTION.pack(program.CALL, 0, 0, 9001),
+    )
+    kfunc = program.INSTRUCTION.pack(program.CALL, program.PSEUDO_KFUNC_CALL << 4, 0, 65504)
+    assert program.with_kfuncs(helper + stands_in + EXIT, {9001: 65504}) == helper + kfunc + EXIT
+
+
+def test_what_only_looks_like_such_a_call_stays():
+    number = program.INSTRUCTION.pack(program.LOAD_64, 1, 0, 9001) + program.INSTRUCTION.pack(0, 0, 0, 9001)
+    other = program.INSTRUCTION.pack(program.CALL, 1 << 4, 0, 9001)
+    assert program.with_kfuncs(number + other, {9001: 65504}) == number + other
