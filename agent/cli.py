@@ -465,6 +465,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return COMMANDS[arguments.command](arguments)
     except (CaptureError, NotConfiguredError) as error:
         print(f"dnstrail: {error}", file=sys.stderr)
+        if arguments.command == "run":  # `check` may run in the same container, by kubectl exec
+            from agent.process import tell_kubelet  # noqa: PLC0415  as above
+
+            tell_kubelet(str(error))
         return 1
     except KeyboardInterrupt:
         return 130

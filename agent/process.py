@@ -11,6 +11,8 @@ from contextlib import suppress
 from functools import cache
 from typing import NoReturn
 
+TERMINATION_LOG = "/dev/termination-log"
+"""terminationMessagePath of a container in Kubernetes, unless it says otherwise."""
 MAX_CHARACTERS = 1000
 """Of one diagnostic. It fits into a pipe that has room for anything (PIPE_BUF)."""
 
@@ -32,6 +34,17 @@ def _stderr_takes_more() -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool(poll.poll(0))
+
+
+def tell_kubelet(error: str, place: str = TERMINATION_LOG) -> None:
+    """Say in the status of the container why it ends, where a kubelet has made a file for that.
+
+    The last lines of the log, which the kubelet could take instead, are about lookups of others.
+    """
+    with suppress(OSError):
+        descriptor = os.open(place, os.O_WRONLY | os.O_TRUNC)  # not created: elsewhere nobody reads it
+        with os.fdopen(descriptor, "w") as file:
+            file.write(error[:MAX_CHARACTERS])
 
 
 def abandon_stdout() -> None:

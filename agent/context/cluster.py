@@ -40,6 +40,9 @@ class Pod(NamedTuple):
     containers: tuple[tuple[str, str], ...] = ()
     """(container id without its runtime's scheme, name); only of pods on this node."""
 
+    only_container: str | None = None
+    """Name of its container where the pod has one alone; only of pods on this node."""
+
     def container_name(self, container_id: str) -> str | None:
         """The name of one of its containers."""
         return next((name for known, name in self.containers if known == container_id), None)

@@ -116,6 +116,9 @@ def _origin(transmissions: list[Transmission]) -> Hop | None:
 
 
 def _container_name(end: _End) -> str | None:
+    """By the process that sent the packet, which may be gone; but a pod with one container leaves no choice."""
+    if end.pod is not None and end.pod.only_container is not None:
+        return end.pod.only_container
     if end.container is None or end.container.container_id is None:
         return None
     name = end.pod.container_name(end.container.container_id) if end.pod is not None else None

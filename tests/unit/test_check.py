@@ -171,6 +171,19 @@ def test_the_proc_of_a_container_is_known_as_such(tmp_path: Path):
     assert "of this container" in check.probe_processes(tmp_path / "empty").text
 
 
+def test_a_node_that_is_a_container_itself_shows_its_processes(tmp_path: Path):
+    proc = fake_proc(tmp_path, comm="systemd-journal", shown=3, hidden=0)
+    for process, cgroup in (("1", "0::/../../../init.scope"), ("self", "0::/")):
+        (proc / process / "ns").mkdir(parents=True)
+        (proc / process / "ns/net").touch()
+        (proc / process / "cgroup").write_text(f"{cgroup}\n")
+    finding = check.probe_processes(proc)
+    assert finding.ok
+    assert "a container itself" in finding.text
+    (proc / "1/cgroup").write_text("0::/\n")
+    assert "of this container" in check.probe_processes(proc).text
+
+
 def test_sockets_are_seen_where_cgroup_v2_is_mounted_and_may_be_attached_to(tmp_path: Path):
     mounts = tmp_path / "mountinfo"
     mounts.write_text("25 1 0:22 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from agent.process import log
+from agent.process import MAX_CHARACTERS, log, tell_kubelet
 
 SAY = "from agent.process import log; log('one'); log('x' * 5000); log('two')"
 
@@ -85,3 +85,17 @@ def test_a_loop_that_goes_on_is_left_alone():
 def test_it_can_be_captured(capsys: pytest.CaptureFixture[str]):
     log("hello")
     assert capsys.readouterr().err == "dnstrail: hello\n"
+
+
+def test_the_kubelet_is_told_the_reason_in_its_file_and_nothing_older(tmp_path):
+    place = tmp_path / "termination-log"
+    place.write_text("something older, and longer than the reason")
+    tell_kubelet("no BTF", str(place))
+    assert place.read_text() == "no BTF"
+    tell_kubelet("x" * 5000, str(place))
+    assert len(place.read_text()) == MAX_CHARACTERS
+
+
+def test_where_no_kubelet_made_a_file_none_is_made(tmp_path):
+    tell_kubelet("no BTF", str(tmp_path / "termination-log"))
+    assert list(tmp_path.iterdir()) == []

@@ -236,6 +236,7 @@ def _pod(pod: objects.Pod, *, here: bool) -> Pod:
             tuple(one.name if one.value is None else f"{one.name}:{one.value}" for one in dns.options or ())
         ),
         containers=_containers(pod.status) if here else (),
+        only_container=_only_container(spec) if here else None,
     )
 
 
@@ -254,6 +255,13 @@ def _containers(status: objects.PodStatus) -> tuple[tuple[str, str], ...]:
     """Ids are `containerd://…`; a container that has not started yet has none."""
     known = ((one.container_id.rpartition("//")[2], one.name) for one in _container_statuses(status))
     return tuple((container_id, intern(name)) for container_id, name in known if container_id)
+
+
+def _only_container(spec: objects.PodSpec) -> str | None:
+    """Name of the pod's container, if it can have no other; ephemeral ones are added while it runs."""
+    lists = (spec.init_containers, spec.containers, spec.ephemeral_containers)
+    names = [one.name for some in lists for one in some or ()]
+    return intern(names[0]) if len(names) == 1 and names[0] else None
 
 
 def _pod_ips(status: objects.PodStatus) -> Sequence[str]:

@@ -103,8 +103,9 @@ class DnsConfig(_Part, frozen=True):
 
 
 class ContainerSpec(_Part, frozen=True):
-    """v1.Container: only how it is started."""
+    """v1.Container: only its name and how it is started."""
 
+    name: str = ""
     command: list[str] | None = None
     args: list[str] | None = None
 
@@ -117,6 +118,8 @@ class PodSpec(_Part, frozen=True):
     dns_policy: str = ""
     dns_config: DnsConfig | None = None
     containers: list[ContainerSpec] | None = None
+    init_containers: list[ContainerSpec] | None = None
+    ephemeral_containers: list[ContainerSpec] | None = None
 
 
 class PodIP(_Part, frozen=True):

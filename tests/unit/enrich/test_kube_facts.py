@@ -78,6 +78,20 @@ def test_containers_of_other_nodes_are_not_kept():
     assert pods(node="node-b")["cart-7d9f-x2x"].pod.containers == ()
 
 
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ({"containers": [{"name": "main"}]}, "main"),
+        ({"containers": [{"name": "main"}, {"name": "sidecar"}]}, None),
+        ({"containers": [{"name": "main"}], "initContainers": [{"name": "migrate"}]}, None),
+        ({"containers": [{"name": "main"}], "ephemeralContainers": [{"name": "debugger"}]}, None),
+        ({}, None),
+    ],
+)
+def test_a_pods_only_container_is_known_before_it_has_an_id(spec: dict[str, object], name: str | None):
+    assert read_pod({"nodeName": NODE} | spec).pod.only_container == name
+
+
 def test_a_pod_on_the_nodes_network_has_no_address_of_its_own():
     facts = pods()["node-local-dns-abcde"]
     assert facts.pod.host_network
