@@ -122,7 +122,7 @@ def kernel_release(release: str = "") -> tuple[int, ...]:
 def probe_privileges() -> Finding:
     """The capabilities without which nothing works."""
     names = privileges.missing()
-    held = " and ".join(one.name for one in privileges.CAPABILITIES if one.required)
+    held = " and ".join(capability.name for capability in privileges.CAPABILITIES if capability.required)
     user = "root" if os.geteuid() == 0 else f"user {os.geteuid()}"
     return Finding(False, privileges.sentence(names)) if names else Finding(True, f"{user}, with {held}")
 
@@ -500,9 +500,10 @@ def report(features: Iterable[Feature], *, colour: bool) -> tuple[str, int]:
 def features_table() -> str:
     """All features but the attempt itself, as a table in Markdown."""
     rows = (
-        f"| {one.name} | {one.purpose} | {one.lost or 'no capture'} | {one.remedy or 'what it says'} |\n"
-        for one in FEATURES
-        if one.purpose
+        f"| {feature.name} | {feature.purpose} | {feature.lost or 'no capture'} "
+        f"| {feature.remedy or 'what it says'} |\n"
+        for feature in FEATURES
+        if feature.purpose
     )
     return "| feature | needed to | without it | what to do |\n|---|---|---|---|\n" + "".join(rows)
 

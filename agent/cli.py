@@ -136,7 +136,9 @@ class EnvironmentParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
         """Put the variables before the command line, unless that has the option too."""
         given = list(sys.argv[1:] if args is None else args)
-        names = {one.split("=", 1)[0] for one in given} | {one[:2] for one in given if not one.startswith("--")}
+        names = {argument.split("=", 1)[0] for argument in given} | {
+            argument[:2] for argument in given if not argument.startswith("--")
+        }
         defaults = [
             f"{spellings[-1]}={value}"
             for variable, spellings in self._variables.items()
@@ -182,6 +184,29 @@ def add_run(parser: EnvironmentParser) -> None:
     """The options of `run`."""
     add_capture(parser)
     add_sessions(parser)
+    add_rates(parser)
+    parser.add_option(
+        "node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node, for the lines"
+    )
+    add_kubernetes(parser)
+    add_metrics(parser)
+    parser.add_option(
+        "namespace",
+        action="append",
+        default=[],
+        help="print only lookups of clients in this Kubernetes namespace (repeatable)",
+    )
+    parser.add_option(
+        "pod",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="print only lookups of pods whose name matches this shell pattern (repeatable)",
+    )
+
+
+def add_rates(parser: EnvironmentParser) -> None:
+    """How many lines are printed."""
     parser.add_option(
         "log-rate",
         type=count,
@@ -205,10 +230,10 @@ def add_run(parser: EnvironmentParser) -> None:
         help="print at most this many lines a second, of 10 KiB on average, for all failures together; a part is "
         "reserved for rare failures; or unlimited (default 100)",
     )
-    parser.add_option(
-        "node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node, for the lines"
-    )
-    add_kubernetes(parser)
+
+
+def add_metrics(parser: EnvironmentParser) -> None:
+    """What is counted, and where it is served."""
     parser.add_option(
         "metrics-address",
         type=metrics_address,
@@ -225,19 +250,6 @@ def add_run(parser: EnvironmentParser) -> None:
         default=200,
         metavar="CLIENTS",
         help="count at most this many clients one by one (default 200)",
-    )
-    parser.add_option(
-        "namespace",
-        action="append",
-        default=[],
-        help="print only lookups of clients in this Kubernetes namespace (repeatable)",
-    )
-    parser.add_option(
-        "pod",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="print only lookups of pods whose name matches this shell pattern (repeatable)",
     )
 
 
@@ -325,6 +337,11 @@ def add_sessions(parser: EnvironmentParser) -> None:
         metavar="SESSIONS",
         help="keep at most this many lookups open at once (default 65536)",
     )
+    add_filters(parser)
+
+
+def add_filters(parser: EnvironmentParser) -> None:
+    """Which lookups are printed."""
     parser.add_option(
         "name",
         action="append",

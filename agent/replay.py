@@ -61,7 +61,7 @@ class Replay:
             options.settings,
             kernel=self._recorded.names.kernel,
             is_local=self._is_local,
-            started_ns=min((one.begins_ns for one in inputs.all if one.first), default=0),
+            started_ns=min((entry.begins_ns for entry in inputs.all if entry.first), default=0),
             is_tapped=self._playback.is_tapped,
         )
         self._printer = Printer(options.lines, out, 0)
@@ -162,8 +162,8 @@ def _number(count: int, noun: str) -> str:
 def recorded_ports(inputs: Inputs) -> list[int]:
     """Ports that the recordings among the files were made of."""
     recorded = Recorded()
-    found = (restore(one.first, recorded.names) for one in inputs.all if one.first)
-    return [port for one in found if one is not None and one.mark is not None for port in one.mark.ports]
+    found = (restore(entry.first, recorded.names) for entry in inputs.all if entry.first)
+    return [port for part in found if part is not None and part.mark is not None for port in part.mark.ports]
 
 
 def replay(options: Options) -> int:
@@ -185,7 +185,7 @@ def replay(options: Options) -> int:
         abandon_stdout()
         return 0
     run.report()
-    broken = [one for one in inputs.all if one.error]
-    for one in broken:
-        log(f"{one.title}: {one.error}")
+    broken = [entry for entry in inputs.all if entry.error]
+    for entry in broken:
+        log(f"{entry.title}: {entry.error}")
     return PROBLEMS if broken else 0

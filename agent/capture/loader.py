@@ -214,7 +214,7 @@ def _variants(counters: Flags, plain: Flags, cast: int | None) -> list[tuple[Fla
     """What to try, best first: values for the compiler, and functions of the kernel by the numbers of their calls."""
     kfuncs = [{CALL_NUMBER: cast}, {}] if cast is not None else [{}]
     flags = [counters, plain] if counters is not plain else [plain]
-    return [(one, functions) for one in flags for functions in kfuncs]
+    return [(values, functions) for values in flags for functions in kfuncs]
 
 
 def _loaded_by(flags: list[str], kfuncs: dict[int, int]) -> _Program:

@@ -68,7 +68,7 @@ def holds(capability: Capability, mask: int) -> bool:
 
 def named(name: str) -> Capability:
     """The capability of that name."""
-    return next(one for one in CAPABILITIES if one.name == name)
+    return next(capability for capability in CAPABILITIES if capability.name == name)
 
 
 def missing(mask: int | None = None) -> list[str]:

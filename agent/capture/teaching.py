@@ -34,7 +34,7 @@ class Teacher:
 
     def teach(self, servers: AbstractSet[tuple[int, Endpoint]], now_ns: int) -> None:
         """Tell of servers behind DNS Services, if any are new or the last time was long ago."""
-        others = frozenset(one for one in servers if one[1].port not in self._ports)
+        others = frozenset(server for server in servers if server[1].port not in self._ports)
         if others - self._known or now_ns - self._taught_ns > TEACH_NS:
             self._capture.teach(sorted(others)[:MAX_TAUGHT])
             self._known, self._taught_ns = others, now_ns

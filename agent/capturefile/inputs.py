@@ -130,8 +130,8 @@ class Inputs:
 
     def __init__(self, names: list[str]) -> None:
         self.all = [Input(name) for name in names]
-        for one in self.all:
-            one.look()
+        for entry in self.all:
+            entry.look()
         self._ended: dict[tuple[str, str], Vantage] = {}
         self._vantages = 0
         self._opened = 0
@@ -139,18 +139,18 @@ class Inputs:
     @property
     def size(self) -> int | None:
         """Bytes of all files; None if that cannot be known."""
-        sizes = [one.size for one in self.all]
+        sizes = [entry.size for entry in self.all]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     @property
     def bytes_read(self) -> int:
         """How many of them were read."""
-        return sum(one.bytes_read for one in self.all)
+        return sum(entry.bytes_read for entry in self.all)
 
     def frames(self) -> Iterator[tuple[Input, Frame]]:
         """Every frame of every file, in the order of time as far as each file is in order."""
-        readable = (one for one in self.all if not one.error and (one.first or one.size is None))
-        pending = deque(sorted(readable, key=lambda one: one.begins_ns))
+        readable = (entry for entry in self.all if not entry.error and (entry.first or entry.size is None))
+        pending = deque(sorted(readable, key=lambda entry: entry.begins_ns))
         heap: list[_Waiting] = []
         while pending or heap:
             while pending and (not heap or pending[0].begins_ns < heap[0].ts_ns):
@@ -160,7 +160,7 @@ class Inputs:
                 self._go_on(heap)
 
     def _open(self, source: Input, heap: list[_Waiting]) -> None:
-        source.vantage = self._vantage(source, [one.source for one in heap])
+        source.vantage = self._vantage(source, [waiting.source for waiting in heap])
         self._opened += 1
         rest = source.frames()
         frame = next(rest, None)
@@ -180,7 +180,7 @@ class Inputs:
     def _vantage(self, source: Input, others: list[Input]) -> Vantage:
         """Where the file was captured: where the last one of a like name was, if that has ended. It was rotated."""
         before = self._ended.get(source.stem)
-        if before is not None and all(one.vantage is not before for one in others):
+        if before is not None and all(other.vantage is not before for other in others):
             return before
         self._vantages += 1
         return Vantage(self._vantages)

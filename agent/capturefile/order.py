@@ -151,10 +151,10 @@ def in_order(
     yield from waiting
 
 
-def _put(waiting: deque[Waiting], one: Waiting) -> None:
+def _put(waiting: deque[Waiting], late: Waiting) -> None:
     """Where it belongs, behind those of the same time."""
-    at, time_ns = len(waiting), one.frame.ts_ns
-    if not one.frame.comments:
+    at, time_ns = len(waiting), late.frame.ts_ns
+    if not late.frame.comments:
         while at and waiting[at - 1].frame.ts_ns > time_ns:
             at -= 1
-    waiting.insert(at, one)
+    waiting.insert(at, late)

@@ -148,10 +148,10 @@ class Playback:
         """What is to say of datagrams that did not become whole in time. To be asked before each frame."""
         if not self._fragments:
             return
-        for one in self._fragments.expired(now_ns):
+        for datagram in self._fragments.expired(now_ns):
             self.incomplete += 1
-            if one.ip.protocol == UDP and not one.refused and isinstance(one.place, Place):
-                yield from self._incomplete(one, one.place._replace(ts_ns=one.ts_ns))
+            if datagram.ip.protocol == UDP and not datagram.refused and isinstance(datagram.place, Place):
+                yield from self._incomplete(datagram, datagram.place._replace(ts_ns=datagram.ts_ns))
 
     def end(self) -> None:
         """The capture is over: datagrams that might have become whole after it are only counted."""
@@ -285,23 +285,23 @@ class Playback:
         else:
             yield came
 
-    def _incomplete(self, one: Incomplete, place: Place) -> Iterator[Hop]:
+    def _incomplete(self, incomplete: Incomplete, place: Place) -> Iterator[Hop]:
         """A datagram whose first fragment is there: it left, and whoever takes it in cannot make it whole."""
         # Its fragments are counted as such: what they lack is no flaw of a frame.
-        udp = parse_udp(one.ip, Flaws())
+        udp = parse_udp(incomplete.ip, Flaws())
         if udp is None or not udp.payload or not {udp.sport, udp.dport} & self._ports:
             return
         response = len(udp.payload) > 2 and udp.payload[2] & 0x80 != 0  # noqa: PLR2004  as above
-        number = _number(one.ip, udp, place, None, response=response)
+        number = _number(incomplete.ip, udp, place, None, response=response)
         flags = RESPONSE if response else 0
-        rest = _rest(one.ip, udp, place, len(udp.payload))
+        rest = _rest(incomplete.ip, udp, place, len(udp.payload))
         if place.outbound is not False:
             origin = flags | ORIGIN if place.is_first_of(number) else flags
-            left = _seen(one.ip, rest + udp.payload, place, TX, number, origin)
+            left = _seen(incomplete.ip, rest + udp.payload, place, TX, number, origin)
             yield left._replace(fragment=MORE_FRAGMENTS)
         if not place.outbound:
             rest += bytes(8 * STACK_FRAMES) + udp.payload
-            lost = _seen(one.ip, rest, place, DROP, number, flags | FRAGMENT)
+            lost = _seen(incomplete.ip, rest, place, DROP, number, flags | FRAGMENT)
             yield lost._replace(fragment=MORE_FRAGMENTS)
 
 

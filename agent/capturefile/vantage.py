@@ -158,7 +158,7 @@ class Vantage:
         held = self.unacknowledged.pop(connection, None)
         if held is None:
             return []
-        rest = [one for one in held if _is_after(one[0], number)]
+        rest = [chunk for chunk in held if _is_after(chunk[0], number)]
         if rest:
             self.unacknowledged[connection] = rest
         return [arrival for end, arrival in held if not _is_after(end, number)]
@@ -201,9 +201,9 @@ def _identity(ip: Ip, upper: Udp | Tcp) -> int:
     return hash(upper.payload)
 
 
-def _is_after(one: int, other: int) -> bool:
+def _is_after(stamp: int, other: int) -> bool:
     """Whether a sequence number lies behind another (RFC 9293 3.4)."""
-    return 0 < (one - other) & 0xFFFFFFFF < 1 << 31
+    return 0 < (stamp - other) & 0xFFFFFFFF < 1 << 31
 
 
 def remember(known: OrderedDict[Key, Value], key: Key, value: Value) -> None:

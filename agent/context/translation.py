@@ -190,8 +190,8 @@ def by_other_address(case: _Given) -> Translation | None:
 
 
 def _rewritten(outcome: Outcome) -> Iterator[tuple[Hop, Hop]]:
-    for one in outcome.queries:
-        for before, after in pairwise(one.hops):
+    for query in outcome.queries:
+        for before, after in pairwise(query.hops):
             if _destination(before) != _destination(after):
                 yield before, after
 
@@ -214,8 +214,8 @@ def by_taker(case: _Given) -> Translation | None:
     outcome = case.outcome
     arrivals = (
         hop
-        for one in reversed(outcome.session.queries.transmissions)
-        for hop in one.arrivals(outcome.server_netns)
+        for query in reversed(outcome.session.queries.transmissions)
+        for hop in query.arrivals(outcome.server_netns)
         if outcome.node_state.is_local(hop.netns, hop.detail.daddr) is False
     )
     arrival = next(arrivals, None) if outcome.server_netns is not None else None
@@ -307,7 +307,7 @@ RULES: tuple[Callable[[_Given], Translation | None], ...] = (
 
 
 def _origin(outcome: Outcome) -> Hop | None:
-    return next((one.origin for one in outcome.session.queries.transmissions if one.origin is not None), None)
+    return next((query.origin for query in outcome.session.queries.transmissions if query.origin is not None), None)
 
 
 def _destination(hop: Hop) -> Endpoint:

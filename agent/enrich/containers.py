@@ -130,6 +130,11 @@ class Containers:
         _bound(self._by_pid, MAX_PROCESSES)
         return known.container if known.at(ts_ns) and known.container != NOBODY else None
 
+    def is_visitor(self, pod_uid: str, pid: int | None, ts_ns: int) -> bool:
+        """Whether the process that had this number then is known to run outside the pod: it entered its namespace."""
+        known = None if pid is None else self._by_pid.get(pid)
+        return known is not None and known.at(ts_ns) and known.container.pod_uid != pod_uid
+
     def of_netns(self, netns: int, ts_ns: int) -> Container | None:
         """The pod that lived in the namespace then; outside Kubernetes the container, if there was one alone.
 

@@ -28,6 +28,8 @@ class _End(NamedTuple):
 
     pod: Pod | None
     container: Container | None
+    is_visitor: bool = False
+    """Whether what sent the packet there is known to belong to something else."""
 
 
 class WhoIsWho:
@@ -90,7 +92,8 @@ class WhoIsWho:
         ts_ns = outcome.session.first_ns if origin is None else origin.ts_ns
         container = self._containers.of_sender(netns, pid, ts_ns)
         if container is not None and container.pod_uid is not None:
-            return _End(self._cluster.pod_by_uid(container.pod_uid), container)
+            is_visitor = self._containers.is_visitor(container.pod_uid, pid, ts_ns)
+            return _End(self._cluster.pod_by_uid(container.pod_uid), container, is_visitor)
         address = origin.detail.saddr if origin is not None else None
         if address is not None and outcome.node_state.is_local(netns, address) is False:
             # A transparent proxy replies with the address of a server, and asks with that of a client.
@@ -112,12 +115,12 @@ class WhoIsWho:
 
 
 def _origin(transmissions: list[Transmission]) -> Hop | None:
-    return next((one.origin for one in transmissions if one.origin is not None), None)
+    return next((transmission.origin for transmission in transmissions if transmission.origin is not None), None)
 
 
 def _container_name(end: _End) -> str | None:
     """By the process that sent the packet, which may be gone; but a pod with one container leaves no choice."""
-    if end.pod is not None and end.pod.only_container is not None:
+    if end.pod is not None and end.pod.only_container is not None and not end.is_visitor:
         return end.pod.only_container
     if end.container is None or end.container.container_id is None:
         return None

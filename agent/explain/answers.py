@@ -38,8 +38,8 @@ def larger_than_offered(outcome: Outcome) -> str | None:
             return f"the reply has {words}"
     for exchange in outcome.exchanges:
         for asked in servers_asked(exchange):
-            for one in asked.replies:
-                words = _excess(exchange, asked.queries, one)
+            for received in asked.replies:
+                words = _excess(exchange, asked.queries, received)
                 if words:
                     return f"the reply of the upstream {endpoint_to_text(*asked.server)} has {words}"
     return None
@@ -49,8 +49,8 @@ def _excess(session: Session, queries: list[Transmission], reply: Transmission) 
     length_bytes = reply.message.length_bytes
     if length_bytes <= PLAIN_UDP or session.key.protocol != UDP or session.connecting or not queries:
         return None
-    offers = [udp_size(one.message.payload, one.message.summary) for one in queries]
-    offered = max(PLAIN_UDP, *(one or 0 for one in offers))
+    offers = [udp_size(query.message.payload, query.message.summary) for query in queries]
+    offered = max(PLAIN_UDP, *(offer or 0 for offer in offers))
     if length_bytes <= offered or reply.message.summary.tc:
         return None
     how = "without EDNS" if not any(offers) else "by EDNS"
@@ -65,8 +65,8 @@ def told_by_extended_error(outcome: Outcome) -> tuple[str, str] | None:
     found = list(extended_errors(reply.message.payload, reply.message.summary))
     if not found:
         return None
-    invalid = next((one for one in found if one.code in DNSSEC), None)
-    words = ", ".join(one.words for one in found)
+    invalid = next((error for error in found if error.code in DNSSEC), None)
+    words = ", ".join(error.words for error in found)
     return ("DNSSECFailure" if invalid is not None else "ExtendedError"), words
 
 
@@ -124,7 +124,7 @@ def _suffix(session: Session) -> bytes | None:
 
 
 def _has_answer(session: Session) -> bool:
-    return any(one.message.summary.ancount for one in session.replies.transmissions)
+    return any(reply.message.summary.ancount for reply in session.replies.transmissions)
 
 
 def _aliases(reply: Transmission) -> Iterator[bytes]:

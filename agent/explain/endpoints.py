@@ -90,11 +90,11 @@ def _nobody_refused(given: RuleInput) -> Cause | None:
         return None
     if outcome.bits & CQ and not outcome.left_node:
         return None
-    one = queries[-1]
-    last = one.hops[-1]
+    query = queries[-1]
+    last = query.hops[-1]
     if last.netns == outcome.client_netns and not _is_nodes(given, last):
         return None
-    found = _by_list(given, last) if _is_as_asked(one.hops) else None
+    found = _by_list(given, last) if _is_as_asked(query.hops) else None
     if found is None:
         return None
     evidence = [f"last hop of the query: {where(last)}", *found.evidence]

@@ -76,7 +76,7 @@ def drops(outcome: Outcome) -> list[PacketDrop]:
     own = [drop for drop in (outcome.query_drop, outcome.reply_drop) if drop is not None]
     if outcome.delivered and came_too_late(outcome):
         # The slower of several servers, or the second answer to a repeated query: the client had what it wanted.
-        own = [one for one in own if one.leg is Leg.QUERY]
+        own = [drop for drop in own if drop.leg is Leg.QUERY]
     return own + _upstream_drops(outcome)
 
 

@@ -82,8 +82,8 @@ def _upstream_retried(outcome: Outcome) -> bool:
     """Whether the server asked on after silence; that it asks again over TCP after a truncated reply is no retry."""
     if not outcome.session.upstream:
         return False
-    unanswered = [one for one in outcome.exchanges if not one.replies.transmissions]
-    repeated = any(max(times_asked(one).values()) > 1 for one in outcome.exchanges if len(one.sent) > 1)
+    unanswered = [exchange for exchange in outcome.exchanges if not exchange.replies.transmissions]
+    repeated = any(max(times_asked(exchange).values()) > 1 for exchange in outcome.exchanges if len(exchange.sent) > 1)
     return repeated or (bool(unanswered) and len(outcome.exchanges) > 1)
 
 
@@ -103,8 +103,8 @@ def _slow_server(outcome: Outcome) -> bool:
     replied_ns = outcome.reply.hops[0].ts_ns
     arrivals = [
         hop.ts_ns
-        for one in outcome.session.queries.transmissions
-        for hop in one.arrivals(outcome.server_netns)[:1]
+        for query in outcome.session.queries.transmissions
+        for hop in query.arrivals(outcome.server_netns)[:1]
         if hop.ts_ns <= replied_ns
     ]
     return bool(arrivals) and replied_ns - min(arrivals) - _waited_ns(outcome) >= SLOW_NS
@@ -112,13 +112,16 @@ def _slow_server(outcome: Outcome) -> bool:
 
 def _waited_ns(outcome: Outcome) -> int:
     """From the first question upstream to the last reply; to the server's own reply, if an upstream was silent."""
-    asked = [one for one in outcome.exchanges if one.queries.transmissions]
+    asked = [exchange for exchange in outcome.exchanges if exchange.queries.transmissions]
     if not asked or outcome.reply is None:
         return 0
-    begun_ns = min(one.first_ns for one in asked)
+    begun_ns = min(lookup.first_ns for lookup in asked)
     if not asked[-1].replies.transmissions:
         return outcome.reply.hops[0].ts_ns - begun_ns
-    return max(one.replies.transmissions[0].hops[-1].ts_ns for one in asked if one.replies.transmissions) - begun_ns
+    return (
+        max(lookup.replies.transmissions[0].hops[-1].ts_ns for lookup in asked if lookup.replies.transmissions)
+        - begun_ns
+    )
 
 
 PLAIN: dict[str, Callable[[Outcome], bool]] = {
@@ -201,7 +204,7 @@ def _server_imbalance(given: FindingInput) -> Finding | None:
     listed = given.cluster.backends(asked, given.outcome.session.key.protocol)
     if listed is not None and listed.ready:
         # A server of a dual-stack Service is listed once in each family.
-        servers = sum(_is_v4(one) == _is_v4(asked) for one in listed.ready)
+        servers = sum(_is_v4(endpoint) == _is_v4(asked) for endpoint in listed.ready)
     if answers < ENOUGH_ANSWERS or servers < 2 or backend.answers * servers < UNEVEN * answers:  # noqa: PLR2004
         return None
     return Finding(

@@ -29,11 +29,11 @@ def flooded(given: RuleInput) -> Cause | None:
     outcome = given.outcome
     if outcome.delivered or given.drops or outcome.left_node:
         return None
-    leg, one = _last(given)
-    others = outcome.node_state.bystanders(one, outcome.session.strangers)
-    if not others or _came_home(given, one, others):
+    leg, message = _last(given)
+    others = outcome.node_state.bystanders(message, outcome.session.strangers)
+    if not others or _came_home(given, message, others):
         return None
-    end = outcome.node_state.end_of(one, outcome.session.strangers)
+    end = outcome.node_state.end_of(message, outcome.session.strangers)
     namespaces = len({hop.netns for hop in others})
     came_to = "1 network namespace" if namespaces == 1 else f"{namespaces} network namespaces"
     evidence = [
@@ -54,17 +54,17 @@ def _last(given: RuleInput) -> tuple[Leg, Transmission]:
     return (Leg.REPLY, replies[-1]) if replies else (Leg.QUERY, queries[-1])
 
 
-def _came_home(given: RuleInput, one: Transmission, others: list[Hop]) -> bool:
+def _came_home(given: RuleInput, transmission: Transmission, others: list[Hop]) -> bool:
     """Whether a copy came to its destination as well.
 
     To who has the address, as far as that can be found out; or to a namespace that neither sent it on nor refused it:
     the kernel refuses what has another host's link-layer address, and of that so many namespaces are remembered.
     """
     outcome = given.outcome
-    came = [hop for hop in one.hops if hop.event == RX]
+    came = [hop for hop in transmission.hops if hop.event == RX]
     if any(outcome.node_state.owns(hop.netns, hop.detail.daddr) for hop in came):
         return True
     if len(outcome.session.strangers) >= MAX_STRANGERS:
         return False
-    sent_on = {hop.netns for hop in one.hops if hop.event == TX}
+    sent_on = {hop.netns for hop in transmission.hops if hop.event == TX}
     return any(hop not in others and hop.netns not in sent_on for hop in came)

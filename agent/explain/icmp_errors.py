@@ -76,4 +76,4 @@ def told_by_icmp(given: RuleInput) -> Cause | None:
 def _is_about_a_reply(error: Hop, outcome: Outcome) -> bool:
     """Whether it was a reply that could not be delivered: that comes of what went wrong before."""
     asking = [outcome.session, *outcome.exchanges]
-    return Endpoint(error.detail.daddr, error.detail.dport) in {one.key.client for one in asking}
+    return Endpoint(error.detail.daddr, error.detail.dport) in {lookup.key.client for lookup in asking}

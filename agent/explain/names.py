@@ -80,8 +80,8 @@ def contradiction(asked: ServiceName, rdtype: int, answer: list[bytes], service:
     """What of an answer is not as the Service has it; None if it is, or if that cannot be told."""
     if asked.host is not None or service.headless or service.external_name or rdtype not in ADDRESS_BYTES:
         return None
-    own = [one for one in service.cluster_ips if one.startswith(V4_MAPPED) == (rdtype == A)]
-    strange = [one for one in answer if one not in own]
+    own = [cluster_ip for cluster_ip in service.cluster_ips if cluster_ip.startswith(V4_MAPPED) == (rdtype == A)]
+    strange = [address for address in answer if address not in own]
     if not own or not strange:
         return None
     return f"the answer is {_listed(strange)}, and Service {asked.text} has {_listed(own)}"
@@ -103,9 +103,9 @@ def why_not_found(asked: ServiceName, cluster: Cluster) -> tuple[str, str] | Non
         return "WrongAnswer", f"Service {asked.text} exists, and the answer is that it does not"
     if members is None:
         return None
-    if all(one.ready for one in members):
+    if all(member.ready for member in members):
         return None if asked.host else ("NameNotFound", f"Service {asked.text} is headless and has {_count(members)}")
-    waiting = ", ".join(one.pod or address_to_text(one.address) for one in members if not one.ready)
+    waiting = ", ".join(member.pod or address_to_text(member.address) for member in members if not member.ready)
     words = f"Service {asked.text} is headless, and these endpoints of it are not ready: {waiting}"
     return "NameNotFound", words
 
@@ -117,7 +117,7 @@ def _stateful_set_of(asked: ServiceName, cluster: Cluster) -> StatefulSet | None
 
 
 def _listed(found: Iterable[bytes]) -> str:
-    texts = [address_to_text(one) for one in found]
+    texts = [address_to_text(address) for address in found]
     return ", ".join(texts[:FEW]) + (f" and {len(texts) - FEW} more" if len(texts) > FEW else "")
 
 

@@ -152,8 +152,8 @@ def interface_down(given: RuleInput) -> Cause | None:
 
 def damaged(given: RuleInput) -> Cause | None:
     """Connection tracking called a query invalid and did not translate it, whatever became of it then."""
-    for one in given.outcome.session.queries.transmissions:
-        for before, after in zip(one.hops, one.hops[1:], strict=False):
+    for query in given.outcome.session.queries.transmissions:
+        for before, after in zip(query.hops, query.hops[1:], strict=False):
             rise = rise_between(before, after)
             invalid = rise is not None and rise.invalid and before.event == RX
             if rise is not None and invalid and _got_nowhere(given):

@@ -92,7 +92,7 @@ def _then(outcome: Outcome) -> str:
 
 
 def _asked(outcome: Outcome) -> list[str]:
-    first = (one.hops[0] for each in outcome.exchanges for one in each.queries.transmissions)
+    first = (query.hops[0] for each in outcome.exchanges for query in each.queries.transmissions)
     return [endpoint_to_text(*addressed(hop, response=False)) for hop in first]
 
 
@@ -120,7 +120,7 @@ def _to_nobody(outcome: Outcome, netns: int, evidence: list[str]) -> Cause | Non
     found = redirection(outcome.session.queries.transmissions, netns, outcome.node_state)
     if found is None:
         return None
-    asked, listens = (endpoint_to_text(*one) for one in found)
+    asked, listens = (endpoint_to_text(*endpoint) for endpoint in found)
     return make_cause("NoListener", HIGH, evidence, words=REDIRECTED, asked=asked, listens=listens, netns=netns)
 
 
@@ -145,7 +145,7 @@ def refused_where_it_came(given: RuleInput) -> Cause | None:
 
 
 def _came_to(outcome: Outcome, error: Hop) -> bool:
-    lasts = [one.hops[-1] for one in outcome.session.queries.transmissions]
+    lasts = [query.hops[-1] for query in outcome.session.queries.transmissions]
     known = outcome.node_state.is_local(error.netns, error.detail.daddr)
     return known is False and any(last.netns == error.netns and last.event != TX for last in lasts)
 

@@ -64,7 +64,7 @@ class Attempt(NamedTuple):
         if self.reply is not None:
             truncated = ", truncated" if self.reply.message.summary.tc else ""
             said = f"{self.address} answered {rcode_to_text(rcode_of(self.reply))}{truncated}"
-            return ", ".join((said, *(one.words for one in _errors(self.reply))))
+            return ", ".join((said, *(error.words for error in _errors(self.reply))))
         if self.unseen:
             return f"what {self.address} replied was not captured"
         useless = f", {self.unusable} that the server could not use" if self.unusable else ""
@@ -94,22 +94,22 @@ def attempts_upstream(outcome: Outcome, until: Transmission | None) -> list[Atte
         if not exchange.connecting
         for attempt in _attempts(exchange, outcome, _sent_ns(until))
     ]
-    return sorted(found, key=lambda one: one.last_ns)
+    return sorted(found, key=lambda attempt: attempt.last_ns)
 
 
 def _attempts(exchange: Session, outcome: Outcome, until_ns: int) -> Iterator[Attempt]:
     for asked in servers_asked(exchange):
-        times = [sent for one in asked.queries if (sent := one.hops[0].ts_ns) <= until_ns]
+        times = [sent for query in asked.queries if (sent := query.hops[0].ts_ns) <= until_ns]
         if not times:
             continue
         replies = [
-            one
-            for one in asked.replies
-            if one.hops[0].ts_ns <= until_ns and outcome.node_state.died(one, outcome.server_netns) is None
+            received
+            for received in asked.replies
+            if received.hops[0].ts_ns <= until_ns and outcome.node_state.died(received, outcome.server_netns) is None
         ]
         reply = next(filter(is_good, replies), next(iter(replies), None))
         strays = exchange.strays.transmissions if exchange.strays is not None else []
-        unusable = sum(is_from(one, asked.queries[0]) for one in strays)
+        unusable = sum(is_from(stray, asked.queries[0]) for stray in strays)
         unusable += _has_begun(exchange)
         yield Attempt(
             asked.server, len(times), times[0], times[-1], reply, unusable, reply is None and _lacks(exchange)
@@ -136,15 +136,15 @@ def last_round(attempts: list[Attempt], until_ns: int) -> list[Attempt]:
     """
     last = attempts[-1]
     together = [
-        one
-        for one in attempts
-        if last.last_ns - one.last_ns <= AT_ONCE_NS
-        and (one.reply is None or one is last or one.reply.hops[0].ts_ns >= last.first_ns)
+        attempt
+        for attempt in attempts
+        if last.last_ns - attempt.last_ns <= AT_ONCE_NS
+        and (attempt.reply is None or attempt is last or attempt.reply.hops[0].ts_ns >= last.first_ns)
     ]
-    answered = [one for one in attempts if one.reply is not None]
+    answered = [attempt for attempt in attempts if attempt.reply is not None]
     if answered and until_ns - last.last_ns < PATIENCE_NS:
         # It did not wait for the silent ones.
-        return [one for one in together if one.reply is not None] or answered[-1:]
+        return [attempt for attempt in together if attempt.reply is not None] or answered[-1:]
     return together
 
 
@@ -154,16 +154,18 @@ def upstream_timeout(outcome: Outcome) -> Cause | None:
     if not outcome.bits & FQ or (error is None and outcome.healthy):
         return None
     attempts = attempts_upstream(outcome, error)
-    if not attempts or any(one.reply or one.unseen for one in last_round(attempts, _sent_ns(error))):
+    if not attempts or any(attempt.reply or attempt.unseen for attempt in last_round(attempts, _sent_ns(error))):
         return None
-    answered = {one.server for one in attempts if one.reply is not None}
-    silent = [one for one in attempts if one.reply is None and one.server not in answered] or attempts[-1:]
-    address = ", ".join(dict.fromkeys(one.address for one in silent))
-    unusable = sum(one.unusable for one in silent)
+    answered = {attempt.server for attempt in attempts if attempt.reply is not None}
+    silent = [attempt for attempt in attempts if attempt.reply is None and attempt.server not in answered] or attempts[
+        -1:
+    ]
+    address = ", ".join(dict.fromkeys(attempt.address for attempt in silent))
+    unusable = sum(attempt.unusable for attempt in silent)
     useless = f" that the server could use ({unusable} came)" if unusable else ""
-    evidence = [f"{sum(one.queries for one in silent)} queries to {address}, no reply{useless}"]
-    evidence += dict.fromkeys(one.words for one in attempts if one.server in answered)
-    evidence += [one.words for one in _errors(error)]
+    evidence = [f"{sum(attempt.queries for attempt in silent)} queries to {address}, no reply{useless}"]
+    evidence += dict.fromkeys(attempt.words for attempt in attempts if attempt.server in answered)
+    evidence += [extended.words for extended in _errors(error)]
     evidence += doubt_words(outcome)
     sure = LOW if _is_cut(outcome) else MEDIUM if outcome.session.ambiguous else HIGH
     return make_cause("UpstreamTimeout", sure, evidence, address=address)
@@ -182,11 +184,11 @@ def upstream_error(outcome: Outcome) -> Cause | None:
     rcode = rcode_of(error)
     attempts = attempts_upstream(outcome, error)
     decisive = last_round(attempts, _sent_ns(error)) if attempts else []
-    wrong = [one for one in decisive if one.reply is not None and not is_good(one.reply)]
-    same = [one for one in wrong if one.reply is not None and rcode_of(one.reply) == rcode]
+    wrong = [attempt for attempt in decisive if attempt.reply is not None and not is_good(attempt.reply)]
+    same = [attempt for attempt in wrong if attempt.reply is not None and rcode_of(attempt.reply) == rcode]
     if same or wrong:
         return _told_upstream((same or wrong)[-1], error, outcome, same=bool(same))
-    unseen = [one.words for one in decisive if one.unseen]
+    unseen = [attempt.words for attempt in decisive if attempt.unseen]
     unknowable = not (attempts or rcode in BETWEEN_NEIGHBOURS or _is_in_view(outcome) or _source(error) != "forward")
     if not unseen and not unknowable:
         return None
@@ -203,7 +205,7 @@ def _told_upstream(attempt: Attempt, error: Transmission, outcome: Outcome, *, s
     else:
         assert attempt.reply is not None  # noqa: S101  an attempt without a reply told nothing
         deed = f"answered {rcode} after its upstream {attempt.address} had answered {_name(attempt.reply)}"
-    said = [one.words for one in _errors(error)]
+    said = [extended.words for extended in _errors(error)]
     confidence = MEDIUM if outcome.session.ambiguous else sure
     return _say("UpstreamError", confidence, [attempt.words, *said], deed, error, attempt.reply)
 
@@ -216,8 +218,8 @@ def server_error(outcome: Outcome) -> Cause | None:
     rcode, name = rcode_of(error), _name(error)
     attempts = attempts_upstream(outcome, error)
     if attempts:
-        others = dict.fromkeys(one.words for one in attempts)
-        good = next((one for one in reversed(attempts) if one.reply is not None), attempts[-1])
+        others = dict.fromkeys(attempt.words for attempt in attempts)
+        good = next((attempt for attempt in reversed(attempts) if attempt.reply is not None), attempts[-1])
         deed = f"itself answered {name} although its upstream {good.words}" if good.reply else f"itself answered {name}"
         unsure = outcome.session.ambiguous or _is_cut(outcome)
         sure = LOW if unsure else HIGH if any(_errors(error)) else MEDIUM
@@ -249,7 +251,7 @@ def _facts(outcome: Outcome, error: Transmission) -> list[str]:
     """The reply in figures, and in its server's own words."""
     took_ns = _took_ns(outcome, error)
     after = f" {duration_words(took_ns)} after the query" if took_ns is not None else ""
-    return [f"{_name(error)}{after}, with {_flags(error)}", *(one.words for one in _errors(error))]
+    return [f"{_name(error)}{after}, with {_flags(error)}", *(extended.words for extended in _errors(error))]
 
 
 def _view_words(outcome: Outcome) -> str:
@@ -295,7 +297,7 @@ def _flags(error: Transmission) -> str:
 
 def _name(reply: Transmission) -> str:
     """The response code, and what its server adds to it."""
-    added = next((one.name for one in _errors(reply) if one.name and one.code), "")
+    added = next((error.name for error in _errors(reply) if error.name and error.code), "")
     rcode = rcode_to_text(rcode_of(reply))
     return f"{rcode} ({added})" if added else rcode
 

@@ -74,5 +74,5 @@ def remedy(errors: list[ExtendedError], rcode: int, otherwise: str | None = None
         rcode: its response code.
         otherwise: what to do if neither says anything.
     """
-    known = next((BY_EXTENDED_ERROR[one.code] for one in errors if one.code in BY_EXTENDED_ERROR), None)
+    known = next((BY_EXTENDED_ERROR[error.code] for error in errors if error.code in BY_EXTENDED_ERROR), None)
     return known or BETWEEN_NEIGHBOURS.get(rcode) or otherwise

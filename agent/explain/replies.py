@@ -83,7 +83,7 @@ def is_untranslated(outcome: Outcome) -> bool:
     """Whether the reply that died comes from an address that the client never asked."""
     if outcome.reply_drop is None or not outcome.session.queries.transmissions:
         return False
-    asked = {asked_of(one).address for one in outcome.session.queries.transmissions}
+    asked = {asked_of(query).address for query in outcome.session.queries.transmissions}
     return outcome.reply_drop.hop.detail.saddr not in asked
 
 
@@ -165,7 +165,7 @@ def _asked_again_before(outcome: Outcome) -> bool:
     if drop is None:
         return False
     sent_ns = (drop.before or [drop.hop])[0].ts_ns
-    return sum(one.hops[0].ts_ns < sent_ns for one in outcome.session.sent) > 1
+    return sum(query.hops[0].ts_ns < sent_ns for query in outcome.session.sent) > 1
 
 
 def _delay_ns(outcome: Outcome) -> int:

@@ -83,9 +83,9 @@ def explain(
         wall_offset_ns: added to the hops' stamps to get the cluster's time.
     """
     found = findings(FindingInput(outcome, cluster, who))
-    remarks = [f"{one.name}: {one.words}" for one in found if one.words]
+    remarks = [f"{finding.name}: {finding.words}" for finding in found if finding.words]
     given = RuleInput(outcome, namespaces, cluster, drops(outcome), wall_offset_ns)
-    return Verdict(_cause(given), [one.name for one in found], remarks)
+    return Verdict(_cause(given), [finding.name for finding in found], remarks)
 
 
 def _cause(given: RuleInput) -> Cause | None:

@@ -128,7 +128,7 @@ def _attempts_evidence(outcome: Outcome) -> str:
 
 def upstream_tcp_refused(given: RuleInput) -> Cause | None:
     """The kernel of the upstream said no, whatever it counts as a loss in doing so."""
-    refused = any(one.refused for one in given.outcome.exchanges)
+    refused = any(exchange.refused for exchange in given.outcome.exchanges)
     return upstream_tcp_unavailable(given) if refused else None
 
 
@@ -136,24 +136,24 @@ def upstream_tcp_unavailable(given: RuleInput) -> Cause | None:
     """The server could not even ask: zones served over UDP only, behind a cache that asks over TCP."""
     outcome = given.outcome
     error = spoken_error(outcome)
-    failed = [one for one in outcome.exchanges if one.connecting]
+    failed = [exchange for exchange in outcome.exchanges if exchange.connecting]
     if not failed or (outcome.healthy and error is None):
         return None
     attempts = attempts_upstream(outcome, error)
-    if any(one.reply is not None and one.last_ns > failed[-1].first_ns for one in attempts):
+    if any(attempt.reply is not None and attempt.last_ns > failed[-1].first_ns for attempt in attempts):
         # It asked on without a connection, and was answered.
         return None
     refused = failed[-1].refused
     how = "refused" if refused else "no answer to the request for a connection"
-    asked = [hop.detail for one in failed for hop in _first_hops(one.queries)]
-    said = [one.words for one in attempts if one.reply is not None]
+    asked = [hop.detail for exchange in failed for hop in _first_hops(exchange.queries)]
+    said = [attempt.words for attempt in attempts if attempt.reply is not None]
     doubt = [] if refused else doubt_words(outcome)
     evidence = [f"{_upstreams(asked)}: {how}", *said, *doubt]
     return make_cause("UpstreamTCPUnavailable", LOW if doubt else HIGH, evidence, address=_upstreams(asked))
 
 
 def _first_hops(way: Direction) -> list[Hop]:
-    return [one.hops[0] for one in way.transmissions]
+    return [transmission.hops[0] for transmission in way.transmissions]
 
 
 def _upstreams(asked: list[Detail]) -> str:

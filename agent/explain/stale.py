@@ -28,9 +28,9 @@ def ipvs_stale_backend(given: RuleInput) -> Cause | None:
     outcome = given.outcome
     if outcome.delivered and not given.drops:
         return None
-    for one in reversed(outcome.session.queries.transmissions):
-        for netns in dict.fromkeys(hop.netns for hop in one.hops):
-            found = _stale_in(given.namespaces.ipvs(netns), outcome, one)
+    for query in reversed(outcome.session.queries.transmissions):
+        for netns in dict.fromkeys(hop.netns for hop in query.hops):
+            found = _stale_in(given.namespaces.ipvs(netns), outcome, query)
             if found is not None:
                 evidence = [
                     f"ip_vs of network namespace {netns} bound {endpoint_to_text(*found[0])} to it",

@@ -33,8 +33,8 @@ def unexpected_source(outcome: Outcome) -> Cause | None:
         return None
     hop = reply.hops[-1]
     session = outcome.session
-    goes_on = any(one.hops[0].ts_ns > hop.ts_ns for one in session.queries.transmissions)
-    asked = ", ".join(dict.fromkeys(endpoint_to_text(*asked_of(one)) for one in session.queries.transmissions))
+    goes_on = any(query.hops[0].ts_ns > hop.ts_ns for query in session.queries.transmissions)
+    asked = ", ".join(dict.fromkeys(endpoint_to_text(*asked_of(query)) for query in session.queries.transmissions))
     evidence = [where(hop), GOES_ON if goes_on else MAY_HAVE_TAKEN_IT]
     found = endpoint_to_text(hop.detail.saddr, hop.detail.sport)
     return make_cause("UnexpectedSource", HIGH if goes_on else MEDIUM, evidence, source=found, asked=asked)
@@ -84,7 +84,7 @@ def unfinished_reply(outcome: Outcome) -> Cause | None:
 def _arrived(session: Session) -> list[Transmission]:
     if session.strays is None:
         return []
-    return [one for one in session.strays.transmissions if one.drop is None]
+    return [stray for stray in session.strays.transmissions if stray.drop is None]
 
 
 def _difference(reply: Transmission, key: Key) -> str:
@@ -103,6 +103,8 @@ def _difference(reply: Transmission, key: Key) -> str:
 
 
 def _delay(session: Session, reply: Transmission) -> str:
-    before = [one.hops[0].ts_ns for one in session.queries.transmissions if one.hops[0].ts_ns <= reply.hops[0].ts_ns]
+    before = [
+        query.hops[0].ts_ns for query in session.queries.transmissions if query.hops[0].ts_ns <= reply.hops[0].ts_ns
+    ]
     first_ns = max(before, default=session.first_ns)
     return duration_words(reply.hops[0].ts_ns - first_ns)

@@ -90,8 +90,8 @@ class StateAnnouncer:
         agent = self._sources.agent
         watches = () if agent is None or agent.watches is None else agent.watches()
         notices = {
-            key: Notice(f"{one.title}: {one.details}", f"{one.title}: over", SETTLE_SECONDS)
-            for key, one in troubles(watches).items()
+            key: Notice(f"{trouble.title}: {trouble.details}", f"{trouble.title}: over", SETTLE_SECONDS)
+            for key, trouble in troubles(watches).items()
         }
         missing = self._sources.waiting_for()
         if missing:

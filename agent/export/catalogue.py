@@ -28,7 +28,7 @@ def fields(struct: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str
     hints = get_type_hints(struct, include_extras=True)
     for name, encoded in zip(struct.__struct_fields__, struct.__struct_encode_fields__, strict=True):
         kind, meaning = _unwrap(hints[name])
-        inner = next((one for one in (kind, *get_args(kind)) if _is_struct(one)), None)
+        inner = next((part for part in (kind, *get_args(kind)) if _is_struct(part)), None)
         yield prefix + encoded, _json_type(kind), meaning or ((inner.__doc__ or "") if inner else "")
         if inner is not None:
             yield from fields(inner, f"{prefix}{encoded}{'[]' if get_origin(kind) is list else ''}.")
@@ -49,7 +49,7 @@ def _json_type(kind: object) -> str:
     if get_origin(kind) is list:
         return f"array of {_json_type(get_args(kind)[0])}"
     if get_args(kind) and get_origin(kind) is not dict:
-        return " or ".join(_json_type(one) for one in get_args(kind))
+        return " or ".join(_json_type(part) for part in get_args(kind))
     return SCALARS.get(kind, "object") if isinstance(kind, type) else "object"
 
 

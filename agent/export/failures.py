@@ -115,7 +115,7 @@ def _extended_error(outcome: Outcome) -> int | None:
 
 def _place(outcome: Outcome) -> tuple[object, ...]:
     drops = (outcome.query_drop, outcome.reply_drop, outcome.upstream_drop)
-    places = tuple((one.leg, one.hop.netns, *one.why) for one in drops if one is not None)
+    places = tuple((drop.leg, drop.hop.netns, *drop.why) for drop in drops if drop is not None)
     if places or not outcome.session.queries.transmissions:
         return places
     last = outcome.session.queries.transmissions[-1].hops[-1]
@@ -124,7 +124,11 @@ def _place(outcome: Outcome) -> tuple[object, ...]:
 
 
 def _upstream(session: Session) -> tuple[bytes, int] | None:
-    asked = [one.queries.transmissions[0].hops[0].detail for one in session.exchanges if one.queries.transmissions]
+    asked = [
+        exchange.queries.transmissions[0].hops[0].detail
+        for exchange in session.exchanges
+        if exchange.queries.transmissions
+    ]
     return (asked[-1].daddr, asked[-1].dport) if asked else None
 
 
@@ -276,11 +280,11 @@ class FailureLimit:
     def summary(self) -> list[Held]:
         """What was held back since this was asked last, most of it first; nothing if nothing was."""
         every = [pair for kinds in self._known.values() for pair in kinds.items()]
-        held = [Held(kind, one.unsaid) for kind, one in every if one.unsaid]
-        held.sort(key=lambda one: one.lines, reverse=True)
+        held = [Held(kind, allowance.unsaid) for kind, allowance in every if allowance.unsaid]
+        held.sort(key=lambda chunk: chunk.lines, reverse=True)
         for _, known in every:
             known.unsaid = 0
-        others = sum(one.lines for one in held[MAX_SAID:]) + self._forgotten
+        others = sum(chunk.lines for chunk in held[MAX_SAID:]) + self._forgotten
         self._forgotten = 0
         return [*held[:MAX_SAID], Held(None, others)] if others else held[:MAX_SAID]
 

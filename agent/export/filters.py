@@ -55,7 +55,7 @@ class Filter(NamedTuple):
 
 
 def _among(value: str, wanted: tuple[str, ...]) -> bool:
-    return not wanted or value.lower() in (one.lower() for one in wanted)
+    return not wanted or value.lower() in (reply.lower() for reply in wanted)
 
 
 def _matches(name: bytes, patterns: tuple[str, ...]) -> bool:

@@ -217,7 +217,9 @@ def build(outcome: Outcome, verdict: Verdict, context: Context, who: Who = NOBOD
         attempts=outcome.attempts,
         cause=_cause(verdict.cause) if verdict.cause else None,
         connection=_connection(outcome),
-        upstream=[_exchange(one, asked, outcome) for one in outcome.exchanges for asked in servers_asked(one)],
+        upstream=[
+            _exchange(exchange, asked, outcome) for exchange in outcome.exchanges for asked in servers_asked(exchange)
+        ],
         upstream_of=_parent(outcome.session.upstream_of),
         findings=verdict.findings,
         remarks=verdict.remarks,
@@ -260,7 +262,7 @@ def _client(outcome: Outcome, who: Who) -> Client:
 
 
 def _process(transmissions: list[Transmission]) -> tuple[str | None, int | None]:
-    origins = (one.origin for one in transmissions)
+    origins = (transmission.origin for transmission in transmissions)
     known = next((hop.detail for hop in origins if hop is not None and hop.flags & Flag.PROCESS), None)
     return (name_text(known.comm), known.tgid) if known else (None, None)
 
@@ -324,21 +326,21 @@ def _latency(outcome: Outcome) -> Latency:
 def _path(outcome: Outcome) -> list[HopLine]:
     legs = (outcome.session.queries, outcome.session.replies)
     hops: list[tuple[Hop, str | None]] = [
-        (hop, _message_type(hop, one, outcome, response=direction is outcome.session.replies))
+        (hop, _message_type(hop, transmission, outcome, response=direction is outcome.session.replies))
         for direction in legs
-        for one in direction.transmissions
-        for hop in one.hops
+        for transmission in direction.transmissions
+        for hop in transmission.hops
     ]
     if outcome.session.strays is not None:
         hops += [
-            (hop, _message_type(hop, one, outcome, response=True))
-            for one in outcome.session.strays.transmissions
-            for hop in one.hops
+            (hop, _message_type(hop, stray, outcome, response=True))
+            for stray in outcome.session.strays.transmissions
+            for hop in stray.hops
         ]
     for exchange in outcome.exchanges:
         for name, direction in (("FORWARDER_QUERY", exchange.queries), ("FORWARDER_RESPONSE", exchange.replies)):
             named = None if exchange.connecting else name
-            hops += [(hop, named) for one in direction.transmissions for hop in one.hops]
+            hops += [(hop, named) for transmission in direction.transmissions for hop in transmission.hops]
     hops.sort(key=lambda item: item[0].ts_ns)
     return [_hop(hop, name, outcome) for hop, name in hops]
 
@@ -360,12 +362,12 @@ def _hop(hop: Hop, name: str | None, outcome: Outcome) -> HopLine:
     )
 
 
-def _message_type(hop: Hop, one: Transmission, outcome: Outcome, *, response: bool) -> str | None:
+def _message_type(hop: Hop, transmission: Transmission, outcome: Outcome, *, response: bool) -> str | None:
     """The dnstap name of the message from here on: it changes when it gets to the other end."""
     if outcome.session.connecting:
         return None
     ends = {outcome.client_netns} if response else outcome.server_namespaces
-    arrived = any(arrival.ts_ns <= hop.ts_ns for end in ends for arrival in one.arrivals(end))
+    arrived = any(arrival.ts_ns <= hop.ts_ns for end in ends for arrival in transmission.arrivals(end))
     if response:
         return "STUB_RESPONSE" if arrived and outcome.bits & SR else "CLIENT_RESPONSE"
     return "CLIENT_QUERY" if arrived and outcome.bits & CQ else "STUB_QUERY"

@@ -36,35 +36,41 @@ def messages(outcome: Outcome, wall_offset_ns: int) -> list[dict[str, Any]]:
     """Every message of the session in the order of time; each distinct one is rendered once."""
     if outcome.session.connecting:
         return []
-    seen = sorted((*_of_client(outcome), *_of_strays(outcome), *_of_upstream(outcome)), key=lambda one: one.hop.ts_ns)
+    seen = sorted((*_of_client(outcome), *_of_strays(outcome), *_of_upstream(outcome)), key=lambda end: end.hop.ts_ns)
     rendered: dict[int, dict[str, object]] = {}
-    for one in seen:
-        if id(one.message) not in rendered:
-            rendered[id(one.message)] = render(one.message.payload, length_bytes=one.message.length_bytes)
-    return [_message(one, rendered[id(one.message)], wall_offset_ns) for one in seen]
+    for end in seen:
+        if id(end.message) not in rendered:
+            rendered[id(end.message)] = render(end.message.payload, length_bytes=end.message.length_bytes)
+    return [_message(end, rendered[id(end.message)], wall_offset_ns) for end in seen]
 
 
 def _of_client(outcome: Outcome) -> Iterator[Seen]:
     for response, leg in ((False, outcome.session.queries), (True, outcome.session.replies)):
         names = ("CLIENT_RESPONSE", "STUB_RESPONSE") if response else ("STUB_QUERY", "CLIENT_QUERY")
-        for one in leg.transmissions:
-            ends = reply_ends(one, outcome) if response else query_ends(one, outcome)
+        for transmission in leg.transmissions:
+            ends = reply_ends(transmission, outcome) if response else query_ends(transmission, outcome)
             for name, hop in zip(names, ends, strict=True):
                 if hop is not None:
-                    yield Seen(name, hop, one.message, response)
+                    yield Seen(name, hop, transmission.message, response)
 
 
 def _of_strays(outcome: Outcome) -> Iterator[Seen]:
     """Replies that no client can use, to this lookup and to what its server asked."""
     for session, client, ends in (
         (outcome.session, outcome.client_netns, ("CLIENT_RESPONSE", "STUB_RESPONSE")),
-        *((one, outcome.server_netns, ("FORWARDER_RESPONSE",)) for one in outcome.exchanges),
+        *((exchange, outcome.server_netns, ("FORWARDER_RESPONSE",)) for exchange in outcome.exchanges),
     ):
-        for one in session.strays.transmissions if session.strays is not None else ():
-            hops = (one.hops[0], _arrival(one, client)) if len(ends) > 1 else (_arrival(one, client) or one.hops[-1],)
+        for stray in session.strays.transmissions if session.strays is not None else ():
+            hops = (
+                (stray.hops[0], _arrival(stray, client))
+                if len(ends) > 1
+                else (_arrival(stray, client) or stray.hops[-1],)
+            )
             for name, hop in zip(ends, hops, strict=True):
                 if hop is not None:
-                    yield Seen(name, hop, one.message, response=True, unusable=why_unusable(one.message, session.key))
+                    yield Seen(
+                        name, hop, stray.message, response=True, unusable=why_unusable(stray.message, session.key)
+                    )
 
 
 def _of_upstream(outcome: Outcome) -> Iterator[Seen]:
@@ -72,12 +78,12 @@ def _of_upstream(outcome: Outcome) -> Iterator[Seen]:
     for exchange in outcome.exchanges:
         if exchange.connecting:
             continue
-        for one in exchange.queries.transmissions:
-            yield Seen("FORWARDER_QUERY", one.hops[0], one.message, response=False)
-        for one in exchange.replies.transmissions:
-            arrived = _arrival(one, outcome.server_netns)
-            if arrived is not None or one.drop is None:
-                yield Seen("FORWARDER_RESPONSE", arrived or one.hops[-1], one.message, response=True)
+        for query in exchange.queries.transmissions:
+            yield Seen("FORWARDER_QUERY", query.hops[0], query.message, response=False)
+        for reply in exchange.replies.transmissions:
+            arrived = _arrival(reply, outcome.server_netns)
+            if arrived is not None or reply.drop is None:
+                yield Seen("FORWARDER_RESPONSE", arrived or reply.hops[-1], reply.message, response=True)
 
 
 def query_ends(query: Transmission, outcome: Outcome) -> Ends:
@@ -95,25 +101,25 @@ def reply_ends(reply: Transmission, outcome: Outcome) -> Ends:
     return reply.hops[0], _arrival(reply, outcome.client_netns)
 
 
-def _arrival(one: Transmission, netns: int | None) -> Hop | None:
-    return next(iter(one.arrivals(netns)), None) if netns is not None else None
+def _arrival(transmission: Transmission, netns: int | None) -> Hop | None:
+    return next(iter(transmission.arrivals(netns)), None) if netns is not None else None
 
 
-def _message(one: Seen, content: dict[str, object], wall_offset_ns: int) -> dict[str, Any]:
-    detail = one.hop.detail
+def _message(seen: Seen, content: dict[str, object], wall_offset_ns: int) -> dict[str, Any]:
+    detail = seen.hop.detail
     source, destination = (detail.saddr, detail.sport), (detail.daddr, detail.dport)
-    query, answer = (destination, source) if one.response else (source, destination)
-    kind = "response" if one.response else "query"
-    content = content if one.unusable is None else content | {"unusable": one.unusable}
+    query, answer = (destination, source) if seen.response else (source, destination)
+    kind = "response" if seen.response else "query"
+    content = content if seen.unusable is None else content | {"unusable": seen.unusable}
     return {
-        "type": one.name,
-        "socket_family": family(one.hop),
-        "socket_protocol": protocol(one.hop),
+        "type": seen.name,
+        "socket_family": family(seen.hop),
+        "socket_protocol": protocol(seen.hop),
         "query_address": address_to_text(query[0]),
         "query_port": query[1],
         "response_address": address_to_text(answer[0]),
         "response_port": answer[1],
-        f"{kind}_time": rfc3339(one.hop.ts_ns + wall_offset_ns),
+        f"{kind}_time": rfc3339(seen.hop.ts_ns + wall_offset_ns),
         f"{kind}_message": content,
     }
 

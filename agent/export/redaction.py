@@ -62,11 +62,11 @@ class Redaction:
     def _content(self, content: dict[str, Any]) -> dict[str, Any]:
         """A message as `agent.wire.render.render` has it."""
         question, edns = content["question"], content["edns"]
-        sections = {name: [self._record(one) for one in content[name]] for name in SECTIONS}
+        sections = {name: [self._record(record) for record in content[name]] for name in SECTIONS}
         return content | {
             "question": question and question | {"name": self.word(question["name"])},
             **sections,
-            "edns": edns and edns | {"options": [one | {"data": HIDDEN} for one in edns["options"]]},
+            "edns": edns and edns | {"options": [edn | {"data": HIDDEN} for edn in edns["options"]]},
         }
 
     def _record(self, record: dict[str, Any]) -> dict[str, Any]:

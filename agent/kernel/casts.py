@@ -29,8 +29,8 @@ def cast_id(kernel: Btf) -> int | None:
 def _loads(function: int) -> bool:
     """Whether the verifier takes a program that casts an address to nothing in particular, and reads there."""
     code = b"".join(
-        INSTRUCTION.pack(*one)
-        for one in (
+        INSTRUCTION.pack(*instruction)
+        for instruction in (
             (MOVE_IMMEDIATE, 1, 0, 0),
             (MOVE_IMMEDIATE, 2, 0, 0),
             (CALL, PSEUDO_KFUNC_CALL << 4, 0, function),

@@ -147,8 +147,8 @@ def load(name: str, spec: ProgramSpec, kind: int, maps: Mapping[str, int]) -> in
         OSError: what the kernel says; behind the first line are the last words of the verifier.
     """
     code = bytearray(spec.code)
-    for one in spec.references:
-        struct.pack_into("=i", code, one.instruction * INSTRUCTION.size + 4, maps[one.map])
+    for reference in spec.references:
+        struct.pack_into("=i", code, reference.instruction * INSTRUCTION.size + 4, maps[reference.map])
     content, licence = (ctypes.c_char * len(code)).from_buffer(code), ctypes.create_string_buffer(b"GPL")
     head = kind, len(code) // INSTRUCTION.size, *address_of(content), *address_of(licence)
     try:

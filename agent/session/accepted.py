@@ -36,10 +36,10 @@ def choose(session: Session, delivered: Sequence[Transmission]) -> Transmission 
     """
     if len(delivered) < 2:  # noqa: PLR2004  there is nothing to choose
         return next(iter(delivered), None)
-    in_time = sorted(delivered, key=lambda one: one.hops[-1].ts_ns)
+    in_time = sorted(delivered, key=lambda reply: reply.hops[-1].ts_ns)
     if len(session.sent) < 2:  # noqa: PLR2004  who asks once takes what comes first
         return in_time[0]
-    return next((one for one in in_time if is_good(one)), in_time[-1])
+    return next((reply for reply in in_time if is_good(reply)), in_time[-1])
 
 
 def refused_attempts(session: Session, reply: Transmission | None) -> list[Transmission]:
@@ -49,7 +49,9 @@ def refused_attempts(session: Session, reply: Transmission | None) -> list[Trans
         return []
     newest_ns = session.sent[-1].hops[0].ts_ns
     return [
-        one
-        for one in replies
-        if one is not reply and not is_good(one) and one.hops[-1].ts_ns < min(newest_ns, reply.hops[-1].ts_ns)
+        received
+        for received in replies
+        if received is not reply
+        and not is_good(received)
+        and received.hops[-1].ts_ns < min(newest_ns, reply.hops[-1].ts_ns)
     ]

@@ -78,7 +78,7 @@ def server_of(session: Session, reply: Transmission | None) -> Endpoint:
     said = addressed(reply.hops[-1], response=True)
     if said in servers:
         return said
-    return asked_of(next((one for one in queries if is_from(reply, one)), queries[0]))
+    return asked_of(next((query for query in queries if is_from(reply, query)), queries[0]))
 
 
 def is_from(reply: Transmission, query: Transmission) -> bool:
@@ -92,12 +92,16 @@ def servers_asked(session: Session) -> list[Asked]:
     """Every server that the lookup was addressed to, in the order in which it was asked, with what came from it."""
     queries, replies = session.queries.transmissions, session.replies.transmissions
     by_server: dict[Endpoint, list[Transmission]] = {}
-    for one in queries:
-        by_server.setdefault(asked_of(one), []).append(one)
+    for query in queries:
+        by_server.setdefault(asked_of(query), []).append(query)
     if len(by_server) == 1:
         return [Asked(server, sent, replies) for server, sent in by_server.items()]
     return [
-        Asked(server, sent, [one for one in replies if server_of(session, one) == server and is_from(one, sent[0])])
+        Asked(
+            server,
+            sent,
+            [reply for reply in replies if server_of(session, reply) == server and is_from(reply, sent[0])],
+        )
         for server, sent in by_server.items()
     ]
 
@@ -116,8 +120,8 @@ def is_from_unasked(reply: Transmission, session: Session, client_netns: int | N
     if client_netns is None or reply.hops[-1].netns != client_netns or reply.hops[-1].protocol != UDP:
         return False
     asked: set[Endpoint] = set()
-    for one in session.queries.transmissions:
-        for hop in one.hops:
+    for query in session.queries.transmissions:
+        for hop in query.hops:
             if hop.netns == client_netns:
                 asked |= _spellings(hop)
     last = reply.hops[-1]

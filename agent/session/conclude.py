@@ -60,7 +60,7 @@ def conclude(session: Session, node_state: NodeState, lost_until_ns: int | None)
     seen |= (QUERY_DROPPED if query_drop else 0) | (REPLY_DROPPED if reply_drop else 0)
     bits = with_proven(seen, session, client_netns, delivered=delivered)
     said = None if reply is None or session.connecting else reply.message
-    left = (node_state.has_left_node(one, session.strangers) for one in queries)
+    left = (node_state.has_left_node(query, session.strangers) for query in queries)
     outcome = Outcome(
         session=session,
         status=Status.FAILED,
@@ -105,19 +105,19 @@ def find_server_netns(session: Session, node_state: NodeState, reply: Transmissi
     replied = next((hop.netns for hop in _origins(replies)), None)
     if replied is not None or replies:
         return replied
-    ends = (node_state.end_of(one, session.strangers) for one in session.queries.transmissions)
+    ends = (node_state.end_of(query, session.strangers) for query in session.queries.transmissions)
     end = next((hop.netns for hop in ends if _is_end(hop, session, node_state)), None)
     return _owner(session, node_state) if end is None else end
 
 
 def _owner(session: Session, node_state: NodeState) -> int | None:
     """Where the query came to the address it was sent to, though a copy of it went on: bridges flood."""
-    arrivals = (hop for one in session.queries.transmissions for hop in reversed(one.hops) if hop.event == RX)
+    arrivals = (hop for query in session.queries.transmissions for hop in reversed(query.hops) if hop.event == RX)
     return next((hop.netns for hop in arrivals if node_state.owns(hop.netns, hop.detail.daddr)), None)
 
 
 def _origins(transmissions: list[Transmission]) -> Iterator[Hop]:
-    return (hop for one in transmissions if (hop := one.origin) is not None)
+    return (hop for transmission in transmissions if (hop := transmission.origin) is not None)
 
 
 def _is_end(last: Hop, session: Session, node_state: NodeState) -> bool:
@@ -143,9 +143,11 @@ def query_bits(session: Session, node_state: NodeState, client_netns: int | None
     """SQ and CQ."""
     queries = session.queries.transmissions
     bits = (
-        SQ if client_netns is not None and any(hop.netns == client_netns for one in queries for hop in one.hops) else 0
+        SQ
+        if client_netns is not None and any(hop.netns == client_netns for query in queries for hop in query.hops)
+        else 0
     )
-    return bits | CQ if any(reached(one, session, node_state, server_netns) for one in queries) else bits
+    return bits | CQ if any(reached(query, session, node_state, server_netns) for query in queries) else bits
 
 
 def with_proven(seen: int, session: Session, client_netns: int | None, *, delivered: bool) -> int:
@@ -176,35 +178,41 @@ def reply_bits(session: Session, client_netns: int | None) -> int:
     replies = session.replies.transmissions
     if not replies or session.connecting:
         return 0
-    return CR | SR if client_netns is not None and any(one.arrivals(client_netns) for one in replies) else CR
+    return CR | SR if client_netns is not None and any(reply.arrivals(client_netns) for reply in replies) else CR
 
 
 def upstream_bits(session: Session, node_state: NodeState, server_netns: int | None, reply: Transmission | None) -> int:
     """FQ and FR: what the server asked, and what came back to it while it was of use."""
-    exchanges = [one for one in session.exchanges if not one.connecting]
-    bits = FQ if any(one.queries.transmissions for one in exchanges) else 0
-    return bits | FR if any(useful_replies(one, reply, node_state, server_netns) for one in exchanges) else bits
+    exchanges = [exchange for exchange in session.exchanges if not exchange.connecting]
+    bits = FQ if any(exchange.queries.transmissions for exchange in exchanges) else 0
+    return (
+        bits | FR if any(useful_replies(exchange, reply, node_state, server_netns) for exchange in exchanges) else bits
+    )
 
 
 def useful_replies(
     exchange: Session, reply: Transmission | None, node_state: NodeState, server_netns: int | None
 ) -> list[Transmission]:
     """The upstream's replies that got to the server before it sent this reply itself."""
-    return [one for one in _in_time(exchange, reply) if node_state.died(one, server_netns) is None]
+    return [received for received in _in_time(exchange, reply) if node_state.died(received, server_netns) is None]
 
 
 def _in_time(exchange: Session, reply: Transmission | None) -> list[Transmission]:
     """The upstream's replies that were sent before the server sent this reply itself; all, if it never did."""
     replied_ns = None if reply is None else reply.hops[0].ts_ns
-    return [one for one in exchange.replies.transmissions if replied_ns is None or one.hops[0].ts_ns <= replied_ns]
+    return [
+        received
+        for received in exchange.replies.transmissions
+        if replied_ns is None or received.hops[0].ts_ns <= replied_ns
+    ]
 
 
 def final_reply(session: Session, node_state: NodeState, client_netns: int | None) -> Transmission | None:
     """The delivered reply that the client takes. Else the last that was sent."""
     replies = session.replies.transmissions
-    alive = [one for one in replies if node_state.died(one, client_netns) is None]
-    wanted = [one for one in alive if not is_from_unasked(one, session, client_netns)] or alive
-    arrived = [one for one in wanted if client_netns is not None and one.arrivals(client_netns)]
+    alive = [reply for reply in replies if node_state.died(reply, client_netns) is None]
+    wanted = [reply for reply in alive if not is_from_unasked(reply, session, client_netns)] or alive
+    arrived = [reply for reply in wanted if client_netns is not None and reply.arrivals(client_netns)]
     return choose(session, arrived or wanted or replies[-1:])
 
 
@@ -216,35 +224,37 @@ def is_delivered(session: Session, node_state: NodeState, client_netns: int | No
     lost.
     """
     alive = [
-        one
-        for one in session.replies.transmissions
-        if node_state.died(one, client_netns) is None and not is_from_unasked(one, session, client_netns)
+        reply
+        for reply in session.replies.transmissions
+        if node_state.died(reply, client_netns) is None and not is_from_unasked(reply, session, client_netns)
     ]
     if client_netns is None:
         return bool(alive)
-    if any(one.arrivals(client_netns) for one in alive):
+    if any(reply.arrivals(client_netns) for reply in alive):
         return True
     # What a bridge gave to others, and not to the client, is not on its way to it.
-    alive = [one for one in alive if not node_state.bystanders(one, session.strangers)]
+    alive = [reply for reply in alive if not node_state.bystanders(reply, session.strangers)]
     if client_netns not in node_state.receiving:
-        return any(_is_last_word(one, session) for one in alive)
-    return not lossy and any(_is_last_word(one, session) and not node_state.goes_on(one, client_netns) for one in alive)
+        return any(_is_last_word(reply, session) for reply in alive)
+    return not lossy and any(
+        _is_last_word(reply, session) and not node_state.goes_on(reply, client_netns) for reply in alive
+    )
 
 
 def _is_last_word(reply: Transmission, session: Session) -> bool:
     """Whether it may have been taken, as the client asked no more behind it; a first fragment alone is no reply."""
     last_ns = reply.hops[-1].ts_ns
-    return not reply.hops[-1].fragment and all(one.hops[0].ts_ns <= last_ns for one in session.sent)
+    return not reply.hops[-1].fragment and all(query.hops[0].ts_ns <= last_ns for query in session.sent)
 
 
 def newest_drop(
     leg: Leg, transmissions: list[Transmission], node_state: NodeState, end: int | None
 ) -> PacketDrop | None:
     """The newest loss among the copies of a message."""
-    for one in reversed(transmissions):
-        drop = node_state.died(one, end)
-        if drop is not None and (hop := one.drop) is not None:
-            return PacketDrop(leg, hop, drop, one.hops[: one.hops.index(hop)])
+    for transmission in reversed(transmissions):
+        drop = node_state.died(transmission, end)
+        if drop is not None and (hop := transmission.drop) is not None:
+            return PacketDrop(leg, hop, drop, transmission.hops[: transmission.hops.index(hop)])
     return None
 
 
@@ -259,7 +269,7 @@ def telling_drop(
     newest = newest_drop(leg, replies, node_state, client_netns)
     if newest is None or not newest.why.unwanted:
         return newest
-    wanted = [one for one in replies if (drop := node_state.died(one, client_netns)) is None or not drop.unwanted]
+    wanted = [reply for reply in replies if (drop := node_state.died(reply, client_netns)) is None or not drop.unwanted]
     return newest_drop(leg, wanted, node_state, client_netns) or newest
 
 

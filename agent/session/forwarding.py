@@ -132,18 +132,18 @@ class Forwarding:
         """Who replies has asked for it: what looked like a client's own lookup before is known now."""
         confirmed = stages.confirm_guesses(session, reply)
         asked = stages.asked_meanwhile(session, reply, same)
-        for one in (*confirmed, *asked):
-            first = one.queries.transmissions[0].hops[0]
+        for exchange in (*confirmed, *asked):
+            first = exchange.queries.transmissions[0].hops[0]
             if proxies.asks_what_it_took(session, first):
                 self.note_proxy(first)
         if not asked:
             return
         others = any(
-            one is not session and one not in asked and upstream.is_waiting(one, reply, self._node_state)
-            for one in same
+            other is not session and other not in asked and upstream.is_waiting(other, reply, self._node_state)
+            for other in same
         )
-        for one in asked[:1] if others else asked:
-            self.attach(session, one, ambiguous=others)
+        for exchange in asked[:1] if others else asked:
+            self.attach(session, exchange, ambiguous=others)
 
     def mend_guess(self, session: Session, hop: Hop, reply: Message, same: list[Session]) -> None:
         """If the reply shows that a lookup alike has this one's exchanges, swap them."""
@@ -168,10 +168,10 @@ class Forwarding:
     def _refreshes(session: Session, hop: Hop, same: Iterable[Session]) -> bool:
         """Whether this server has just answered this very question, and asks another server."""
         return any(
-            one is not session
-            and one.replies.transmissions
-            and (reply := one.replies.transmissions[-1].hops[0]).netns == hop.netns
+            other is not session
+            and other.replies.transmissions
+            and (reply := other.replies.transmissions[-1].hops[0]).netns == hop.netns
             and 0 <= hop.ts_ns - reply.ts_ns <= REFRESH_NS
-            and not upstream.went_to(one, hop)
-            for one in same
+            and not upstream.went_to(other, hop)
+            for other in same
         )

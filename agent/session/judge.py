@@ -56,9 +56,9 @@ def judge(session: Session, node_state: NodeState, lost_until_ns: int | None) ->
 def settle(session: Session, node_state: NodeState) -> None:
     """Put the hops in the order of time, and set apart what served nobody who waited."""
     strays = session.strays.transmissions if session.strays is not None else []
-    for one in (*session.queries.transmissions, *session.replies.transmissions, *strays):
-        _put_in_order(one)
-        session.first_ns = min(session.first_ns, one.hops[0].ts_ns)
+    for query in (*session.queries.transmissions, *session.replies.transmissions, *strays):
+        _put_in_order(query)
+        session.first_ns = min(session.first_ns, query.hops[0].ts_ns)
     if session.upstream:
         mark_refreshes(session, final_reply(session, node_state, find_client_netns(session)))
 
@@ -143,14 +143,14 @@ def _remember_pattern(outcome: Outcome, node_state: NodeState) -> None:
     )
 
 
-def _put_in_order(one: Transmission) -> None:
+def _put_in_order(transmission: Transmission) -> None:
     """Sort the hops by time; a socket's hop only stands where the tracepoint at its device saw nothing."""
-    hops = sorted(one.hops)
+    hops = sorted(transmission.hops)
     if any(hop.event in (SOCKET_TX, SOCKET_RX) for hop in hops):
         hops = _without_doubles(hops)
-    if hops != one.hops:
-        one.hops = hops
-        one.hop_keys = [hop_key(hop) for hop in hops]
+    if hops != transmission.hops:
+        transmission.hops = hops
+        transmission.hop_keys = [hop_key(hop) for hop in hops]
 
 
 def _without_doubles(hops: list[Hop]) -> list[Hop]:

@@ -20,7 +20,7 @@ class Latency(NamedTuple):
     server_ns: int | None
     """From the query's arrival to the reply's departure."""
     upstream_ns: int | None
-    """Of that, from the first question to an upstream to the last reply that came while the client waited."""
+    """Of that, from the first exchange to an upstream to the last reply that came while the client waited."""
     server_to_client_ns: int | None
     """The reply: from its socket to the client's namespace."""
 
@@ -56,17 +56,23 @@ def arrived_upstream_ns(reply: Transmission, outcome: Outcome) -> int:
 
 def _ends(transmissions: list[Transmission], netns: int | None) -> tuple[int | None, int | None]:
     """When the first copy that arrived left its socket, and when it came to the namespace of its destination."""
-    for one in transmissions:
-        arrived = _arrived_ns(one.hops, netns)
+    for transmission in transmissions:
+        arrived = _arrived_ns(transmission.hops, netns)
         if arrived is not None:
-            return _left_ns(one.hops), arrived
-    return next((left for one in transmissions if (left := _left_ns(one.hops)) is not None), None), None
+            return _left_ns(transmission.hops), arrived
+    return next(
+        (left for transmission in transmissions if (left := _left_ns(transmission.hops)) is not None), None
+    ), None
 
 
 def _upstream(outcome: Outcome) -> int | None:
-    exchanges = [one for one in outcome.exchanges if not one.connecting]
-    asked = [one.queries.transmissions[0].hops[0].ts_ns for one in exchanges if one.queries.transmissions]
-    came = [arrived_upstream_ns(one, outcome) for exchange in exchanges for one in exchange.replies.transmissions[:1]]
+    exchanges = [exchange for exchange in outcome.exchanges if not exchange.connecting]
+    asked = [
+        exchange.queries.transmissions[0].hops[0].ts_ns for exchange in exchanges if exchange.queries.transmissions
+    ]
+    came = [
+        arrived_upstream_ns(reply, outcome) for exchange in exchanges for reply in exchange.replies.transmissions[:1]
+    ]
     return max(came) - min(asked) if asked and came else None
 
 

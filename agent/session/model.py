@@ -76,10 +76,10 @@ class Transmission:
     def _is_fatal(self, index: int, hop: Hop) -> bool:
         if hop.event != DROP:
             return False
-        later = (one for one in self.hops[index + 1 :] if one.event != DROP)
+        later = (place for place in self.hops[index + 1 :] if place.event != DROP)
         if hop.flags & FRAGMENT:
             # Other fragments may go on; only the whole datagram proves that this one was not needed.
-            return all(one.fragment for one in later)
+            return all(place.fragment for place in later)
         return not any(True for _ in later)
 
     def accepts(self, message: Message, hop: Hop, here: int) -> bool:
@@ -131,10 +131,10 @@ class Direction:
         return True
 
     def _target(self, hop: Hop, message: Message, here: int) -> Transmission | None:
-        free = [one for one in self.transmissions if one.accepts(message, hop, here)]
+        free = [transmission for transmission in self.transmissions if transmission.accepts(message, hop, here)]
         if free:
             # An sk_buff keeps its address from hop to hop, so it tells copies apart; else it is the newest one's.
-            same = [one for one in free if one.hops[-1].skb == hop.skb]
+            same = [copy for copy in free if copy.hops[-1].skb == hop.skb]
             return (same or free)[-1]
         if len(self.transmissions) >= MAX_TRANSMISSIONS:
             return None
@@ -147,7 +147,7 @@ class Direction:
         if len(self.transmissions) < 2:  # noqa: PLR2004  a single copy was sent once
             return self.transmissions
         start = self.transmissions[0].hop_keys[0]
-        return [one for one in self.transmissions if start in one.hop_keys]
+        return [transmission for transmission in self.transmissions if start in transmission.hop_keys]
 
 
 class Key(NamedTuple):
@@ -259,20 +259,20 @@ class Session:
     @property
     def refused(self) -> bool:
         """Whether the request for a connection was answered by RST."""
-        return self.connecting and any(one.message.payload[0] & RST for one in self.replies.transmissions)
+        return self.connecting and any(reply.message.payload[0] & RST for reply in self.replies.transmissions)
 
     def add_error(self, error: Hop) -> None:
         """Keep an ICMP error: the first of each kind and sender."""
         detail = error.detail
         kind = detail.icmp_type, detail.icmp_code, detail.icmp_saddr
-        known = {(one.icmp_type, one.icmp_code, one.icmp_saddr) for one in (two.detail for two in self.errors)}
+        known = {(icmp.icmp_type, icmp.icmp_code, icmp.icmp_saddr) for icmp in (two.detail for two in self.errors)}
         if kind not in known and len(self.errors) < MAX_ERRORS:
             self.errors.append(error)
 
     @property
     def exchanges(self) -> list[Session]:
         """What the server asked upstream before it replied; what it asked later served nobody waiting."""
-        return [one for one in self.upstream if one.background is None]
+        return [exchange for exchange in self.upstream if exchange.background is None]
 
     def direction(self, *, response: bool) -> Direction:
         """The leg a message belongs to."""

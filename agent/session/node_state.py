@@ -94,7 +94,7 @@ class Backend:
     @property
     def all_answers(self) -> int:
         """Of all servers behind the address, in the same window."""
-        return sum(one.answers for one in self.siblings.values() if one.window == self.window)
+        return sum(sibling.answers for sibling in self.siblings.values() if sibling.window == self.window)
 
 
 @dataclass(slots=True, eq=False)
@@ -255,8 +255,8 @@ class NodeState:
         """Take what a session's hops show of the namespaces they were in."""
         if max(map(len, (self.receiving, self.forwarding, self.serving, self.linked))) > MAX_KNOWN:
             self._forget()
-        for one in (*session.queries.transmissions, *session.replies.transmissions):
-            self._learn_path(one)
+        for query in (*session.queries.transmissions, *session.replies.transmissions):
+            self._learn_path(query)
         self._learn_passing(session)
 
     def _forget(self) -> None:
@@ -266,12 +266,12 @@ class NodeState:
         self.serving.clear()
         self.path_patterns.clear()
 
-    def _learn_path(self, one: Transmission) -> None:
+    def _learn_path(self, transmission: Transmission) -> None:
         came_in: set[int] = set()
-        for index, hop in enumerate(one.hops):
+        for index, hop in enumerate(transmission.hops):
             if hop.event == RX:
                 came_in.add(hop.netns)
-                left = _other_end(one.hops, index)
+                left = _other_end(transmission.hops, index)
                 if left is not None and not self.is_tapped(left.netns):
                     self.linked.add((left.netns, left.ifindex))
             elif hop.event == TX and hop.netns in came_in:
@@ -295,8 +295,8 @@ class NodeState:
             return
         if len(self.continues) > MAX_WAYS:
             self.continues.clear()
-        for one in session.replies.transmissions:
-            self.continues.update(way_of(hop, client_netns) for hop in one.hops[:-1])
+        for reply in session.replies.transmissions:
+            self.continues.update(way_of(hop, client_netns) for hop in reply.hops[:-1])
 
     def goes_on(self, reply: Transmission, client_netns: int) -> bool:
         """Whether replies to this client that came as far as this one were seen to go on from there."""
@@ -333,19 +333,19 @@ class NodeState:
         """Whether a packet last seen at this hop is beyond this node."""
         return last.event == TX and (last.netns, last.ifindex) not in self.linked
 
-    def bystanders(self, one: Transmission, strangers: set[tuple[int, int]]) -> list[Hop]:
+    def bystanders(self, transmission: Transmission, strangers: set[tuple[int, int]]) -> list[Hop]:
         """Arrivals of a copy where it was not meant for: a bridge flooded it. They are no part of its way."""
         if not strangers:
             return []
-        arrivals = (hop for hop in one.hops if hop.event == RX and (hop.netns, hop.ifindex) in strangers)
+        arrivals = (hop for hop in transmission.hops if hop.event == RX and (hop.netns, hop.ifindex) in strangers)
         return [hop for hop in arrivals if self.owns(hop.netns, hop.detail.daddr) is not True]
 
-    def end_of(self, one: Transmission, strangers: set[tuple[int, int]]) -> Hop:
+    def end_of(self, transmission: Transmission, strangers: set[tuple[int, int]]) -> Hop:
         """The last hop of its way. Of what was flooded: where it left the node, if it did, else where that began."""
-        others = self.bystanders(one, strangers)
+        others = self.bystanders(transmission, strangers)
         if not others:
-            return one.hops[-1]
-        way = [hop for hop in one.hops if hop not in others]
+            return transmission.hops[-1]
+        way = [hop for hop in transmission.hops if hop not in others]
         flood = _last_departures(way)
         out = self._way_out(flood)
         if out is not None:
@@ -353,12 +353,12 @@ class NodeState:
         starts_here = flood and self.leaves_node(flood[0])
         return flood[0] if starts_here or len(flood) == len(way) else way[-len(flood) - 1]
 
-    def has_left_node(self, one: Transmission, strangers: set[tuple[int, int]]) -> bool:
+    def has_left_node(self, transmission: Transmission, strangers: set[tuple[int, int]]) -> bool:
         """Whether it was last seen leaving by a device that has no other end on this node."""
-        others = self.bystanders(one, strangers)
+        others = self.bystanders(transmission, strangers)
         if not others:
-            return self.leaves_node(one.hops[-1])
-        return self._way_out(_last_departures([hop for hop in one.hops if hop not in others])) is not None
+            return self.leaves_node(transmission.hops[-1])
+        return self._way_out(_last_departures([hop for hop in transmission.hops if hop not in others])) is not None
 
     def _way_out(self, flood: list[Hop]) -> Hop | None:
         """Of a packet's departures at one time that by which it left the node."""
@@ -368,11 +368,11 @@ class NodeState:
                 return hop
         return None
 
-    def died(self, one: Transmission, end: int | None) -> DropReason | None:
+    def died(self, transmission: Transmission, end: int | None) -> DropReason | None:
         """How a copy died, if it did: a drop with no later hop, and no other copy of it at its end before."""
-        drop = one.drop
+        drop = transmission.drop
         if drop is None:
             return None
-        if drop.netns != end and not drop.fragment and one.arrivals(end):
+        if drop.netns != end and not drop.fragment and transmission.arrivals(end):
             return None
         return self.kernel.describe(drop)

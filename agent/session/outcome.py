@@ -157,9 +157,9 @@ class Outcome:
     def dnstap_bitmap(self) -> Bit:
         """What CoreDNS's dnstap plugin would have shown (up to 1.14.7): without a reply the server core wrote."""
         relayed = self.bits & FR and any(
-            one.message.summary.rcode == self.rcode
+            reply.message.summary.rcode == self.rcode
             for exchange in self.session.upstream
-            for one in exchange.replies.transmissions
+            for reply in exchange.replies.transmissions
         )
         written = self.answer_source == "server-error" and not relayed
         return Bit(self.bits & BITMAP & ~CR) if written else self.bitmap
@@ -195,12 +195,12 @@ class Outcome:
         if len(queries) < 2:  # noqa: PLR2004  there is nothing to choose
             return queries
         server = self.server
-        return [one for one in queries if asked_of(one) == server]
+        return [query for query in queries if asked_of(query) == server]
 
     @property
     def server_namespaces(self) -> set[int]:
         """Where servers of this session are on this node: several, when several were asked at once."""
-        replied = {hop.netns for one in self.session.replies.transmissions if (hop := one.origin) is not None}
+        replied = {hop.netns for reply in self.session.replies.transmissions if (hop := reply.origin) is not None}
         return replied if self.server_netns is None else replied | {self.server_netns}
 
     @property
@@ -219,8 +219,8 @@ class Outcome:
 
 def translation(queries: list[Transmission]) -> tuple[Endpoint, Endpoint, Hop] | None:
     """The virtual address, the server it stood for, the newest hop that showed it; None for a query as it was sent."""
-    for one in reversed(queries):
-        for hop in reversed(one.hops):
+    for query in reversed(queries):
+        for hop in reversed(query.hops):
             detail = hop.detail
             if not hop.flags & CONNTRACK or detail.ct_info >= REPLY_CT_INFO:
                 continue

@@ -30,8 +30,8 @@ def asks_what_it_took(session: Session, asked: Hop) -> bool:
     server = addressed(asked, response=False)
     return any(
         hop.netns == asked.netns and hop.event in (RX, SOCKET_RX) and addressed(hop, response=False) == server
-        for one in session.queries.transmissions
-        for hop in one.hops
+        for query in session.queries.transmissions
+        for hop in query.hops
     )
 
 
@@ -42,7 +42,7 @@ def poses(asked: Hop, node_state: NodeState) -> bool:
 
 def was_taken(session: Session, asked: Hop, node_state: NodeState) -> bool:
     """Whether the program that asks now has taken this query, which was not addressed to its namespace."""
-    ends = (one.hops[-1] for one in session.queries.transmissions)
+    ends = (query.hops[-1] for query in session.queries.transmissions)
     here = [last for last in ends if last.netns == asked.netns and last.event in (RX, SOCKET_RX)]
     if not here:
         return False
@@ -57,13 +57,13 @@ def may_be_taken(session: Session, asked: Hop, node_state: NodeState) -> bool:
     """Whether a proxy is known to take such queries where this is asked, by a program that is not known."""
     if asked.flags & PROCESS:
         return False
-    ends = (one.hops[-1] for one in session.queries.transmissions)
+    ends = (query.hops[-1] for query in session.queries.transmissions)
     return any(last.netns == asked.netns and node_state.takers.find(last) is not None for last in ends)
 
 
 def ends_at_proxy(last: Hop, session: Session, node_state: NodeState) -> bool:
     """Whether the query was taken where it was last seen, although the address it was sent to is not of there."""
-    if any(_asker(one) == last.netns for one in session.upstream):
+    if any(_asker(exchange) == last.netns for exchange in session.upstream):
         return True
     connection = session.connection
     if connection is not None and (last.netns, False) in connection.ends:
@@ -72,7 +72,7 @@ def ends_at_proxy(last: Hop, session: Session, node_state: NodeState) -> bool:
 
 
 def _asker(exchange: Session) -> int | None:
-    return next((one.hops[0].netns for one in exchange.queries.transmissions), None)
+    return next((query.hops[0].netns for query in exchange.queries.transmissions), None)
 
 
 class Proxy(NamedTuple):
@@ -99,7 +99,9 @@ def proxy_of(outcome: Outcome) -> Proxy | None:
     node_state, session = outcome.node_state, outcome.session
     found = redirection(session.queries.transmissions, server_netns, node_state)
     listens: Endpoint | None
-    arrival = next((hop for one in reversed(session.queries.transmissions) for hop in one.arrivals(server_netns)), None)
+    arrival = next(
+        (hop for query in reversed(session.queries.transmissions) for hop in query.arrivals(server_netns)), None
+    )
     if found is not None:
         asked, listens = found
         taker = (node_state.takers.find(arrival) if arrival is not None else None) or NOBODY
@@ -121,7 +123,7 @@ def proxy_of(outcome: Outcome) -> Proxy | None:
 
 def redirection(queries: list[Transmission], netns: int, node_state: NodeState) -> tuple[Endpoint, Endpoint] | None:
     """The server that was asked, and where in this namespace its own connection table has the query go instead."""
-    hops = [hop for one in reversed(queries) for hop in reversed(one.hops) if hop.netns == netns]
+    hops = [hop for query in reversed(queries) for hop in reversed(query.hops) if hop.netns == netns]
     for found in (*map(_by_entry, hops), *starmap(_by_rewriting, pairwise(hops))):
         if found is not None and found[0] != found[1] and node_state.owns(netns, found[1].address):
             return found
@@ -163,14 +165,14 @@ def _poses(exchange: Session, netns: int) -> bool:
 
 
 def _first(exchange: Session) -> Iterator[Hop]:
-    return (one.hops[0] for one in exchange.queries.transmissions)
+    return (query.hops[0] for query in exchange.queries.transmissions)
 
 
 def _program(outcome: Outcome, netns: int) -> bytes:
     """As the packets of this lookup show it: its replies, else what it asked."""
     session = outcome.session
-    sent = [one.origin for one in session.replies.transmissions]
-    sent += [one.origin for exchange in session.upstream for one in exchange.queries.transmissions]
+    sent = [reply.origin for reply in session.replies.transmissions]
+    sent += [query.origin for exchange in session.upstream for query in exchange.queries.transmissions]
     known = (hop for hop in sent if hop is not None and hop.netns == netns and hop.flags & PROCESS)
     return next((hop.detail.comm for hop in known), b"")
 

@@ -54,7 +54,7 @@ class Quotes:
                 session.add_error(error)
 
     def _by_ends(self, hop: Hop) -> Session | None:
-        return next((one for one in self._index.recent() if _has_ends_of(hop, one)), None)
+        return next((session for session in self._index.recent() if _has_ends_of(hop, session)), None)
 
 
 def _has_ends_of(hop: Hop, session: Session) -> bool:

@@ -69,9 +69,9 @@ def _found_nothing(reply: Summary) -> bool:
     return reply.rcode == NXDOMAIN or (reply.rcode == NOERROR and not reply.ancount)
 
 
-def _common_labels(one: bytes, other: bytes) -> bytes:
+def _common_labels(name: bytes, other: bytes) -> bytes:
     """The labels with which both names begin, in wire format."""
     at = 0
-    while one[at] and one[at : at + one[at] + 1] == other[at : at + one[at] + 1]:
-        at += one[at] + 1
-    return one[:at]
+    while name[at] and name[at : at + name[at] + 1] == other[at : at + name[at] + 1]:
+        at += name[at] + 1
+    return name[:at]

@@ -34,7 +34,7 @@ def all_stages(outermost: Session) -> list[Session]:
 
 def asks_from(session: Session) -> int | None:
     """The namespace where its query left the asker's socket; None when it came from elsewhere."""
-    return next((hop.netns for one in session.queries.transmissions if (hop := one.origin) is not None), None)
+    return next((hop.netns for query in session.queries.transmissions if (hop := query.origin) is not None), None)
 
 
 def begins(outermost: Session, query: Hop, node_state: NodeState) -> Session | None:
@@ -48,7 +48,7 @@ def begins(outermost: Session, query: Hop, node_state: NodeState) -> Session | N
     stages = all_stages(outermost)
     if len(stages) >= MAX_STAGES or query.netns in map(asks_from, stages):
         return None
-    ends = (one.hops[-1] for one in stages[-1].queries.transmissions)
+    ends = (sent.hops[-1] for sent in stages[-1].queries.transmissions)
     arrived = any(last.netns == query.netns and last.event in ARRIVALS and last.ts_ns < query.ts_ns for last in ends)
     return stages[-1] if arrived or proxies.poses(query, node_state) else None
 
@@ -72,20 +72,20 @@ def _sender(stages: list[Session], hop: Hop, *, response: bool) -> Session:
 def _passed(stages: list[Session], hop: Hop, *, response: bool) -> Session | None:
     """The stage that was seen at this place before, or that died at the device where it was seen."""
     here = hop_key(hop)
-    legs = [(one, one.direction(response=response).transmissions) for one in reversed(stages)]
-    for one, copies in legs:
+    legs = [(stage, stage.direction(response=response).transmissions) for stage in reversed(stages)]
+    for stage, copies in legs:
         if any(here in copy.hop_keys for copy in copies):
-            return one
-    for one, copies in legs:
+            return stage
+    for stage, copies in legs:
         if any((hop.netns, hop.ifindex) == (each.netns, each.ifindex) for copy in copies for each in copy.hops):
-            return one
+            return stage
     return None
 
 
 def _next(stages: list[Session], hop: Hop, *, response: bool) -> Session:
     if response:
         # Replies are passed from the inside to the outside.
-        return next((one for one in stages if one.replies.transmissions), stages[-1])
+        return next((stage for stage in stages if stage.replies.transmissions), stages[-1])
     for outer, inner in zip(reversed(stages[:-1]), reversed(stages[1:]), strict=True):
         if hop.event in ARRIVALS and asks_from(inner) == hop.netns:
             return outer
@@ -95,7 +95,7 @@ def _next(stages: list[Session], hop: Hop, *, response: bool) -> Session:
 def quoted_in(outermost: Session, error: Hop) -> Session:
     """The stage whose packet an ICMP error is about: it goes to who sent that."""
     stages = all_stages(outermost)
-    return next((one for one in reversed(stages) if asks_from(one) == error.netns), stages[0])
+    return next((stage for stage in reversed(stages) if asks_from(stage) == error.netns), stages[0])
 
 
 def asked_meanwhile(session: Session, reply: Hop, same: Iterable[Session]) -> list[Session]:
@@ -108,19 +108,19 @@ def asked_meanwhile(session: Session, reply: Hop, same: Iterable[Session]) -> li
     """
     if not reply.flags & PROCESS:
         return []
-    ends = (one.hops[-1] for one in session.queries.transmissions)
+    ends = (query.hops[-1] for query in session.queries.transmissions)
     arrived_ns = min((last.ts_ns for last in ends if last.netns == reply.netns), default=None)
     if arrived_ns is None:
         return []
     tgid = reply.detail.tgid
     return [
-        one
-        for one in same
-        if one is not session
-        and one.upstream_of is None
-        and one.background is None
-        and arrived_ns <= one.first_ns <= reply.ts_ns
-        and _is_of(one, reply.netns, tgid)
+        other
+        for other in same
+        if other is not session
+        and other.upstream_of is None
+        and other.background is None
+        and arrived_ns <= other.first_ns <= reply.ts_ns
+        and _is_of(other, reply.netns, tgid)
     ]
 
 
@@ -129,14 +129,14 @@ def confirm_guesses(session: Session, reply: Hop) -> list[Session]:
     if not reply.flags & PROCESS:
         return []
     tgid = reply.detail.tgid
-    confirmed = [one for one in session.upstream if one.guessed and _is_of(one, reply.netns, tgid)]
-    for one in confirmed:
-        one.guessed = False
+    confirmed = [exchange for exchange in session.upstream if exchange.guessed and _is_of(exchange, reply.netns, tgid)]
+    for exchange in confirmed:
+        exchange.guessed = False
     return confirmed
 
 
 def _is_of(session: Session, netns: int, tgid: int) -> bool:
-    origins = (one.origin for one in session.queries.transmissions)
+    origins = (query.origin for query in session.queries.transmissions)
     return any(
         hop is not None and hop.netns == netns and bool(hop.flags & PROCESS) and hop.detail.tgid == tgid
         for hop in origins

@@ -77,8 +77,8 @@ class Strays:
 
     def forget(self, session: Session) -> None:
         """A closed lookup takes nothing more."""
-        for one in session.strays.transmissions if session.strays is not None else ():
-            for hop in one.hops:
+        for stray in session.strays.transmissions if session.strays is not None else ():
+            for hop in stray.hops:
                 self._by_message.pop(hop.message_id, None)
 
 
@@ -121,18 +121,18 @@ def _meant(hop: Hop, detail: Detail, summary: Summary, recent: Iterable[Session]
     """The lookup; `anyhow` is the only one that waits meant, whatever the reply says."""
     ends = clients(detail, response=True)
     mine = [
-        one
-        for one in recent
-        if not one.connecting
-        and one.key.protocol == hop.protocol
-        and one.first_ns <= hop.ts_ns
-        and any(key.client in ends for key in one.keys)
-        and _was_asked(one, hop)
+        session
+        for session in recent
+        if not session.connecting
+        and session.key.protocol == hop.protocol
+        and session.first_ns <= hop.ts_ns
+        and any(key.client in ends for key in session.keys)
+        and _was_asked(session, hop)
     ]
-    waiting = [one for one in mine if not one.replies.transmissions]
-    alike = [one for one in waiting or mine if _resembles(one.key, summary)]
+    waiting = [lookup for lookup in mine if not lookup.replies.transmissions]
+    alike = [lookup for lookup in waiting or mine if _resembles(lookup.key, summary)]
     if alike:
-        return next((one for one in alike if one.key.id == summary.id), alike[0])
+        return next((lookup for lookup in alike if lookup.key.id == summary.id), alike[0])
     return waiting[0] if anyhow and len(waiting) == 1 else None
 
 
@@ -146,9 +146,9 @@ def _was_asked(session: Session, hop: Hop) -> bool:
     said = {source(hop), addressed(hop, response=True)}
     queries = session.queries.transmissions
     return any(
-        asked_of(one) in said
-        or any((detail.daddr, detail.dport) in said for detail in (hop.detail for hop in one.hops))
-        for one in queries
+        asked_of(query) in said
+        or any((detail.daddr, detail.dport) in said for detail in (hop.detail for hop in query.hops))
+        for query in queries
     )
 
 
@@ -158,7 +158,14 @@ def _message_of(session: Session, payload: bytes) -> Message | None:
     return (
         None
         if direction is None
-        else next((one.message for one in direction.transmissions if one.message.payload == payload), None)
+        else next(
+            (
+                transmission.message
+                for transmission in direction.transmissions
+                if transmission.message.payload == payload
+            ),
+            None,
+        )
     )
 
 
@@ -166,7 +173,7 @@ def _keep(session: Session, message: Message, hop: Hop) -> bool:
     """Put a hop to the others; False when a bound keeps it out."""
     if session.strays is None:
         session.strays = Direction()
-    known = any(one.message is message for one in session.strays.transmissions)
+    known = any(stray.message is message for stray in session.strays.transmissions)
     if not known and len(session.strays.transmissions) >= MAX_STRAYS:
         return False
     return session.strays.add(hop, message)

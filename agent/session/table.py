@@ -129,8 +129,8 @@ class SessionTable:
     def is_awaited(self, client: Endpoint, protocol: int) -> bool:
         """Whether a lookup of this client is open and has no reply."""
         return any(
-            one.key.client == client and one.key.protocol == protocol and not one.replies.transmissions
-            for one in self._index.recent()
+            session.key.client == client and session.key.protocol == protocol and not session.replies.transmissions
+            for session in self._index.recent()
         )
 
     def record_loss(self, start_ns: int, end_ns: int) -> None:
@@ -182,7 +182,7 @@ class SessionTable:
 
     def _extend(self, session: Session, now_ns: int) -> bool:
         """A query without a delivered reply: the client may ask again, and a late drop may tell why."""
-        last_query = max(one.hops[0].ts_ns for one in session.queries.transmissions)
+        last_query = max(query.hops[0].ts_ns for query in session.queries.transmissions)
         deadline = last_query + self.settings.timeout_ns
         if session.upstream:
             deadline = max(deadline, session.upstream[-1].last_ns + self.settings.upstream_timeout_ns)
@@ -244,7 +244,14 @@ class SessionTable:
         if session is None:
             return
         direction = session.direction(response=response)
-        message = next((one.message for one in direction.transmissions if one.message.payload[0] == flags), None)
+        message = next(
+            (
+                transmission.message
+                for transmission in direction.transmissions
+                if transmission.message.payload[0] == flags
+            ),
+            None,
+        )
         if direction.add(hop, message or Message(bytes((flags,)), 0, NO_MESSAGE.summary)):
             wait_ns = self.settings.linger_ns if response else self.settings.timeout_ns
             session.last_ns = max(session.last_ns, hop.ts_ns)
@@ -397,9 +404,9 @@ class SessionTable:
             return None
         response = message.summary.is_response
         # The same bytes under another number: source translation changed the client's address.
-        for one in session.direction(response=response).transmissions:
-            if one.message.payload == message.payload:
-                message = one.message
+        for transmission in session.direction(response=response).transmissions:
+            if transmission.message.payload == message.payload:
+                message = transmission.message
                 break
         first = response and hop.flags & ORIGIN and not session.replies.transmissions and session.inner is None
         if first and not self._index.is_alone(session):
@@ -415,10 +422,10 @@ class SessionTable:
     def _asked_under(self, hop: Hop, detail: Detail, summary: Summary) -> Session | None:
         """The open lookup of this client and id: an error reply may come without the question (RFC 1035 4.1.1)."""
         client, spelled = clients(detail, response=True)
-        for one in self._index.recent():
-            key = one.key
+        for session in self._index.recent():
+            key = session.key
             if key.client in (client, spelled) and key.id == summary.id and key.protocol == hop.protocol:
-                return one
+                return session
         if not self._lay(hop, detail, hop.payload(detail)):
             self._count_unread(summary, whole=True)
         return None
@@ -529,7 +536,7 @@ class SessionTable:
 
     def _judge(self, session: Session, end_ns: int) -> Outcome:
         if session.upstream:
-            session.ambiguous |= any(one.guessed for one in session.upstream)
+            session.ambiguous |= any(exchange.guessed for exchange in session.upstream)
         until_ns = max(end_ns, session.last_ns)
         lost_ns = self._losses.during(session.first_ns, until_ns)
         missing_ns = session.connection.lost_ns if session.connection is not None else None
@@ -544,7 +551,7 @@ class SessionTable:
             self.counts.background[session.background] += 1
             self.counts.background_unanswered[session.background] += not session.replies.transmissions
             return
-        accepted = any(one.message.payload[0] & SYN for one in session.replies.transmissions if session.connecting)
+        accepted = any(reply.message.payload[0] & SYN for reply in session.replies.transmissions if session.connecting)
         if accepted and outcome.delivered:
             # A connection that came about and was not used.
             self.counts.sessions -= 1

@@ -109,7 +109,7 @@ class TcpConnection:
         """
         ends = [here]
         if not self.ends[here].sent_by(side).captured:
-            ends = [end for end, one in self.ends.items() if one.sent_by(side).captured] or ends
+            ends = [end for end, streams in self.ends.items() if streams.sent_by(side).captured] or ends
         for end in ends:
             stream = self.ends[end].sent_by(side)
             if not stream.is_next(number):
@@ -120,7 +120,7 @@ class TcpConnection:
     @property
     def stalled(self) -> bool:
         """Whether bytes wait behind a gap."""
-        return any(one.stalled for one in self.ends.values())
+        return any(end.stalled for end in self.ends.values())
 
     def note_gaps(self, now_ns: int) -> None:
         """Notice bytes that were given up since the last time."""
@@ -130,27 +130,29 @@ class TcpConnection:
 
     def unfinished_reply(self, identifier: int) -> Unfinished | None:
         """The reply with this id that has begun and never became whole, as the end knows it that has most of it."""
-        begun = [one for one in self._unfinished() if one.payload[:ID_BYTES] == identifier.to_bytes(ID_BYTES)]
-        return max(begun, key=lambda one: len(one.payload), default=None)
+        begun = [
+            message for message in self._unfinished() if message.payload[:ID_BYTES] == identifier.to_bytes(ID_BYTES)
+        ]
+        return max(begun, key=lambda message: len(message.payload), default=None)
 
     @property
     def stuck(self) -> bool:
         """Whether the server has begun a reply that never became whole: others may wait behind it."""
-        return any(one.payload for one in self._unfinished())
+        return any(message.payload for message in self._unfinished())
 
     def _unfinished(self) -> list[Unfinished]:
-        found = (one.server_to_client.unfinished for one in self.ends.values())
-        return [one for one in found if one is not None]
+        found = (end.server_to_client.unfinished for end in self.ends.values())
+        return [message for message in found if message is not None]
 
     def release(self) -> Iterator[Hop]:
         """The messages behind every gap: nothing will come any more that fills it."""
-        for end, one in self.ends.items():
+        for end, streams in self.ends.items():
             for side in Side:
-                yield from self._complete(end.netns, one.sent_by(side).flush(), side)
+                yield from self._complete(end.netns, streams.sent_by(side).flush(), side)
 
     def unread_bytes(self) -> int:
         """Bytes that no message was made of: never captured, or behind such without a boundary in sight."""
-        return sum(max((one.sent_by(side).unread_bytes for one in self.ends.values()), default=0) for side in Side)
+        return sum(max((end.sent_by(side).unread_bytes for end in self.ends.values()), default=0) for side in Side)
 
     def _complete(self, netns: int, found: list[StreamMessage], side: Side) -> Iterator[Hop]:
         """Messages that are whole now, each with the segment that brought its end, and the hops that waited for it."""
@@ -258,8 +260,8 @@ class TcpStage:
     @property
     def unread_bytes(self) -> int:
         """Bytes of all connections that no message was made of."""
-        known = {id(one): one for one in self._connections.values()}
-        return self._unread_bytes + sum(one.unread_bytes() for one in known.values())
+        known = {id(connection): connection for connection in self._connections.values()}
+        return self._unread_bytes + sum(connection.unread_bytes() for connection in known.values())
 
     def _forget_oldest(self) -> None:
         _, connection = self._connections.popitem(last=False)

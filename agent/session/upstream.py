@@ -47,7 +47,7 @@ def arrivals_at(session: Session, asked: Hop) -> list[int]:
     Some CNIs hand packets to a pod without a hop, and a tap does not show arrivals: there, the query was last seen
     leaving for its address, over TCP at its socket.
     """
-    ends = [one.hops[-1] for one in session.queries.transmissions]
+    ends = [query.hops[-1] for query in session.queries.transmissions]
     times = [last.ts_ns for last in ends if last.netns == asked.netns and last.event in (RX, SOCKET_RX)]
     if not times:
         source = asked.detail.saddr
@@ -61,7 +61,7 @@ def is_waiting(session: Session, asked: Hop, node_state: NodeState) -> bool:
     A query to the very server that the waiting one went to is another client's: nobody asks himself. But a proxy that
     took it on its way there asks that server. Where the query is only passing by, who asks is another client too.
     """
-    replied = sum(one.hops[0].netns == asked.netns for one in session.replies.transmissions)
+    replied = sum(reply.hops[0].netns == asked.netns for reply in session.replies.transmissions)
     if replied >= len(arrivals_at(session, asked)):
         return False
     if was_taken(session, asked, node_state) or may_be_taken(session, asked, node_state):
@@ -77,7 +77,7 @@ def is_guess(session: Session, asked: Hop, node_state: NodeState) -> bool:
 
 def _is_at_its_end(session: Session, asked: Hop, node_state: NodeState) -> bool:
     """Whether the query came to a namespace that has, for all that is known, the address it was sent to."""
-    ends = [one.hops[-1] for one in session.queries.transmissions]
+    ends = [query.hops[-1] for query in session.queries.transmissions]
     here = [last for last in ends if last.netns == asked.netns]
     return not here or any(node_state.owns(last.netns, last.detail.daddr) is not False for last in here)
 
@@ -85,7 +85,7 @@ def _is_at_its_end(session: Session, asked: Hop, node_state: NodeState) -> bool:
 def went_to(session: Session, asked: Hop) -> bool:
     """Whether the lookup was addressed to the very server that is asked now."""
     server = destination(asked)
-    return any(destination(hop) == server for one in session.queries.transmissions for hop in one.hops)
+    return any(destination(hop) == server for query in session.queries.transmissions for hop in query.hops)
 
 
 def destination(hop: Hop) -> tuple[bytes, int]:
@@ -106,24 +106,24 @@ def find_parent(
         same: open sessions with the same question, oldest first.
         node_state: of the node.
     """
-    waiting = [one for one in same if one is not asking and is_waiting(one, hop, node_state)]
-    open_keys = {one.key for one in waiting}
+    waiting = [session for session in same if session is not asking and is_waiting(session, hop, node_state)]
+    open_keys = {lookup.key for lookup in waiting}
     # Where client, server and upstream share a namespace: what a server asked is not what it is asked.
-    waiting = [one for one in waiting if one.upstream_of not in open_keys or _other_process(one, hop)]
+    waiting = [lookup for lookup in waiting if lookup.upstream_of not in open_keys or _other_process(lookup, hop)]
     if not waiting:
         return None
     cookie = client_cookie(query.payload, query.summary)
     if cookie is not None:
-        waiting = [one for one in waiting if _cookie(one) == cookie] or waiting
+        waiting = [lookup for lookup in waiting if _cookie(lookup) == cookie] or waiting
     if poses(hop, node_state):
         waiting = _of_client(asking, waiting)
-    fresh = [one for one in waiting if all(exchange.connecting for exchange in one.upstream)]
-    # The oldest that was not passed on yet; all passed on: the attempt belongs to the one that waits longest.
-    chosen = fresh[0] if fresh else min(waiting, key=lambda one: one.upstream[-1].first_ns)
+    fresh = [lookup for lookup in waiting if all(exchange.connecting for exchange in lookup.upstream)]
+    # The oldest that was not passed on yet; all passed on: the attempt belongs to the lookup that waits longest.
+    chosen = fresh[0] if fresh else min(waiting, key=lambda lookup: lookup.upstream[-1].first_ns)
     alike = fresh or waiting
     if len(alike) > 1:
-        for one in alike:
-            one.ambiguous = True
+        for lookup in alike:
+            lookup.ambiguous = True
     return Match(chosen, len(alike) > 1)
 
 
@@ -131,9 +131,13 @@ def _of_client(asking: Session, waiting: list[Session]) -> list[Session]:
     """Those whose client a proxy poses as: by its address, its port and the message's id, as far as those are kept."""
     client = asking.key.client
     for mine in (
-        [one for one in waiting if one.key.client.address == client.address],
-        [one for one in waiting if one.key.client == client],
-        [one for one in waiting if one.key.client.address == client.address and one.key.id == asking.key.id],
+        [lookup for lookup in waiting if lookup.key.client.address == client.address],
+        [lookup for lookup in waiting if lookup.key.client == client],
+        [
+            lookup
+            for lookup in waiting
+            if lookup.key.client.address == client.address and lookup.key.id == asking.key.id
+        ],
     ):
         waiting = mine or waiting
     return waiting
@@ -154,12 +158,12 @@ def _cookie(session: Session) -> bytes | None:
 
 def idle_since(session: Session, asked: Hop) -> int:
     """When the server got the query or the newest reply for it; never, while it waits for one."""
-    exchanges = [one for one in session.upstream if not one.connecting]
+    exchanges = [exchange for exchange in session.upstream if not exchange.connecting]
     if not exchanges:
         return min(arrivals_at(session, asked))
-    if not all(one.replies.transmissions for one in exchanges):
+    if not all(exchange.replies.transmissions for exchange in exchanges):
         return NEVER_NS
-    return max(one.replies.transmissions[-1].hops[-1].ts_ns for one in exchanges)
+    return max(exchange.replies.transmissions[-1].hops[-1].ts_ns for exchange in exchanges)
 
 
 def swap_upstream(
@@ -190,8 +194,8 @@ def swap_upstream(
 
 def _was_told(session: Session, reply: Message) -> bool:
     """Whether an upstream has replied with this rcode."""
-    replies = (one for exchange in session.upstream for one in exchange.replies.transmissions)
-    return any(one.message.summary.rcode == reply.summary.rcode for one in replies)
+    replies = (received for exchange in session.upstream for received in exchange.replies.transmissions)
+    return any(received.message.summary.rcode == reply.summary.rcode for received in replies)
 
 
 def find_rewritten(asking: Session, hop: Hop, recent: Iterable[Session], node_state: NodeState) -> Session | None:
@@ -203,24 +207,24 @@ def find_rewritten(asking: Session, hop: Hop, recent: Iterable[Session], node_st
         recent: open sessions, newest first.
         node_state: of the node.
     """
-    fresh = takewhile(lambda one: hop.ts_ns - one.first_ns <= SERVER_PATIENCE_NS, recent)
+    fresh = takewhile(lambda lookup: hop.ts_ns - lookup.first_ns <= SERVER_PATIENCE_NS, recent)
     young = [
-        one
-        for one in fresh
-        if one is not asking
-        and not one.connecting
-        and is_waiting(one, hop, node_state)
-        and hop.ts_ns - idle_since(one, hop) <= REWRITE_NS
+        lookup
+        for lookup in fresh
+        if lookup is not asking
+        and not lookup.connecting
+        and is_waiting(lookup, hop, node_state)
+        and hop.ts_ns - idle_since(lookup, hop) <= REWRITE_NS
     ]
     return young[0] if len(young) == 1 else None
 
 
 def find_sibling(asking: Session, hop: Hop, same: Iterable[Session]) -> Session | None:
     """An earlier attempt of this server at the same question, under whatever name its client asked."""
-    for one in same:
-        queries = one.queries.transmissions
-        if one is not asking and one.upstream_of is not None and queries[0].hops[0].netns == hop.netns:
-            return one
+    for session in same:
+        queries = session.queries.transmissions
+        if session is not asking and session.upstream_of is not None and queries[0].hops[0].netns == hop.netns:
+            return session
     return None
 
 
@@ -239,7 +243,7 @@ def attach(parent: Session, child: Session, *, ambiguous: bool) -> bool:
 
     A refused connection may be asked for again without end: of those, a few tell everything.
     """
-    if child.connecting and sum(one.connecting for one in parent.upstream) >= MAX_CONNECTS:
+    if child.connecting and sum(exchange.connecting for exchange in parent.upstream) >= MAX_CONNECTS:
         child.upstream_of = parent.key
         return True
     if len(parent.upstream) >= MAX_EXCHANGES:

@@ -57,10 +57,10 @@ class AddressBook:
         """The pod that had it at that time."""
         tenancies = self._tenancies.get(address, ())
         for index in range(len(tenancies) - 1, -1, -1):
-            one = tenancies[index]
-            begin_ns = tenancies[index - 1].handed_over_ns(one) if index else one.begin_ns
+            tenancy = tenancies[index]
+            begin_ns = tenancies[index - 1].handed_over_ns(tenancy) if index else tenancy.begin_ns
             if ts_ns >= begin_ns:
-                return one.facts if one.end_ns is None or ts_ns < one.end_ns else None
+                return tenancy.facts if tenancy.end_ns is None or ts_ns < tenancy.end_ns else None
         return None
 
     def update(self, old: PodFacts | None, new: PodFacts | None, ts_ns: int) -> None:
@@ -83,7 +83,7 @@ class AddressBook:
                 self._drop(address, tenancy)
 
     def _drop(self, address: bytes, tenancy: Tenancy) -> None:
-        rest = [one for one in self._tenancies.get(address, ()) if one is not tenancy]
+        rest = [earlier for earlier in self._tenancies.get(address, ()) if earlier is not tenancy]
         if rest:
             self._tenancies[address] = rest
         else:
@@ -91,15 +91,15 @@ class AddressBook:
 
     def _keep(self, address: bytes, facts: PodFacts, begin_ns: int) -> None:
         tenancies = self._tenancies.setdefault(address, [])
-        known = next((one for one in tenancies if one.facts.key == facts.key), None)
+        known = next((tenancy for tenancy in tenancies if tenancy.facts.key == facts.key), None)
         if known is None:
             tenancies.append(Tenancy(facts, begin_ns, facts.finished_ns))
-            tenancies.sort(key=lambda one: one.begin_ns)
+            tenancies.sort(key=lambda tenancy: tenancy.begin_ns)
         else:
             known.facts, known.end_ns = facts, facts.finished_ns
 
     def _release(self, address: bytes, key: str, ts_ns: int) -> None:
-        for one in self._tenancies.get(address, ()):
-            if one.facts.key == key:
-                one.end_ns = ts_ns if one.end_ns is None else min(one.end_ns, ts_ns)
-                self._ended.append((ts_ns, address, one))
+        for tenancy in self._tenancies.get(address, ()):
+            if tenancy.facts.key == key:
+                tenancy.end_ns = ts_ns if tenancy.end_ns is None else min(tenancy.end_ns, ts_ns)
+                self._ended.append((ts_ns, address, tenancy))

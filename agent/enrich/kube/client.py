@@ -181,17 +181,19 @@ def _unreachable(error: Exception, where: str, authorities: str) -> UnreachableE
     """
     chain = list(_chain(error))
     words = _in_words(error)
-    if any(isinstance(one, urllib3.exceptions.ReadTimeoutError) for one in chain):
+    if any(isinstance(cause, urllib3.exceptions.ReadTimeoutError) for cause in chain):
         return SilentError(f"{where} accepts the connection and does not answer in time")
-    if any(type(one) is urllib3.exceptions.ConnectTimeoutError for one in chain):  # not those that inherit from it
+    if any(type(cause) is urllib3.exceptions.ConnectTimeoutError for cause in chain):  # not those that inherit from it
         return UnreachableError(f"{where} does not take up the connection within {CONNECT_SECONDS:.0f} s")
-    tls = next((one for one in chain if isinstance(one, ssl.SSLError) and not isinstance(one, BROKEN_OFF)), None)
+    tls = next(
+        (cause for cause in chain if isinstance(cause, ssl.SSLError) and not isinstance(cause, BROKEN_OFF)), None
+    )
     if isinstance(tls, ssl.SSLCertVerificationError):
         return UntrustedError(f"{where}: {tls.verify_message} (checked with {authorities})")
     if tls is not None:
         return UntrustedError(f"{where}: {(tls.reason or words).replace('_', ' ').lower()}")
     # The innermost is the system's own; what is around it repeats the request.
-    reason = next((one.strerror for one in reversed(chain) if isinstance(one, OSError) and one.strerror), words)
+    reason = next((cause.strerror for cause in reversed(chain) if isinstance(cause, OSError) and cause.strerror), words)
     return UnreachableError(f"{where}: {reason}")
 
 
@@ -201,9 +203,9 @@ def _in_words(error: Exception) -> str:
     The frames of a library that failed hold the error which holds them, and the agent's collector of such cycles rests
     most of the time: 12 KB an attempt. So they are cut here.
     """
-    for one in _chain(error):
-        traceback.clear_frames(one.__traceback__)
-        one.__traceback__ = None
+    for cause in _chain(error):
+        traceback.clear_frames(cause.__traceback__)
+        cause.__traceback__ = None
     return (str(error).strip() or type(error).__name__)[:MAX_ERROR_TEXT]
 
 

@@ -43,8 +43,10 @@ class Slices:
 
     def members(self, service: ServiceName) -> tuple[Member, ...]:
         """Addresses of a headless Service."""
-        endpoints = (one for part in self.of(service) for one in part.endpoints)
-        return tuple(Member(one.address, one.hostname, one.pod, one.published) for one in endpoints)
+        endpoints = (endpoint for part in self.of(service) for endpoint in part.endpoints)
+        return tuple(
+            Member(endpoint.address, endpoint.hostname, endpoint.pod, endpoint.published) for endpoint in endpoints
+        )
 
 
 class Served(NamedTuple):
@@ -106,7 +108,7 @@ class Endpoints:
 
     def gone(self, service: ServiceName, port: Port) -> dict[Endpoint, int]:
         """Those that were endpoints of it some minutes ago, and when they were taken off the list."""
-        return {one.endpoint: ts_ns for one, ts_ns in self._gone.items() if one[:2] == (service, port)}
+        return {left.endpoint: ts_ns for left, ts_ns in self._gone.items() if left[:2] == (service, port)}
 
     def holder(self, endpoint: Endpoint, ts_ns: int) -> Holder | None:
         """The pod that served there at that time, as far as it was the last to do so."""
@@ -115,7 +117,7 @@ class Endpoints:
             return None
         if self._is_endpoint(endpoint):
             return holder
-        gone_ns = max((gone for one, gone in self._gone.items() if one.endpoint == endpoint), default=0)
+        gone_ns = max((gone for left, gone in self._gone.items() if left.endpoint == endpoint), default=0)
         return holder if ts_ns < gone_ns else None
 
     def forget(self, before_ns: int) -> None:
@@ -126,7 +128,7 @@ class Endpoints:
                 del self._gone[departure]
             if not self._is_endpoint(departure.endpoint):
                 self._holders.pop(departure.endpoint, None)
-        over = [key for key, one in self._outages.items() if one.end_ns is not None and one.end_ns < before_ns]
+        over = [key for key, outage in self._outages.items() if outage.end_ns is not None and outage.end_ns < before_ns]
         for key in over:
             del self._outages[key]
 
@@ -165,8 +167,8 @@ def _served(slices: Iterable[SliceFacts]) -> dict[Port, Served]:
     for part in slices:
         for protocol, number, name in part.ports:
             ready, not_ready = found.setdefault((protocol, name), (set(), set()))
-            for one in part.endpoints:
-                (ready if one.ready else not_ready).add(Endpoint(one.address, number))
+            for endpoint in part.endpoints:
+                (ready if endpoint.ready else not_ready).add(Endpoint(endpoint.address, number))
     # An endpoint may be in two slices for a moment, while it is moved.
     return {port: Served(frozenset(ready), frozenset(rest - ready)) for port, (ready, rest) in found.items()}
 
@@ -174,6 +176,6 @@ def _served(slices: Iterable[SliceFacts]) -> dict[Port, Served]:
 def _pods(slices: Iterable[SliceFacts]) -> Iterator[tuple[Endpoint, EndpointFacts]]:
     for part in slices:
         for number in {number for _, number, _ in part.ports}:
-            for one in part.endpoints:
-                if one.pod:
-                    yield Endpoint(one.address, number), one
+            for endpoint in part.endpoints:
+                if endpoint.pod:
+                    yield Endpoint(endpoint.address, number), endpoint

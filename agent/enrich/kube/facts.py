@@ -111,7 +111,9 @@ def workload_of(metadata: objects.Metadata) -> str | None:
     A Deployment names its ReplicaSets after itself and the hash that is also a label of their pods: exact, without
     asking for the ReplicaSet. Of other ReplicaSets, and of Jobs, the owner is not in the pod.
     """
-    owner = next((one for one in metadata.owner_references or () if one.controller), None)
+    owner = next(
+        (owner_reference for owner_reference in metadata.owner_references or () if owner_reference.controller), None
+    )
     if owner is None or owner.kind == "Node":
         # A static pod belongs to its node's kubelet, which is no workload.
         return None
@@ -165,7 +167,7 @@ class ServiceReader:
         key = intern(metadata.namespace), metadata.name
         is_name = spec.type == "ExternalName"
         cluster_ips = () if is_name else _addresses(spec.cluster_ips or (spec.cluster_ip,))
-        ingress = (one.ip for one in service.status.load_balancer.ingress or ())
+        ingress = (balancer.ip for balancer in service.status.load_balancer.ingress or ())
         return ServiceFacts(
             key=key,
             service=Service(
@@ -198,7 +200,7 @@ class SliceReader:
             key=metadata.uid,
             service=(intern(metadata.namespace), intern(metadata.labels.service_name or "")),
             ports=_ports(part.ports),
-            endpoints=tuple(fact for one in part.endpoints or () for fact in _endpoints(one)),
+            endpoints=tuple(read for endpoint in part.endpoints or () for read in _endpoints(endpoint)),
         )
 
 
@@ -233,7 +235,9 @@ def _pod(pod: objects.Pod, *, here: bool) -> Pod:
         nameservers=_shared(tuple(dns.nameservers or ())),
         searches=_shared(tuple(dns.searches or ())),
         options=_shared(
-            tuple(one.name if one.value is None else f"{one.name}:{one.value}" for one in dns.options or ())
+            tuple(
+                option.name if option.value is None else f"{option.name}:{option.value}" for option in dns.options or ()
+            )
         ),
         containers=_containers(pod.status) if here else (),
         only_container=_only_container(spec) if here else None,
@@ -248,24 +252,24 @@ def _shared(texts: tuple[str, ...]) -> tuple[str, ...]:
 
 def _container_statuses(status: objects.PodStatus) -> list[objects.ContainerStatus]:
     lists = (status.init_container_statuses, status.container_statuses, status.ephemeral_container_statuses)
-    return [one for some in lists for one in some or ()]
+    return [container for some in lists for container in some or ()]
 
 
 def _containers(status: objects.PodStatus) -> tuple[tuple[str, str], ...]:
     """Ids are `containerd://…`; a container that has not started yet has none."""
-    known = ((one.container_id.rpartition("//")[2], one.name) for one in _container_statuses(status))
+    known = ((container.container_id.rpartition("//")[2], container.name) for container in _container_statuses(status))
     return tuple((container_id, intern(name)) for container_id, name in known if container_id)
 
 
 def _only_container(spec: objects.PodSpec) -> str | None:
     """Name of the pod's container, if it can have no other; ephemeral ones are added while it runs."""
     lists = (spec.init_containers, spec.containers, spec.ephemeral_containers)
-    names = [one.name for some in lists for one in some or ()]
+    names = [container.name for some in lists for container in some or ()]
     return intern(names[0]) if len(names) == 1 and names[0] else None
 
 
 def _pod_ips(status: objects.PodStatus) -> Sequence[str]:
-    return [one.ip for one in status.pod_ips or ()] or [status.pod_ip]
+    return [pod_ip.ip for pod_ip in status.pod_ips or ()] or [status.pod_ip]
 
 
 def _addresses(texts: Iterable[str]) -> tuple[bytes, ...]:
@@ -279,9 +283,9 @@ def _ns(time: datetime | None) -> int | None:
 
 def _network_ready_ns(status: objects.PodStatus) -> int | None:
     times = (
-        one.last_transition_time
-        for one in status.conditions or ()
-        if one.type == NETWORK_READY and one.status == "True"
+        condition.last_transition_time
+        for condition in status.conditions or ()
+        if condition.type == NETWORK_READY and condition.status == "True"
     )
     return _ns(next(times, None))
 
@@ -290,7 +294,7 @@ def _finished_ns(pod: objects.Pod) -> int | None:
     if pod.status.phase not in OVER and pod.metadata.deletion_timestamp is None:
         # Containers of a pod that goes on are started again.
         return None
-    ends = [_ended_ns(one) for one in pod.status.container_statuses or ()]
+    ends = [_ended_ns(container) for container in pod.status.container_statuses or ()]
     known = [end for end in ends if end is not None]
     return max(known) if known and len(known) == len(ends) else None
 
@@ -313,9 +317,9 @@ def _node_local(spec: objects.PodSpec) -> tuple[bytes, ...] | None:
 
 def _ports(ports: Iterable[objects.ServicePort | objects.SlicePort] | None) -> tuple[tuple[int, int, str], ...]:
     return tuple(
-        (PROTOCOLS[one.protocol or "TCP"], one.port, intern(one.name or ""))
-        for one in ports or ()
-        if one.port is not None and (one.protocol or "TCP") in PROTOCOLS
+        (PROTOCOLS[port.protocol or "TCP"], port.port, intern(port.name or ""))
+        for port in ports or ()
+        if port.port is not None and (port.protocol or "TCP") in PROTOCOLS
     )
 
 

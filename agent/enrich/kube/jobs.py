@@ -122,4 +122,4 @@ class CronJobs:
             owners = _decode(data).metadata.owner_references or ()
         except UNREADABLE as error:
             raise GarbledError(f"this is no Job: {error}") from None
-        return next((f"CronJob/{one.name}" for one in owners if one.controller and one.kind == "CronJob"), None)
+        return next((f"CronJob/{owner.name}" for owner in owners if owner.controller and owner.kind == "CronJob"), None)

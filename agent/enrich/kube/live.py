@@ -100,12 +100,12 @@ class LiveCluster:
     @property
     def is_synced(self) -> bool:
         """Whether everything that the agent needs was taken in, once at least."""
-        return self._all_services.mirror.synced and all(one.synced for one in self._needed)
+        return self._all_services.mirror.synced and all(watch.synced for watch in self._needed)
 
     @property
     def is_current(self) -> bool:
         """Whether the API server was heard of just now; if not, what is known may be old."""
-        return all(one.is_current for one in self._needed)
+        return all(watch.is_current for watch in self._needed)
 
     @property
     def renewals(self) -> int:
@@ -215,7 +215,7 @@ class LiveCluster:
 
     @property
     def _needed(self) -> tuple[WatchHealth, ...]:
-        return tuple(one for one in self.health if one.required and one.wanted)
+        return tuple(watch for watch in self.health if watch.required and watch.wanted)
 
     def _feed(
         self, resource: Resource[Facts], changed: Callable[[Facts | None, Facts | None, int], None]

@@ -47,7 +47,7 @@ class Services:
     def update(self, old: ServiceFacts | None, new: ServiceFacts | None, _ts_ns: int) -> None:
         """Take note of a change."""
         for address in old.virtual if old else ():
-            rest = tuple(one for one in self._by_address.get(address, ()) if old and one.key != old.key)
+            rest = tuple(facts for facts in self._by_address.get(address, ()) if old and facts.key != old.key)
             if rest:
                 self._by_address[address] = rest
             else:
@@ -60,7 +60,7 @@ class Services:
     def at(self, address: bytes) -> ServiceFacts | None:
         """The Service with this address; of several that share an external one, one that serves DNS."""
         found = self._by_address.get(address, ())
-        return next((one for one in found if one.key in self._servers), next(iter(found), None))
+        return next((facts for facts in found if facts.key in self._servers), next(iter(found), None))
 
     def port_at(self, virtual: Endpoint, protocol: int) -> Found | None:
         """The Service behind this address and port, and the port's name."""

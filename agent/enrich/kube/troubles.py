@@ -98,18 +98,18 @@ class Trouble(NamedTuple):
 
 def troubles(watches: Iterable[Watched]) -> dict[str, Trouble]:
     """What goes on at present, by a key that remains the same as long as it does."""
-    wanted = [one for one in watches if one.wanted]
+    wanted = [watch for watch in watches if watch.wanted]
     found: dict[str, Trouble] = {}
-    for one in wanted:
-        failure = one.failure
+    for reply in wanted:
+        failure = reply.failure
         if failure is None or failure.reason in ROUTINE:
             continue
         if failure.reason in COMMON:
             # The other watches have it too, if they have not noticed yet.
             found.setdefault(failure.reason, _trouble(failure, "", wanted))
         else:
-            concerned = [other for other in wanted if other.resource == one.resource]
-            found.setdefault(f"{failure.reason} {one.resource}", _trouble(failure, f" {one.resource}", concerned))
+            concerned = [other for other in wanted if other.resource == reply.resource]
+            found.setdefault(f"{failure.reason} {reply.resource}", _trouble(failure, f" {reply.resource}", concerned))
     return found
 
 
@@ -126,9 +126,9 @@ def _trouble(failure: Failure, resource: str, concerned: list[Watched]) -> Troub
 
 
 def _consequence(watches: list[Watched]) -> str:
-    if any(one.required and not one.synced for one in watches):
+    if any(watch.required and not watch.synced for watch in watches):
         return "The agent is not ready until this is over, and its lines lack names"
-    if any(one.required for one in watches):
+    if any(watch.required for watch in watches):
         return "The agent goes on with what it knew; names of what is new are missing"
-    missing = ", ".join(one.name for one in watches)
+    missing = ", ".join(watch.name for watch in watches)
     return f"The agent is ready and does without {missing}"

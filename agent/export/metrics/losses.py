@@ -53,7 +53,7 @@ def _unanswered_queries(outcome: Outcome) -> int:
 
 def _dropped_replies(outcome: Outcome) -> int:
     replies = outcome.session.replies.transmissions
-    return sum(outcome.node_state.died(one, outcome.client_netns) is not None for one in replies)
+    return sum(outcome.node_state.died(reply, outcome.client_netns) is not None for reply in replies)
 
 
 def _unanswered_exchanges(outcome: Outcome) -> int:

@@ -42,16 +42,16 @@ IGNORED_FIELDS = {
 }
 """Label value and field of `agent.session.table.Counts`."""
 WATCH_FIELDS: dict[Metric, Callable[[WatchNumbers], float]] = {
-    catalogue.WATCH_SYNCED: lambda one: one.synced,
-    catalogue.WATCH_CONNECTED: lambda one: one.connected,
-    catalogue.WATCH_WANTED: lambda one: one.wanted,
-    catalogue.WATCH_OBJECTS: lambda one: one.objects,
-    catalogue.WATCH_LEFT_OUT: lambda one: one.left_out,
-    catalogue.WATCH_CONTACT: lambda one: one.last_contact_seconds,
-    catalogue.WATCH_LISTS: lambda one: one.lists,
-    catalogue.WATCH_OPENED: lambda one: one.watches,
-    catalogue.WATCH_EVENTS: lambda one: sum(dict(one.events).values()),
-    catalogue.WATCH_UNDECODABLE: lambda one: one.undecodable,
+    catalogue.WATCH_SYNCED: lambda watch: watch.synced,
+    catalogue.WATCH_CONNECTED: lambda watch: watch.connected,
+    catalogue.WATCH_WANTED: lambda watch: watch.wanted,
+    catalogue.WATCH_OBJECTS: lambda watch: watch.objects,
+    catalogue.WATCH_LEFT_OUT: lambda watch: watch.left_out,
+    catalogue.WATCH_CONTACT: lambda watch: watch.last_contact_seconds,
+    catalogue.WATCH_LISTS: lambda watch: watch.lists,
+    catalogue.WATCH_OPENED: lambda watch: watch.watches,
+    catalogue.WATCH_EVENTS: lambda watch: sum(dict(watch.events).values()),
+    catalogue.WATCH_UNDECODABLE: lambda watch: watch.undecodable,
 }
 
 
@@ -99,11 +99,17 @@ def _kernel(counts: KernelCounts) -> Readings:
 def _clients(clients: Clients) -> Readings:
     now = clients.now()
     return {
-        catalogue.CLIENT_QUERIES: {who: one.queries for who, one in now},
-        catalogue.CLIENT_RETRANSMISSIONS: {who: one.retransmissions for who, one in now},
-        catalogue.CLIENT_SESSIONS: {(*who, kind): value for who, one in now for kind, value in one.sessions.items()},
-        catalogue.CLIENT_RESPONSES: {(*who, kind): value for who, one in now for kind, value in one.responses.items()},
-        catalogue.CLIENT_LOST_MESSAGES: {(*who, leg): value for who, one in now for leg, value in one.lost.items()},
+        catalogue.CLIENT_QUERIES: {who: counts.queries for who, counts in now},
+        catalogue.CLIENT_RETRANSMISSIONS: {who: counts.retransmissions for who, counts in now},
+        catalogue.CLIENT_SESSIONS: {
+            (*who, kind): value for who, counts in now for kind, value in counts.sessions.items()
+        },
+        catalogue.CLIENT_RESPONSES: {
+            (*who, kind): value for who, counts in now for kind, value in counts.responses.items()
+        },
+        catalogue.CLIENT_LOST_MESSAGES: {
+            (*who, leg): value for who, counts in now for leg, value in counts.lost.items()
+        },
         catalogue.CLIENTS: {(): len(clients)},
         catalogue.CLIENTS_LIMIT: {(): clients.wanted.cap},
     }
@@ -166,6 +172,8 @@ def _programs(agent: Agent) -> Readings:
 
 def _watches(agent: Agent) -> Readings:
     watches = () if agent.watches is None else tuple(agent.watches())
-    readings: Readings = {metric: {(one.name,): read(one) for one in watches} for metric, read in WATCH_FIELDS.items()}
-    errors: Values = {(one.name, word): number for one in watches for word, number in dict(one.errors).items()}
+    readings: Readings = {
+        metric: {(watch.name,): read(watch) for watch in watches} for metric, read in WATCH_FIELDS.items()
+    }
+    errors: Values = {(watch.name, word): number for watch in watches for word, number in dict(watch.errors).items()}
     return readings | {catalogue.WATCH_ERRORS: errors}

@@ -175,7 +175,8 @@ class Sources:
             return [NOT_ATTACHED]
         watches = () if agent.watches is None else agent.watches()
         return [
-            f"Kubernetes: {one.name} have not been taken in yet" + (f" ({one.last_error})" if one.last_error else "")
-            for one in watches
-            if one.required and one.wanted and not one.synced
+            f"Kubernetes: {watche.name} have not been taken in yet"
+            + (f" ({watche.last_error})" if watche.last_error else "")
+            for watche in watches
+            if watche.required and watche.wanted and not watche.synced
         ]

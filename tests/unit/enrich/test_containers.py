@@ -560,3 +560,14 @@ def test_without_a_look_at_process_1_this_process_is_taken_for_one_of_the_node(p
     (proc.root / "self/ns").mkdir(parents=True)
     os.link(proc.netns["host"], proc.root / "self/ns/net")
     assert proc.processes().host_netns == proc.home
+
+
+def test_a_program_of_the_node_in_a_pods_namespace_is_a_visitor_and_one_of_the_pod_is_none(proc: Proc, pod: int):
+    proc.process(50, "pod", "/system.slice/ssh.service")
+    known = proc.containers()
+    for pid in (50, 101):
+        known.of_sender(pod, pid, proc.now_ns)
+    assert known.is_visitor(UID, 50, proc.now_ns)
+    assert not known.is_visitor(UID, 101, proc.now_ns)
+    assert not known.is_visitor(UID, 4711, proc.now_ns)
+    assert not known.is_visitor(UID, None, proc.now_ns)
