@@ -156,7 +156,12 @@ class Forwarding:
                     self._parents[child] = parent
 
     def attach(self, parent: Session, child: Session, *, ambiguous: bool) -> None:
-        """Make the exchange one of the lookup's, and let it wait as long as servers do."""
+        """Make the exchange one of the lookup's, and let it wait as long as servers do.
+
+        What looks like asked for a background lookup is one itself: servers check each other at the same time, by the
+        same question, and no client waits for either.
+        """
+        child.background = child.background or parent.background
         if upstream.attach(parent, child, ambiguous=ambiguous):
             self._parents[child] = parent
             if child.replies.transmissions:

@@ -765,6 +765,15 @@ def test_a_health_check_while_a_lookup_waits_does_not_change_it(world):
     assert world.table.counts.background["health check"] == 1
 
 
+def test_a_health_check_while_another_servers_check_is_open_is_one_too(world):
+    world.outcomes(chain(world, world.START))
+    start = world.now + world.SECOND
+    check = world.Lookup().onward("host", name=".", rdtype=2, identifier=500, port=41000)
+    world.feed([*check.query(start), *check.onward(identifier=600, port=33600).query(start + world.MS)])
+    assert world.outcomes() == []
+    assert world.table.counts.background["health check"] == 2
+
+
 def test_a_pod_that_serves_nobody_may_ask_for_the_root(world):
     start = warm(world)
     one = world.outcome(world.Lookup(name=".", rdtype=2).both(start))
