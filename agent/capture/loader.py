@@ -68,8 +68,6 @@ class Loaded(NamedTuple):
     drop_reasons: dict[int, str]
     limits: list[str]
     """What this kernel or process keeps it from seeing, a sentence each."""
-    plain_loads: bool
-    """Whether the program reads kernel memory by plain loads; otherwise by calls of a helper, which cost more."""
 
 
 def load(ports: list[int], ring_bytes: int) -> Loaded:
@@ -117,7 +115,6 @@ def _loaded(answer: dict[str, Any], fds: list[int], diagnostics: str) -> Loaded:
         cpus=answer["cpus"],
         drop_reasons={int(value): name for value, name in answer["drop_reasons"].items()},
         limits=answer["limits"],
-        plain_loads=answer["plain_loads"],
     )
 
 
@@ -145,7 +142,7 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
     kernel = kernel_types().btf
     cpus = possible_cpus()
     _allow_locked_memory()
-    program, limits, plain_loads = _load(order, cpus, kernel)
+    program, limits = _load(order, cpus, kernel)
     links, more_limits = _attach_cgroup(program)
     probes, probe_limits = _attach_probe(program)
     learned = {
@@ -153,7 +150,6 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
         "cpus": cpus,
         "drop_reasons": drop_reasons(kernel),
         "limits": limits + more_limits + probe_limits,
-        "plain_loads": plain_loads,
     }
     fds = {name: program.maps[name] for name in HANDED_OVER} | program.tracepoints()
     return fds | links | probes, learned
@@ -185,11 +181,11 @@ class _Program(NamedTuple):
         return fds | {f"link:{name}": open_raw_tracepoint(name, fd) for name, fd in self.programs.items()}
 
 
-def _load(order: dict[str, Any], cpus: int, kernel: Btf) -> tuple[_Program, list[str], bool]:
+def _load(order: dict[str, Any], cpus: int, kernel: Btf) -> tuple[_Program, list[str]]:
     """Load, as much as the kernel takes: it may lack plain loads, or the conntrack counters, or not let them be read.
 
     Returns:
-        The program, what it cannot tell, and whether it reads by plain loads.
+        The program, and what it cannot tell.
     """
     offsets, cast = kernel_flags(kernel), cast_id(kernel)
     plain = {name: value for name, value in offsets.items() if name != HAS_COUNTERS}
@@ -203,9 +199,9 @@ def _load(order: dict[str, Any], cpus: int, kernel: Btf) -> tuple[_Program, list
             refusal = error
             continue
         if HAS_COUNTERS in flags:
-            return program, [], bool(kfuncs)
+            return program, []
         why = f" ({str(refusal).splitlines()[0]})" if HAS_COUNTERS in offsets else ""
-        return program, [f"{COUNTERS_LOSS}{why}"], bool(kfuncs)
+        return program, [f"{COUNTERS_LOSS}{why}"]
     assert refusal is not None  # noqa: S101  there is at least one variant
     raise refusal
 

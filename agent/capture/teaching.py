@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from agent.session.model import SECOND_NS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from collections.abc import Set as AbstractSet
 
     from agent.hop.endpoint import Endpoint
 
-TEACH_NS = 60_000_000_000
+TEACH_NS = 60 * SECOND_NS
 """How often the program is told of servers that it knows already: it forgets them after five minutes."""
 MAX_TAUGHT = 1024
 """Of the 4096 endpoints that the program has room for: the others are those that it learns itself."""

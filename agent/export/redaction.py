@@ -66,7 +66,7 @@ class Redaction:
         return content | {
             "question": question and question | {"name": self.word(question["name"])},
             **sections,
-            "edns": edns and edns | {"options": [edn | {"data": HIDDEN} for edn in edns["options"]]},
+            "edns": edns and edns | {"options": [option | {"data": HIDDEN} for option in edns["options"]]},
         }
 
     def _record(self, record: dict[str, Any]) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class Pod:
     ) -> list[str]:
         """Return a command, for `run` or `popen`, that sees a resolv.conf of its own by a private mount namespace."""
         nameservers = [nameserver] if isinstance(nameserver, str) else nameserver
-        lines = [*(f"nameserver {other_nameserver}" for other_nameserver in nameservers), f"options {options}"]
+        lines = [*(f"nameserver {address}" for address in nameservers), f"options {options}"]
         lines += [f"search {search}"] if search else []
         files = [self._file("\n".join([*lines, ""])), self._file(NSSWITCH)]
         return ["unshare", "--mount", "sh", "-c", PRIVATE_RESOLVER, "sh", *map(str, files), *argv]

@@ -16,14 +16,16 @@ LOAD_EACH_WAY = """
 import sys
 from agent.capture import loader
 from agent.kernel import casts
+from agent.kernel.program import CALL, INSTRUCTION, PSEUDO_KFUNC_CALL
 from agent.kernel.types import kernel_types
 
 if sys.argv[1] == "probed":
     loader.cast_id = lambda _kernel: None
-program, _, plain_loads = loader._load({"ports": [53], "ring_bytes": 1 << 20}, 1, kernel_types().btf)
+program, _ = loader._load({"ports": [53], "ring_bytes": 1 << 20}, 1, kernel_types().btf)
 for name in loader.cgroup.ATTACH_TYPES:
     program.load(name, loader.CGROUP_SKB)
-print(plain_loads)
+code = program.image.programs["kfree_skb"].code
+print(any(one[0] == CALL and one[1] >> 4 == PSEUDO_KFUNC_CALL for one in INSTRUCTION.iter_unpack(code)))
 """
 EXIT = INSTRUCTION.pack(0x95, 0, 0, 0)
 RETURN_0 = INSTRUCTION.pack(0xB7, 0, 0, 0) + EXIT

@@ -167,7 +167,7 @@ class ServiceReader:
         key = intern(metadata.namespace), metadata.name
         is_name = spec.type == "ExternalName"
         cluster_ips = () if is_name else _addresses(spec.cluster_ips or (spec.cluster_ip,))
-        ingress = (balancer.ip for balancer in service.status.load_balancer.ingress or ())
+        ingress = (entry.ip for entry in service.status.load_balancer.ingress or ())
         return ServiceFacts(
             key=key,
             service=Service(

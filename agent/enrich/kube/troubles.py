@@ -100,16 +100,16 @@ def troubles(watches: Iterable[Watched]) -> dict[str, Trouble]:
     """What goes on at present, by a key that remains the same as long as it does."""
     wanted = [watch for watch in watches if watch.wanted]
     found: dict[str, Trouble] = {}
-    for reply in wanted:
-        failure = reply.failure
+    for watch in wanted:
+        failure = watch.failure
         if failure is None or failure.reason in ROUTINE:
             continue
         if failure.reason in COMMON:
             # The other watches have it too, if they have not noticed yet.
             found.setdefault(failure.reason, _trouble(failure, "", wanted))
         else:
-            concerned = [other for other in wanted if other.resource == reply.resource]
-            found.setdefault(f"{failure.reason} {reply.resource}", _trouble(failure, f" {reply.resource}", concerned))
+            concerned = [other for other in wanted if other.resource == watch.resource]
+            found.setdefault(f"{failure.reason} {watch.resource}", _trouble(failure, f" {watch.resource}", concerned))
     return found
 
 

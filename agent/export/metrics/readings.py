@@ -40,7 +40,7 @@ IGNORED_FIELDS = {
     "started_mid_lookup": "started_mid_lookup",
     "unasked": "unasked",
 }
-"""Label value and field of `agent.session.table.Counts`."""
+"""Label value and field of `agent.session.counts.Counts`."""
 WATCH_FIELDS: dict[Metric, Callable[[WatchNumbers], float]] = {
     catalogue.WATCH_SYNCED: lambda watch: watch.synced,
     catalogue.WATCH_CONNECTED: lambda watch: watch.connected,
