@@ -28,11 +28,11 @@ VM := .cache/vm
 # Another Debian release whose kernel to boot, such as trixie or trixie-backports; this machine's own without it.
 VM_RELEASE ?=
 VM_KERNEL := $(VM)$(addprefix /,$(VM_RELEASE))
-GO_BUILD = go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@ .
+GO_BUILD = go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@
 WITH_GO = $(if $(shell command -v go),$(1))
 
 .PHONY: help setup setup-lab setup-dev oracles coredns cluster prometheus image run demo test test-cluster test-prometheus test-slow
-.PHONY: test-image verdicts dataplanes healthy vm test-vm check bench bench-compare dashboard lock clean
+.PHONY: test-install test-image verdicts dataplanes healthy vm test-vm check bench bench-compare dashboard lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -84,6 +84,11 @@ $(PROGRAMS)/coredns-kubernetes: $(wildcard tests/cluster/coredns/*)
 
 $(PROGRAMS)/kubectl: $(wildcard tests/cluster/kubectl/*)
 	cd tests/cluster/kubectl && $(GO_BUILD)
+
+# Two minutes of CPU time with nothing compiled before; go.mod names the program as a tool, so it needs no code here.
+HELM := helm.sh/helm/v3/cmd/helm
+$(PROGRAMS)/helm: $(wildcard tests/install/helm/*)
+	cd tests/install/helm && $(GO_BUILD) $(HELM)
 
 # How the Prometheus operator defines the kinds of deploy/prometheus.
 OPERATOR := github.com/prometheus-operator/prometheus-operator
@@ -142,6 +147,10 @@ test-vm: setup-dev oracles vm ## tests/kernel on a Debian kernel (VM_RELEASE=tri
 
 test-cluster: setup-dev cluster ## the tests with a real API server (needs Go)
 	$(BIN)/python -m pytest tests/cluster $(ARGS)
+
+INSTALL := $(PROGRAMS)/helm $(PROGRAMS)/kubectl
+test-install: setup-dev $(call WITH_GO,$(INSTALL)) ## the Helm chart and the kustomize components (needs Go)
+	$(BIN)/python -m pytest tests/install $(ARGS)
 
 test-prometheus: setup-dev oracles prometheus ## a real Prometheus watches a node that breaks: alerts, dashboard, log queries
 	$(BIN)/python -m pytest tests/prometheus tests/kernel/test_log_queries.py $(ARGS)
