@@ -1,0 +1,73 @@
+"""The kustomize components change what their platforms need, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.install.tools import ROOT, Objects, by_kind, changes, manifest, output
+
+COMPONENTS = ROOT / "deploy/kustomize"
+SECURITY = "DaemonSet.spec.template.spec.containers.0.securityContext"
+UNCONFINED = {f"{SECURITY}.seccompProfile.type": "Unconfined"}
+ADDED = ("SecurityContextConstraints", "Role", "RoleBinding")
+NAMESPACE = "observability"
+
+
+def built(directory: Path, component: str, **more: str) -> Objects:
+    """What a user's overlay with this component makes of the repository."""
+    paths = {"resources": ROOT, "components": COMPONENTS / component}
+    overlay = {key: [os.path.relpath(path, directory.resolve())] for key, path in paths.items()}
+    (directory / "kustomization.yaml").write_text(json.dumps({**overlay, **more}))
+    return by_kind(output("kubectl", "kustomize", directory))
+
+
+def test_without_seccomp_and_otherwise_the_manifest(tmp_path: Path):
+    assert changes(manifest(), built(tmp_path, "unconfined-seccomp")) == UNCONFINED
+
+
+def test_openshift_adds_the_constraints_and_who_may_use_them(tmp_path: Path):
+    found = built(tmp_path, "openshift")
+    assert changes(manifest(), {kind: found[kind] for kind in manifest()}) == {
+        **UNCONFINED,
+        "Namespace.metadata.annotations": {"openshift.io/node-selector": ""},
+    }
+    assert found.keys() - manifest().keys() == set(ADDED)
+
+
+def test_the_constraints_allow_what_the_pod_asks_for_and_no_more(tmp_path: Path):
+    found = built(tmp_path, "openshift")
+    pod, constraints = found["DaemonSet"]["spec"]["template"]["spec"], found["SecurityContextConstraints"]
+    (container,) = pod["containers"]
+    security = container["securityContext"]
+    assert constraints["allowedCapabilities"] == security["capabilities"]["add"]
+    assert constraints["requiredDropCapabilities"] == security["capabilities"]["drop"]
+    assert constraints["allowPrivilegedContainer"] == security["privileged"]
+    assert constraints["allowPrivilegeEscalation"] == security["allowPrivilegeEscalation"]
+    assert constraints["readOnlyRootFilesystem"] == security["readOnlyRootFilesystem"]
+    assert constraints["seccompProfiles"] == [security["seccompProfile"]["type"].lower()]
+    for allowed, field in (("HostPID", "hostPID"), ("HostNetwork", "hostNetwork"), ("HostIPC", "hostIPC")):
+        assert constraints[f"allow{allowed}"] == pod.get(field, False)
+    volumes = {kind for volume in pod["volumes"] for kind in volume if kind != "name"}
+    assert set(constraints["volumes"]) == volumes | {"projected"}
+
+
+@pytest.mark.parametrize("namespace", ["dnstrail", NAMESPACE])
+def test_only_the_agents_account_may_use_the_constraints(tmp_path: Path, namespace: str):
+    found = built(tmp_path, "openshift", namespace=namespace)
+    (rule,) = found["Role"]["rules"]
+    constraints = found["SecurityContextConstraints"]
+    assert rule == {
+        "apiGroups": [constraints["apiVersion"].partition("/")[0]],
+        "resources": [constraints["kind"].lower()],
+        "resourceNames": [constraints["metadata"]["name"]],
+        "verbs": ["use"],
+    }
+    assert found["RoleBinding"]["roleRef"]["name"] == found["Role"]["metadata"]["name"]
+    assert found["RoleBinding"]["subjects"] == found["ClusterRoleBinding"]["subjects"]
+    places = {found[kind]["metadata"]["namespace"] for kind in ("DaemonSet", "ServiceAccount", "Role", "RoleBinding")}
+    assert places == {namespace}
+    assert not {"users", "groups"} & constraints.keys()
