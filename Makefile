@@ -69,7 +69,8 @@ coredns: $(PROGRAMS)/coredns
 $(PROGRAMS)/coredns: $(wildcard tests/oracle/coredns/*)
 	cd tests/oracle/coredns && $(GO_BUILD)
 
-CLUSTER := $(PROGRAMS)/control-plane $(PROGRAMS)/coredns-kubernetes $(PROGRAMS)/kubectl $(CRDS)/.got
+CLUSTER := $(PROGRAMS)/control-plane $(PROGRAMS)/coredns-kubernetes $(PROGRAMS)/kubectl $(PROGRAMS)/helm
+CLUSTER += $(CRDS)/.got $(CRDS)/openshift/.got
 cluster: $(CLUSTER) ## a Kubernetes control plane for the tests, in .cache
 	@bash deploy/apt-install $(CLUSTER_PACKAGES)
 
@@ -96,6 +97,14 @@ $(CRDS)/.got: tests/prometheus/operator/go.mod
 	mkdir -p $(CRDS)
 	cd tests/prometheus/operator && go mod download $(OPERATOR) && \
 	install -m 644 -t $(CURDIR)/$(CRDS) "$$(go list -m -f '{{.Dir}}' $(OPERATOR))"/example/prometheus-operator-crd/*_{podmonitors,prometheusrules}.yaml
+	@touch $@
+
+# How OpenShift defines the kind of deploy/kustomize/openshift.
+OPENSHIFT := github.com/openshift/api
+$(CRDS)/openshift/.got: tests/cluster/openshift/go.mod
+	mkdir -p $(@D)
+	cd tests/cluster/openshift && go mod download $(OPENSHIFT) && \
+	install -m 644 -t $(CURDIR)/$(@D) "$$(go list -m -f '{{.Dir}}' $(OPENSHIFT))"/security/v1/zz_generated.crd-manifests/*.yaml
 	@touch $@
 
 # Only the programs: the package would start a server on this machine.

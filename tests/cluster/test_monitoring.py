@@ -46,7 +46,7 @@ def operated(control_plane: ControlPlane) -> Iterator[ControlPlane]:
 
 
 def is_established(definition: dict[str, Any]) -> bool:
-    conditions = definition.get("status", {}).get("conditions", ())
+    conditions = definition.get("status", {}).get("conditions") or ()
     return any((one["type"], one["status"]) == ("Established", "True") for one in conditions)
 
 

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.install.tools import ROOT, Objects, by_kind, changes, manifest, output
+from tests.install.tools import changes, kustomized, manifest
 
-COMPONENTS = ROOT / "deploy/kustomize"
 SECURITY = "DaemonSet.spec.template.spec.containers.0.securityContext"
 UNCONFINED = {f"{SECURITY}.seccompProfile.type": "Unconfined"}
 ADDED = ("SecurityContextConstraints", "Role", "RoleBinding")
 NAMESPACE = "observability"
 
 
-def built(directory: Path, component: str, **more: str) -> Objects:
-    """What a user's overlay with this component makes of the repository."""
-    paths = {"resources": ROOT, "components": COMPONENTS / component}
-    overlay = {key: [os.path.relpath(path, directory.resolve())] for key, path in paths.items()}
-    (directory / "kustomization.yaml").write_text(json.dumps({**overlay, **more}))
-    return by_kind(output("kubectl", "kustomize", directory))
-
-
 def test_without_seccomp_and_otherwise_the_manifest(tmp_path: Path):
-    assert changes(manifest(), built(tmp_path, "unconfined-seccomp")) == UNCONFINED
+    assert changes(manifest(), kustomized(tmp_path, "unconfined-seccomp")) == UNCONFINED
 
 
 def test_openshift_adds_the_constraints_and_who_may_use_them(tmp_path: Path):
-    found = built(tmp_path, "openshift")
+    found = kustomized(tmp_path, "openshift")
     assert changes(manifest(), {kind: found[kind] for kind in manifest()}) == {
         **UNCONFINED,
         "Namespace.metadata.annotations": {"openshift.io/node-selector": ""},
@@ -39,7 +28,7 @@ def test_openshift_adds_the_constraints_and_who_may_use_them(tmp_path: Path):
 
 
 def test_the_constraints_allow_what_the_pod_asks_for_and_no_more(tmp_path: Path):
-    found = built(tmp_path, "openshift")
+    found = kustomized(tmp_path, "openshift")
     pod, constraints = found["DaemonSet"]["spec"]["template"]["spec"], found["SecurityContextConstraints"]
     (container,) = pod["containers"]
     security = container["securityContext"]
@@ -57,7 +46,7 @@ def test_the_constraints_allow_what_the_pod_asks_for_and_no_more(tmp_path: Path)
 
 @pytest.mark.parametrize("namespace", ["dnstrail", NAMESPACE])
 def test_only_the_agents_account_may_use_the_constraints(tmp_path: Path, namespace: str):
-    found = built(tmp_path, "openshift", namespace=namespace)
+    found = kustomized(tmp_path, "openshift", namespace=namespace)
     (rule,) = found["Role"]["rules"]
     constraints = found["SecurityContextConstraints"]
     assert rule == {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from tests.lab.servers import PROGRAMS, find_program
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/helm"
+COMPONENTS = ROOT / "deploy/kustomize"
 SECONDS = 60
 Objects = dict[str, dict[str, Any]]
 """Objects of the API by their kind; there is one of each."""
@@ -68,6 +71,14 @@ def _values_of(node: yaml.MappingNode, lines: list[str], prefix: str = "") -> It
 def chart(*arguments: str, source: Path = CHART) -> Objects:
     """What the chart renders into the namespace of the manifest."""
     return by_kind(output("helm", "template", "dnstrail", source, "--namespace", "dnstrail", *arguments))
+
+
+def kustomized(directory: Path, component: str, **more: str) -> Objects:
+    """What a user's overlay with this component makes of the repository."""
+    paths = {"resources": ROOT, "components": COMPONENTS / component}
+    overlay = {key: [os.path.relpath(path, directory.resolve())] for key, path in paths.items()}
+    (directory / "kustomization.yaml").write_text(json.dumps({**overlay, **more}))
+    return by_kind(output("kubectl", "kustomize", directory))
 
 
 def changes(before: object, after: object, path: str = "") -> dict[str, Any]:
