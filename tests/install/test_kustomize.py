@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.install.tools import changes, kustomized, manifest
+from agent import __version__
+from tests.install.tools import COMPONENTS, ROOT, by_kind, changes, kustomized, manifest, output
 
 SECURITY = "DaemonSet.spec.template.spec.containers.0.securityContext"
 UNCONFINED = {f"{SECURITY}.seccompProfile.type": "Unconfined"}
@@ -25,6 +28,21 @@ def test_openshift_adds_the_constraints_and_who_may_use_them(tmp_path: Path):
         "Namespace.metadata.annotations": {"openshift.io/node-selector": ""},
     }
     assert found.keys() - manifest().keys() == set(ADDED)
+
+
+def test_the_overlay_of_the_documents_does_what_it_says(tmp_path: Path):
+    page = (ROOT / "docs/install.md").read_text()
+    (overlay,) = re.findall(r"^```yaml\n(# kustomization.yaml;.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "kustomization.yaml").write_text(overlay)
+    shutil.copytree(COMPONENTS, tmp_path / "dnstrail/deploy/kustomize")
+    for name in ("daemonset.yaml", "kustomization.yaml"):
+        shutil.copy(ROOT / name, tmp_path / "dnstrail")
+    found = by_kind(output("kubectl", "kustomize", tmp_path))
+    plain = kustomized(tmp_path, "openshift")
+    assert changes(plain, found) == {
+        "DaemonSet.spec.template.spec.containers.0.image": f"REGISTRY/dnstrail:{__version__}",
+        "ConfigMap.data.DNSTRAIL_LOG": "problems",
+    }
 
 
 def test_the_constraints_allow_what_the_pod_asks_for_and_no_more(tmp_path: Path):
