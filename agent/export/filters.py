@@ -13,9 +13,17 @@ from agent.wire.render import rcode_to_text, rdtype_to_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent.context.cluster import Pod
     from agent.context.who import Who
     from agent.explain.verdict import Verdict
+    from agent.export.line import Line
+    from agent.session.model import Key
+
+
+class Asked(NamedTuple):
+    """What a lookup asked for, as text; the name in lower case, with its last dot."""
+
+    type: str
+    name: str
 
 
 class Filter(NamedTuple):
@@ -35,36 +43,66 @@ class Filter(NamedTuple):
     def wants(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who] = lambda: NOBODY) -> bool:
         """Whether this session passes; `who` is asked only if it is needed."""
         key = outcome.session.key
-        if outcome.session.connecting and (self.names or self.types):
-            return False
+        asked = None if outcome.session.connecting else self._asked(key)
         rcode = "" if outcome.rcode is None else rcode_to_text(outcome.rcode)
+        cause = verdict.cause.code if verdict.cause else ""
+        if not self._wants_lookup(outcome.status.value, asked, rcode, cause):
+            return False
+        if not (self.namespaces or self.pods):
+            return True
+        pod = who().client
+        return pod is not None and self._wants_client(pod.namespace, pod.name)
+
+    def wants_line(self, line: Line) -> bool:
+        """Whether a line that was read back passes."""
+        question = line.question
+        asked = None if question is None else Asked(question.type, question.name.lower())
+        cause = line.cause.code if line.cause else ""
+        if not self._wants_lookup(line.status, asked, line.rcode or "", cause):
+            return False
+        if not (self.namespaces or self.pods):
+            return True
+        namespace, pod = line.client.namespace, line.client.pod
+        return namespace is not None and pod is not None and self._wants_client(namespace, pod)
+
+    def _asked(self, key: Key) -> Asked:
+        """As far as it is needed."""
+        rdtype = rdtype_to_text(key.rdtype) if self.types else ""
+        return Asked(rdtype, name_to_text(key.name) if self.names else "")
+
+    def _wants_lookup(self, status: str, asked: Asked | None, rcode: str, cause: str) -> bool:
         return (
-            _among(outcome.status.value, self.statuses)
-            and (not self.types or _among(rdtype_to_text(key.rdtype), self.types))
+            self._wants_question(asked)
+            and _among(status, self.statuses)
             and _among(rcode, self.rcodes)
-            and _among(verdict.cause.code if verdict.cause else "", self.causes)
-            and _matches(key.name, self.names)
-            and (not (self.namespaces or self.pods) or self._wants_client(who().client))
+            and _among(cause, self.causes)
         )
 
-    def _wants_client(self, client: Pod | None) -> bool:
-        if client is None:
-            return False
-        named = not self.pods or any(fnmatchcase(client.name, pattern) for pattern in self.pods)
-        return named and _among(client.namespace, self.namespaces)
+    def _wants_question(self, asked: Asked | None) -> bool:
+        if asked is None:
+            return not (self.names or self.types)
+        return _among(asked.type, self.types) and _matches(asked.name, self.names)
+
+    def _wants_client(self, namespace: str, name: str) -> bool:
+        named = not self.pods or any(fnmatchcase(name, pattern) for pattern in self.pods)
+        return named and _among(namespace, self.namespaces)
 
 
 def _among(value: str, wanted: tuple[str, ...]) -> bool:
     return not wanted or value.lower() in (reply.lower() for reply in wanted)
 
 
-def _matches(name: bytes, patterns: tuple[str, ...]) -> bool:
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     if not patterns:
         return True
-    text = name_to_text(name)
-    return any(fnmatchcase(text, pattern.lower()) or fnmatchcase(text[:-1], pattern.lower()) for pattern in patterns)
+    return any(fnmatchcase(name, pattern.lower()) or fnmatchcase(name[:-1], pattern.lower()) for pattern in patterns)
 
 
 def is_problem(outcome: Outcome, verdict: Verdict) -> bool:
     """Whether `--log problems` shows it: it did not succeed, or it lost an attempt on the way."""
     return outcome.status is not Status.SUCCEEDED or verdict.cause is not None
+
+
+def is_line_of_problem(line: Line) -> bool:
+    """The same of a line that was read back."""
+    return line.status != Status.SUCCEEDED.value or line.cause is not None

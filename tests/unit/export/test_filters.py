@@ -3,7 +3,8 @@
 import pytest
 
 from agent.explain.rules import explain
-from agent.export.filters import Filter, is_problem
+from agent.export.filters import Filter, is_line_of_problem, is_problem
+from agent.export.line import Context, build
 
 
 @pytest.fixture
@@ -16,8 +17,16 @@ def refused(world):
     return world.outcome(world.Lookup(name="a.example.", rdtype=28).both(rcode=5, aa=False))
 
 
+def line_of(outcome):
+    return build(outcome, explain(outcome), Context("node-a", 0))
+
+
 def passes(outcome, **fields: tuple[str, ...]):
-    return Filter(**fields).wants(outcome, explain(outcome))
+    """Live, and when its line is read back: it is the same session."""
+    wanted = Filter(**fields)
+    live = wanted.wants(outcome, explain(outcome))
+    assert wanted.wants_line(line_of(outcome)) is live
+    return live
 
 
 def test_an_empty_filter_lets_all_pass(answered, refused):
@@ -77,3 +86,31 @@ def test_problems_are_failures_and_successes_that_lost_an_attempt(world, answere
     again = start + 5 * world.SECOND
     retried = world.outcome(world.dropped(lookup.query(start), 2), lookup.query(again), lookup.reply(again + world.MS))
     assert is_problem(retried, explain(retried))
+    for outcome in (answered, refused, retried):
+        assert is_line_of_problem(line_of(outcome)) is is_problem(outcome, explain(outcome))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"namespaces": ("shop",)}, True),
+        ({"namespaces": ("till",)}, False),
+        ({"pods": ("cart-*",)}, True),
+        ({"pods": ("cart",)}, False),
+        ({"pods": ("cart-*",), "namespaces": ("shop", "till")}, True),
+        ({"pods": ("cart-*",), "statuses": ("Failed",)}, False),
+    ],
+)
+def test_a_line_that_was_read_back_is_chosen_by_its_pod_too(answered, fields, expected):
+    line = line_of(answered)
+    assert Filter(**fields).wants_line(line) is False
+    line.client.namespace, line.client.pod = "shop", "cart-7d9f-x2x"
+    assert Filter(**fields).wants_line(line) is expected
+
+
+def test_a_connection_without_a_question_passes_no_filter_of_names_or_types(refused):
+    line = line_of(refused)
+    line.question = None
+    assert Filter(statuses=("Failed",)).wants_line(line)
+    assert not Filter(names=("*",)).wants_line(line)
+    assert not Filter(types=("AAAA",)).wants_line(line)
