@@ -26,9 +26,10 @@ from agent.kernel.casts import cast_id
 from agent.kernel.offsets import TRACEPOINTS, conntrack_layout, counter_flags, drop_reasons
 from agent.kernel.symbols import KernelSymbols
 from agent.kernel.types import KernelTypes, kernel_types
+from agent.process import abandon_stdout, wants_colour
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from agent.kernel.btf import Btf
 
@@ -485,11 +486,6 @@ def conclusion(results: list[Result]) -> tuple[str, int]:
     return f"Capture is possible here{': ' + ', '.join(worse) if worse else ', with all features'}.", 0
 
 
-def wants_colour(environment: Mapping[str, str], *, terminal: bool) -> bool:
-    """Only for a terminal that can, and a user who has not said no (no-color.org: unset or empty)."""
-    return terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
-
-
 def report(features: Iterable[Feature], *, colour: bool) -> tuple[str, int]:
     """The whole text, and the exit code."""
     results = [examine(feature) for feature in features]
@@ -521,8 +517,7 @@ def main(asked: str = AUTO) -> int:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        # The reader has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        abandon_stdout()
     return code
 
 

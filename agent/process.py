@@ -9,7 +9,10 @@ import select
 import sys
 from contextlib import suppress
 from functools import cache
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TERMINATION_LOG = "/dev/termination-log"
 """terminationMessagePath of a container in Kubernetes, unless it says otherwise."""
@@ -45,6 +48,19 @@ def tell_kubelet(error: str, place: str = TERMINATION_LOG) -> None:
         descriptor = os.open(place, os.O_WRONLY | os.O_TRUNC)  # not created: elsewhere nobody reads it
         with os.fdopen(descriptor, "w") as file:
             file.write(error[:MAX_CHARACTERS])
+
+
+def wants_colour(environment: Mapping[str, str], *, terminal: bool, choice: str = "auto") -> bool:
+    """Only for a terminal that can, and a user who has not said no (no-color.org: unset or empty).
+
+    Args:
+        environment: the variables of the process.
+        terminal: whether that is what the text goes to.
+        choice: what the user said for this command: auto, always or never.
+    """
+    if choice != "auto":
+        return choice == "always"
+    return terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
 def abandon_stdout() -> None:

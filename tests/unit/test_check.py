@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from agent import check
-from agent.check import FEATURES, Feature, Finding, examine, kernel_release, report, rows, wants_colour
+from agent.check import FEATURES, Feature, Finding, examine, kernel_release, report, rows
 from tests.unit.kube_replay import STATEFUL_SETS, Answer, kubeconfig, recorded, replaying
 
 
@@ -85,20 +85,6 @@ def test_colour_is_put_around_the_status_alone():
     coloured = list(rows([examine(feature(good))], colour=True))
     assert "\033" not in "".join(plain)
     assert coloured[1].startswith("\033[32mok       \033[0mgills")
-
-
-@pytest.mark.parametrize(
-    ("environment", "terminal", "wanted"),
-    [
-        ({"TERM": "xterm"}, True, True),
-        ({"TERM": "xterm", "NO_COLOR": ""}, True, True),
-        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False),
-        ({"TERM": "dumb"}, True, False),
-        ({"TERM": "xterm"}, False, False),
-    ],
-)
-def test_colour_is_for_terminals_of_users_who_did_not_refuse_it(environment: dict[str, str], *, terminal: bool, wanted):
-    assert wants_colour(environment, terminal=terminal) is wanted
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from agent.process import MAX_CHARACTERS, log, tell_kubelet
+from agent.process import MAX_CHARACTERS, log, tell_kubelet, wants_colour
 
 SAY = "from agent.process import log; log('one'); log('x' * 5000); log('two')"
 
@@ -99,3 +99,24 @@ def test_the_kubelet_is_told_the_reason_in_its_file_and_nothing_older(tmp_path):
 def test_where_no_kubelet_made_a_file_none_is_made(tmp_path):
     tell_kubelet("no BTF", str(tmp_path / "termination-log"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "terminal", "wanted"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, True, False),
+        ({"TERM": "xterm"}, False, False),
+    ],
+)
+def test_colour_is_for_terminals_of_users_who_did_not_refuse_it(environment: dict[str, str], *, terminal: bool, wanted):
+    assert wants_colour(environment, terminal=terminal) is wanted
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize(("choice", "wanted"), [("always", True), ("never", False)])
+def test_what_the_user_says_of_colour_for_one_command_counts(choice: str, *, terminal: bool, wanted: bool):
+    assert wants_colour({"NO_COLOR": "1", "TERM": "xterm"}, terminal=terminal, choice=choice) is wanted
+    assert wants_colour({"TERM": "xterm"}, terminal=terminal, choice=choice) is wanted
