@@ -16,6 +16,7 @@ from agent.kernel.errors import CaptureError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from agent.export.filters import Filter
     from agent.export.printer import LineOptions
     from agent.serve import Address
     from agent.session.model import Settings
@@ -166,6 +167,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_replay(
         commands.add_parser("replay", help="print the lookups found in capture files (pcap, pcapng, recordings)")
     )
+    add_explain(
+        commands.add_parser("explain", help="tell what went wrong in session lines: each problem as a short story")
+    )
     add_record(commands.add_parser("record", help="write every captured packet and drop to rotating pcapng files"))
     add_kubernetes(
         commands.add_parser(
@@ -190,19 +194,7 @@ def add_run(parser: EnvironmentParser) -> None:
     )
     add_kubernetes(parser)
     add_metrics(parser)
-    parser.add_option(
-        "namespace",
-        action="append",
-        default=[],
-        help="print only lookups of clients in this Kubernetes namespace (repeatable)",
-    )
-    parser.add_option(
-        "pod",
-        action="append",
-        default=[],
-        metavar="PATTERN",
-        help="print only lookups of pods whose name matches this shell pattern (repeatable)",
-    )
+    add_client_filters(parser)
 
 
 def add_rates(parser: EnvironmentParser) -> None:
@@ -270,6 +262,30 @@ def add_replay(parser: EnvironmentParser) -> None:
         help="print at most this many lines a second for lookups that succeeded (no limit)",
     )
     parser.add_option("node", default="", help="name of the node, for the lines (default: the name in the recording)")
+
+
+def add_explain(parser: EnvironmentParser) -> None:
+    """The options of `explain`."""
+    parser.epilog = (
+        "Exit code: 0 if everything was read; 1 if a file is damaged or cut off (what was read before that point is "
+        "told); 2 if an option is wrong or a file cannot be opened. Lines that are no session lines are counted on "
+        "stderr."
+    )
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="file of session lines, plain or compressed by gzip; - reads standard input (default)",
+    )
+    parser.add_flag("all", help="tell lookups without a problem, too")
+    add_filters(parser)
+    add_client_filters(parser)
+    parser.add_option(
+        "color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="colors: auto (at a terminal, unless NO_COLOR is set), always or never",
+    )
 
 
 def add_record(parser: EnvironmentParser) -> None:
@@ -365,6 +381,23 @@ def add_filters(parser: EnvironmentParser) -> None:
     parser.add_option("cause", action="append", default=[], help="print only lookups with this cause (repeatable)")
 
 
+def add_client_filters(parser: EnvironmentParser) -> None:
+    """Whose lookups are printed, where pods are known."""
+    parser.add_option(
+        "namespace",
+        action="append",
+        default=[],
+        help="print only lookups of clients in this Kubernetes namespace (repeatable)",
+    )
+    parser.add_option(
+        "pod",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="print only lookups of pods whose name matches this shell pattern (repeatable)",
+    )
+
+
 def add_demo(parser: EnvironmentParser) -> None:
     """The options of `demo`."""
     parser.add_option(
@@ -375,13 +408,11 @@ def add_demo(parser: EnvironmentParser) -> None:
     )
 
 
-def line_options(arguments: argparse.Namespace) -> LineOptions:
-    """Which sessions are printed, and how."""
-    from agent.export.failures import FailureRates  # noqa: PLC0415  only the command that is asked for is imported
-    from agent.export.filters import Filter  # noqa: PLC0415  as above
-    from agent.export.printer import LineOptions  # noqa: PLC0415  as above
+def wanted_lookups(arguments: argparse.Namespace) -> Filter:
+    """The filters, as far as the command has them."""
+    from agent.export.filters import Filter  # noqa: PLC0415  only the command that is asked for is imported
 
-    wanted = Filter(
+    return Filter(
         names=tuple(arguments.name),
         types=tuple(arguments.type),
         statuses=tuple(arguments.status),
@@ -390,6 +421,14 @@ def line_options(arguments: argparse.Namespace) -> LineOptions:
         namespaces=tuple(getattr(arguments, "namespace", ())),
         pods=tuple(getattr(arguments, "pod", ())),
     )
+
+
+def line_options(arguments: argparse.Namespace) -> LineOptions:
+    """Which sessions are printed, and how."""
+    from agent.export.failures import FailureRates  # noqa: PLC0415  as above
+    from agent.export.printer import LineOptions  # noqa: PLC0415  as above
+
+    wanted = wanted_lookups(arguments)
     key = secrets.token_bytes(REDACTION_KEY_BYTES) if arguments.redact else None
     failures = FailureRates(getattr(arguments, "failure_rate", None), getattr(arguments, "failure_ceiling", None))
     return LineOptions(arguments.output, arguments.log, arguments.log_rate, arguments.node, wanted, key, failures)
@@ -436,6 +475,16 @@ def command_replay(arguments: argparse.Namespace) -> int:
     return replay.replay(replay.Options(files, arguments.ports, settings(arguments), line_options(arguments)))
 
 
+def command_explain(arguments: argparse.Namespace) -> int:
+    """Translate the options and tell the problems."""
+    from agent import explain_command  # noqa: PLC0415  as above
+    from agent.capturefile.inputs import STDIN  # noqa: PLC0415  as above
+
+    files = tuple(arguments.files) or (STDIN,)
+    wanted = wanted_lookups(arguments)
+    return explain_command.explain(explain_command.Options(files, wanted, arguments.all, arguments.color))
+
+
 def command_record(arguments: argparse.Namespace) -> int:
     """Translate the options and write the files."""
     from agent import record  # noqa: PLC0415  as above
@@ -469,6 +518,7 @@ def command_demo(arguments: argparse.Namespace) -> int:
 COMMANDS = {
     "run": command_run,
     "replay": command_replay,
+    "explain": command_explain,
     "record": command_record,
     "check": command_check,
     "demo": command_demo,

@@ -179,6 +179,24 @@ CAUSES: dict[str, CauseText] = {
 }
 
 
+RUNBOOKS = {
+    "IPVSStaleBackend": "DNSStaleBackend",
+    "StaleConntrackEntry": "DNSStaleBackend",
+    "ConntrackTableFull": "ConntrackDropping",
+    "ConntrackRace": "DNSPairHalfLost",
+    "ServerSocketOverflow": "DNSReceiveBufferOverflow",
+    "NoEndpoints": "DNSQueriesLost",
+    "NoListener": "DNSServerNotAnswering",
+    "ServerNoReply": "DNSServerNotAnswering",
+    "LeftNode": "DNSQueriesLostOnNode",
+    "UpstreamTCPUnavailable": "DNSUpstreamNotAnswering",
+    "UpstreamTimeout": "DNSUpstreamNotAnswering",
+    "UpstreamError": "DNSServerErrors",
+    "ServerError": "DNSServerErrors",
+}
+"""Pages of `docs/runbooks/` that speak of a cause."""
+
+
 class Gap(NamedTuple):
     """Why a record of a lookup is missing, and what keeps that from happening again."""
 

@@ -23,6 +23,12 @@ class Confidence(StrEnum):
 
 
 HIGH, MEDIUM, LOW = Confidence
+CONFIDENCE_WORDS = {
+    HIGH: "the evidence leaves no other cause",
+    MEDIUM: "the evidence speaks for it, and other causes are possible",
+    LOW: "the evidence is weak, and other causes are as possible",
+}
+"""For sentences."""
 
 
 class Cause(NamedTuple):

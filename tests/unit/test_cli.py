@@ -156,7 +156,7 @@ def variables_of(command: str) -> list[str]:
     return sorted(set(re.findall(r"\[(DNSTRAIL_[A-Z_]+)", "".join(text.split()))))
 
 
-COMMAND_LINES = {"run": [], "check": [], "demo": [], "record": ["--write", "x"], "replay": ["x.pcap"]}
+COMMAND_LINES = {"run": [], "check": [], "demo": [], "explain": [], "record": ["--write", "x"], "replay": ["x.pcap"]}
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\n"], ids=["empty", "blank", "line feed"])
