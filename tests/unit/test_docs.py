@@ -5,9 +5,13 @@ from pathlib import Path
 
 from agent.capture.layout import c_header
 from agent.check import FEATURES, features_table
-from agent.explain.causes import CAUSES
+from agent.explain.causes import CAUSES, RUNBOOKS
 from agent.explain.findings import NAMES
 from agent.export.catalogue import document
+from agent.story.drawing import ASCII, BOXES
+from deploy.prometheus.alerts import ALERTS
+from tests.unit import made_lines
+from tests.unit.consoles import CONSOLE, renewed
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,3 +44,35 @@ def test_remarks_with_a_section_are_findings_that_exist():
 def test_every_cause_has_its_section_and_no_section_is_without_a_cause():
     sections = re.findall(r"^## (\w+)$", (ROOT / "docs/causes.md").read_text(), re.MULTILINE)
     assert sorted(sections) == sorted(CAUSES)
+
+
+def test_a_runbook_that_a_cause_leads_to_speaks_of_it():
+    assert set(RUNBOOKS) <= set(CAUSES)
+    for code, runbook in RUNBOOKS.items():
+        text = (ROOT / f"docs/runbooks/{runbook}.md").read_text()
+        alerts = "".join(alert.expression for alert in ALERTS if alert.name == runbook)
+        silent_upstream = code == "UpstreamTimeout" and 'leg="upstream"' in alerts
+        assert re.search(rf"\b{code}\b", text + alerts) or silent_upstream, (code, runbook)
+
+
+def test_a_cause_of_which_an_alert_speaks_has_the_runbook_of_that_alert():
+    for code in CAUSES:
+        speaking = {alert.name for alert in ALERTS if re.search(rf"\b{code}\b", alert.expression)}
+        assert not speaking or RUNBOOKS[code] in speaking, code
+
+
+def test_what_the_page_about_explain_shows_is_what_the_commands_print():
+    text = (ROOT / "docs/explain.md").read_text()
+    assert len(CONSOLE.findall(text)) == 3
+    assert text == renewed(text), "run: python -m tests.unit.consoles docs/explain.md"
+
+
+def test_the_page_about_explain_has_every_arrow():
+    text = (ROOT / "docs/explain.md").read_text()
+    for boxes, plain in zip(BOXES, ASCII, strict=True):
+        assert f"| `{boxes}` | `{plain}` |" in text
+
+
+def test_the_made_session_lines_are_those_that_are_written_today():
+    kept = (ROOT / "tests/fixtures/lines/node-a.jsonl").read_bytes().splitlines()
+    assert kept == made_lines.lines(), "run: python -m tests.unit.made_lines > tests/fixtures/lines/node-a.jsonl"

@@ -24,7 +24,10 @@ CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 DECISIONS = sorted((DOCS / "decisions").glob("[0-9]*.md"))
 OWN_WORDS = (
     *(README, CONTRIBUTING, ROOT / "SECURITY.md"),
-    *(DOCS / f"{name}.md" for name in ("costs", "design", "glossary", "install", "kernels", "limits", "logs")),
+    *(
+        DOCS / f"{name}.md"
+        for name in ("costs", "design", "explain", "glossary", "install", "kernels", "limits", "logs")
+    ),
     *(DOCS / f"{name}.md" for name in ("security", "usage")),
     *sorted((DOCS / "runbooks").glob("*.md")),
     *sorted((DOCS / "decisions").glob("*.md")),
@@ -38,7 +41,7 @@ ITEM = re.compile(r"^\s*(?:\d+\.|-)\s+(?:\*+[^*]+\*+ )?")
 SENTENCE_END = re.compile(r"(?<![A-Z])(?<!e\.g)[.?!][)\"*]* (?=[A-Z`*\[(])")
 VALUES = {"tx", "rx", "drop", "both", "client", "server", "transit", "high", "medium", "low"}
 STATUSES = {"Succeeded", "Failed", "SampleLoss"}
-COMMANDS = {"lsns -t net"}
+COMMANDS = {"lsns -t net", "dnstrail explain"}
 
 
 def name_of(path: Path) -> str:
