@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RED, YELLOW = "31", "33"
 MAX_EXCHANGES = 4
 """Questions to upstreams that are drawn, the last ones. Servers that ask more have asked for the same again."""
-LABEL_COLUMNS = 10
+LABEL_COLUMNS = 9
 INDENT = "  "
 
 
@@ -65,7 +65,7 @@ def drawing(line: Line, look: Look) -> Iterator[str]:
 
 
 def _row(label: str, pieces: list[Piece], look: Look) -> Iterator[str]:
-    first = f"{INDENT}{label:<{LABEL_COLUMNS}}"
+    first = f"{INDENT}{label:<{LABEL_COLUMNS}} "
     return row(pieces, look, first, " " * (len(first) + len(INDENT)))
 
 

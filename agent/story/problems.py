@@ -108,8 +108,8 @@ class Group:
         """One more lookup of this problem."""
         self.lines += 1
         self.held += max(0, line.held_back)
-        self.first = min(self.first, line.time)
-        self.last = max(self.last, line.time)
+        time = shown(line.time)
+        self.first, self.last = min(self.first, time), max(self.last, time)
         _remember(self.names, _name(line), MAX_EXAMPLES + 1)
         self.more_clients |= not _remember(self.clients, client(line), MAX_CLIENTS)
 

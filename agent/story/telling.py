@@ -128,7 +128,7 @@ def _reply(line: Line) -> str:
         return ""
     if line.rcode is None:
         return "No reply was seen."
-    if line.path_bit_map & Bit.REPLY_DROPPED:
+    if line.path_bit_map & Bit.REPLY_DROPPED and line.status != Status.SUCCEEDED:
         return f"The server replied {line.rcode}, and the reply was lost."
     after = "" if line.duration_seconds is None else f" after {seconds_words(line.duration_seconds)}"
     return f"The reply was {line.rcode}{after}."

@@ -87,6 +87,11 @@ def test_the_first_and_last_time_do_not_depend_on_the_order_of_the_lines():
     assert (group.first, group.last) == (times[1], times[2])
 
 
+def test_times_of_any_length_take_bounded_room():
+    (group,) = groups(line(), line(time="3" * 100_000), line(time="1" * 100_000))
+    assert max(len(group.first), len(group.last)) < 2 * MAX_CHARACTERS
+
+
 def test_lookups_that_the_agent_held_back_are_counted():
     problems = Problems()
     problems.add(line())

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.explain.rules import explain
 from agent.explain.verdict import CONFIDENCE_WORDS
-from agent.export.line import Line
+from agent.export.line import Context, Line, build
 from agent.story.drawing import BOXES
 from agent.story.problems import Problems
 from agent.story.telling import stories
@@ -97,6 +98,25 @@ def test_an_attempt_that_was_lost_is_shown_beside_the_reply_to_the_next():
     assert behind("reply", rows).endswith("──► client shop/cart-7d9f-x2x (eth0) = NOERROR")
 
 
+def built(outcome) -> Line:
+    return build(outcome, explain(outcome), Context("node-a", 0))
+
+
+def test_a_reply_that_was_lost_is_not_told_as_one_that_came(world):
+    lookup = world.Lookup()
+    rows = told(built(world.outcome(lookup.query(), world.dropped(lookup.reply(), 2))))
+    assert "The server replied NOERROR, and the reply was lost." in rows[1]
+    assert behind("reply", rows).startswith("server coredns (eth0) ──► netns ")
+    assert "──✗ dropped: NETFILTER_DROP in nf_hook_slow" in behind("reply", rows)
+
+
+def test_a_reply_that_was_lost_before_a_good_one_does_not_hide_it(world):
+    lookup, again = world.Lookup(), world.START + 5 * world.SECOND
+    lost = world.dropped(lookup.reply(), 2)
+    rows = told(built(world.outcome(lookup.query(), lost, lookup.query(again), lookup.reply(again + world.MS))))
+    assert "It asked 2 times. The reply was NOERROR after 5.00" in rows[1]
+
+
 def test_a_cause_that_has_a_runbook_leads_to_it():
     rows = told(line(SERVFAIL))
     assert rows[rows.index("  Read on        docs/causes.md#servererror") + 1].strip() == (
@@ -115,6 +135,12 @@ def test_upstreams_that_stayed_silent_are_shown_with_how_often_they_were_asked()
     rows = told(of_cause("UpstreamTimeout"))
     drawn = [row.split(None, 1)[1] for row in rows if row.startswith("  upstream")]
     assert any(re.search(r"╌╌► \S+:\d+ ──✗ no reply seen \(3 times\)$", row) for row in drawn)
+
+
+def test_of_an_answer_in_many_messages_the_last_one_is_drawn_behind_its_number():
+    transfer = line(next(text for text in every_line() if b"ManyMessages" in text))
+    assert behind("reply 16/16", told(transfer, tell_all=True)) == "server 192.0.2.53 ──► client 192.0.2.10 = NOERROR"
+    assert "  reply 16/16 server" in "\n".join(told(transfer, tell_all=True))
 
 
 def test_a_server_beyond_this_node_is_not_drawn_as_seen():
