@@ -87,7 +87,7 @@ def explain(options: Options) -> int:
 
 def _read(inputs: LineInputs, reader: KeptLines, problems: Problems) -> bool:
     """Whether the user ended it: what was read up to then is told."""
-    if sys.stdin.isatty() and any(source.title == "standard input" for source in inputs.all):
+    if any(source.is_stdin for source in inputs.all) and sys.stdin.isatty():
         log("reading session lines from the terminal; Ctrl-D ends them")
     try:
         for source in inputs.all:

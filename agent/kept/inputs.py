@@ -7,7 +7,7 @@ import sys
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from agent.capturefile.inputs import STDIN, InputError
 from agent.kept.lines import MAX_LINE_BYTES
@@ -26,7 +26,8 @@ class LineInput:
     """One opened file of lines."""
 
     def __init__(self, name: str, file: io.BufferedReader) -> None:
-        self.title = "standard input" if name == STDIN else name
+        self.is_stdin = name == STDIN
+        self.title = "standard input" if self.is_stdin else name
         self.error = ""
         """What is wrong with it, once that was found out."""
         self._file = file
@@ -36,15 +37,14 @@ class LineInput:
 
         Of a line that is too long comes as much as shows that.
         """
-        begin = self._file.peek(len(ZSTANDARD))
-        if begin.startswith(ZSTANDARD):
-            self.error = "is compressed by zstd, which dnstrail does not read: unpack it first (zstdcat)"
-            return
-        file: BinaryIO = self._file
-        if begin.startswith(GZIP):
-            file = gzip.GzipFile(fileobj=self._file)  # type: ignore[assignment]  # it reads like any binary file
         try:
-            yield from bounded_lines(file)
+            begin = self._file.peek(len(ZSTANDARD))
+            if begin.startswith(ZSTANDARD):
+                self.error = "is compressed by zstd, which dnstrail does not read: unpack it first (zstdcat)"
+            elif begin.startswith(GZIP):
+                yield from bounded_lines(cast("BinaryIO", gzip.GzipFile(fileobj=self._file)))
+            else:
+                yield from bounded_lines(self._file)
         except (EOFError, zlib.error, gzip.BadGzipFile):
             self.error = "the compressed file is cut off or damaged"
         except OSError as error:
@@ -84,7 +84,9 @@ class LineInputs:
 
 def _open(name: str, stack: ExitStack) -> io.BufferedReader:
     if name == STDIN:
-        return sys.stdin.buffer  # type: ignore[return-value]  # the interpreter makes it one
+        if sys.stdin is None:  # whoever started the process closed it
+            raise InputError("cannot open standard input: it is closed")
+        return cast("io.BufferedReader", sys.stdin.buffer)
     try:
         return stack.enter_context(Path(name).open("rb"))
     except OSError as error:

@@ -72,6 +72,16 @@ def test_what_cannot_be_unpacked_here_is_said_with_the_way_out(file):
     assert (lines, "zstdcat" in error) == ([], True)
 
 
+def test_a_file_that_opens_and_cannot_be_read_is_said_to_be_so():
+    assert read("/proc/self/mem") == [([], "cannot be read: Input/output error")]
+
+
+def test_a_closed_standard_input_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input: it is closed"):
+        read("-")
+
+
 @pytest.mark.parametrize(
     ("name", "reason"), [("missing", "No such file or directory"), (".", "Is a directory")], ids=["missing", "folder"]
 )
