@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.session.outcome import Leg
 from agent.story.text import Piece, row, seconds_words
-from agent.story.ways import ENDS, End, Place, endpoint, ways
+from agent.story.ways import CLIENTS, ENDS, End, Place, endpoint, ways
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +53,8 @@ BROKEN = {
 def drawing(line: Line, look: Look) -> Iterator[str]:
     """The ways of a line's messages, each on a row or more."""
     arrow = arrows(look)
-    for way in ways(line):
+    found = ways(line)
+    for way in (way for way in found if way.leg in CLIENTS):
         copy = f" {way.copy}/{way.copies}" if way.copies > 1 else ""
         yield from _row(f"{way.leg}{copy}", _pieces(way, line, arrow), look)
     exchanges = (_upstream(exchange, line, arrow) for exchange in line.upstream)
@@ -62,6 +63,8 @@ def drawing(line: Line, look: Look) -> Iterator[str]:
         yield from _row("upstream", [Piece("(earlier ones are left out)")], look)
     for pieces, count in asked[-MAX_EXCHANGES:]:
         yield from _row("upstream", [*pieces, *([Piece(f"({count} times)")] if count > 1 else [])], look)
+    for way in (way for way in found if way.leg not in CLIENTS):
+        yield from _row("upstream", _pieces(way, line, arrow), look)
 
 
 def _row(label: str, pieces: list[Piece], look: Look) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """The way of a lookup, as values. Only what its line shows is in them: no hop is made up.
 
 A line has the hops of all copies of all messages in the order of time. Here they become one way for the query and one
-for the reply: of several copies the one that was lost, or else the last.
+for the reply: of several copies the one that was lost, or else the last. What a server asks for the lookup has a way
+only if the packet that was lost is one of its.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.explain.causes import CAUSES, UPSTREAM
 from agent.session.outcome import Bit, Leg, Status
 
 if TYPE_CHECKING:
@@ -16,11 +18,18 @@ if TYPE_CHECKING:
 
     from agent.export.line import HopLine, Line
 
-MESSAGES = {Leg.QUERY: ("STUB_QUERY", "CLIENT_QUERY"), Leg.REPLY: ("CLIENT_RESPONSE", "STUB_RESPONSE")}
+MESSAGES = {
+    Leg.QUERY: ("STUB_QUERY", "CLIENT_QUERY"),
+    Leg.REPLY: ("CLIENT_RESPONSE", "STUB_RESPONSE"),
+    Leg.UPSTREAM_QUERY: ("FORWARDER_QUERY",),
+    Leg.UPSTREAM_REPLY: ("FORWARDER_RESPONSE",),
+}
 ARRIVED_AS = ("CLIENT_QUERY", "STUB_RESPONSE")
 """What messages are called at the end to which they were sent."""
 DROPPED = {Leg.QUERY: Bit.QUERY_DROPPED, Leg.REPLY: Bit.REPLY_DROPPED}
-"""Without its bit no drop was a loss: another copy of that packet arrived."""
+"""Bits that say whether a drop was a loss."""
+CLIENTS = tuple(DROPPED)
+"""Legs between client and server."""
 ARRIVED = {Leg.QUERY: Bit.CQ, Leg.REPLY: Bit.SR}
 NOT_TAKEN = frozenset({"MalformedReply", "MismatchedReply", "UnexpectedSource"})
 """Causes of which a reply came that no client takes."""
@@ -39,8 +48,13 @@ class Place(Enum):
     BETWEEN = auto()
 
 
-ENDS = {Leg.QUERY: (Place.CLIENT, Place.SERVER), Leg.REPLY: (Place.SERVER, Place.CLIENT)}
-"""From which end to which."""
+ENDS = {
+    Leg.QUERY: (Place.CLIENT, Place.SERVER),
+    Leg.REPLY: (Place.SERVER, Place.CLIENT),
+    Leg.UPSTREAM_QUERY: (Place.SERVER, Place.BETWEEN),
+    Leg.UPSTREAM_REPLY: (Place.BETWEEN, Place.SERVER),
+}
+"""From which end to which; a line does not say where an upstream is."""
 
 
 class Stop(NamedTuple):
@@ -88,43 +102,70 @@ class Way(NamedTuple):
 
 
 def ways(line: Line) -> list[Way]:
-    """The way of the query, and that of the reply; without those that no hop shows."""
-    return [way for leg in MESSAGES if (way := _way(line, leg)) is not None]
+    """The way of the query, that of the reply, and that of a lost message between server and upstream.
+
+    There is none where no hop shows it.
+    """
+    found = [_way(line, leg, is_loss=bool(line.path_bit_map & DROPPED[leg])) for leg in CLIENTS]
+    if _is_lost_upstream(line):
+        found += [_way(line, leg, is_loss=True) for leg in MESSAGES if leg not in CLIENTS and _has_drop(line, leg)]
+    return [way for way in found if way is not None]
 
 
-def _way(line: Line, leg: Leg) -> Way | None:
+def _is_lost_upstream(line: Line) -> bool:
+    """Whether the cause is the loss of a packet, and that was none between client and server."""
+    text = CAUSES.get(line.cause.code) if line.cause else None
+    between_others = any(line.path_bit_map & bit for bit in DROPPED.values())
+    return text is not None and UPSTREAM in text.lost and text.lost != (UPSTREAM,) and not between_others
+
+
+def _has_drop(line: Line, leg: Leg) -> bool:
+    return any(hop.event == DROP for hop in _hops(line, leg))
+
+
+def _way(line: Line, leg: Leg, *, is_loss: bool) -> Way | None:
+    """The way of one leg.
+
+    Args:
+        line: the lookup.
+        leg: which message.
+        is_loss: whether a drop of it was a loss: without one, another copy of that packet arrived.
+    """
     copies = _copies(_hops(line, leg))
     if not copies:
         return None
-    lost = [number for number, copy in enumerate(copies) if copy[-1].event == DROP]
-    lost = lost or [number for number, copy in enumerate(copies) if any(hop.event == DROP for hop in copy)]
-    is_lost = bool(line.path_bit_map & DROPPED[leg] and lost)
-    chosen = lost[0] if is_lost else len(copies) - 1
-    copy = copies[chosen]
-    if is_lost:
+    lost = _lost(copies) if is_loss else None
+    copy = copies[-1 if lost is None else lost]
+    if lost is not None:
         copy = copy[: 1 + max(number for number, hop in enumerate(copy) if hop.event == DROP)]
     stops = _stops(copy, line, leg)
     near, far = ENDS[leg]
-    end = End.DROPPED if is_lost else _END[leg](line, stops)
     return Way(
         leg,
         source=copy[0].source,
         destination=copy[0].destination,
-        is_sent_here=stops[0].place is near,
+        is_sent_here=near is not Place.BETWEEN and stops[0].place is near,
         stops=stops,
         is_taken_here=stops[-1].place is far,
-        inferred=ARRIVED[leg].name in line.inferred,
-        end=end,
-        drop=copy[-1] if is_lost else None,
-        copy=chosen + 1,
+        inferred=leg in ARRIVED and ARRIVED[leg].name in line.inferred,
+        end=_END[leg](line, stops) if lost is None else End.DROPPED,
+        drop=None if lost is None else copy[-1],
+        copy=1 + (len(copies) - 1 if lost is None else lost),
         copies=len(copies),
     )
+
+
+def _lost(copies: list[list[HopLine]]) -> int | None:
+    """The first copy that ends with its drop, or else has one; None where none has."""
+    ends = [number for number, copy in enumerate(copies) if copy[-1].event == DROP]
+    has = [number for number, copy in enumerate(copies) if any(hop.event == DROP for hop in copy)]
+    return next(iter((*ends, *has)), None)
 
 
 def _hops(line: Line, leg: Leg) -> list[HopLine]:
     """Those of one leg; of a connection that failed before the question, those of its packets."""
     hops = line.path[:MAX_HOPS]
-    if line.question is not None:
+    if line.question is not None or leg not in CLIENTS:
         return [hop for hop in hops if hop.message in MESSAGES[leg]]
     asked = (endpoint(line.server.address, line.server.port), line.server.backend)
     is_reply = leg is Leg.REPLY
@@ -176,7 +217,7 @@ def _stops(copy: list[HopLine], line: Line, leg: Leg) -> tuple[Stop, ...]:
 def _place(hop: HopLine, line: Line, leg: Leg) -> Place:
     """Both ends may be in one namespace: there the name of the message says at which of them it is."""
     near, far = ENDS[leg]
-    namespaces = {Place.CLIENT: line.client.netns, Place.SERVER: line.server.backend_netns}
+    namespaces = {Place.CLIENT: line.client.netns, Place.SERVER: line.server.backend_netns, Place.BETWEEN: None}
     arrived = hop.message in ARRIVED_AS or (hop.message is None and hop.event != SENT)
     order = (far, near) if arrived else (near, far)
     return next((place for place in order if namespaces[place] == hop.netns), Place.BETWEEN)

@@ -97,6 +97,28 @@ def endpoints(line: Line) -> tuple[str, str]:
     return line.path[0].source, line.path[0].destination
 
 
+@pytest.mark.parametrize(("leg", "drops"), [(Leg.UPSTREAM_QUERY, "query"), (Leg.UPSTREAM_REPLY, "reply")])
+def test_a_message_between_server_and_upstream_ends_where_it_was_dropped(world, leg, drops):
+    lookup = world.Lookup()
+    onward = lookup.onward()
+    asked, answered = onward.query(world.START + world.MS), onward.reply(world.START + 5 * world.MS)
+    parts = [world.dropped(asked, 2)] if drops == "query" else [asked, world.dropped(answered, 2)]
+    reply = lookup.reply(world.START + 6 * world.SECOND, rcode=2, aa=False)
+    line = line_of(world.outcome(lookup.query(), *parts, reply))
+    assert line.cause.code == "PolicyDrop"
+    query, said, lost = ways(line)
+    assert (query.end, said.end, lost.leg, lost.end) == (End.WENT_ON, End.WENT_ON, leg, End.DROPPED)
+    assert lost.drop.reason == "NETFILTER_DROP"
+    assert lost.is_sent_here is (leg is Leg.UPSTREAM_QUERY)
+
+
+def test_a_drop_on_the_way_to_an_upstream_is_no_loss_where_the_upstream_is_to_blame():
+    (line,) = (line for line in fixture_lines() if line.cause and line.cause.code == "UpstreamError" and line.upstream)
+    asked = next(hop for hop in line.path if hop.message == "FORWARDER_QUERY")
+    line.path.append(msgspec.structs.replace(asked, event="drop", reason="SKB_CONSUMED"))
+    assert {way.leg for way in ways(line)} == {Leg.QUERY, Leg.REPLY}
+
+
 def test_a_silent_server_got_the_query(world):
     way = one(world.outcome(world.Lookup().query()))
     assert (way.end, places(way)) == (End.UNANSWERED, [CLIENT, BETWEEN, SERVER])
