@@ -50,7 +50,7 @@ class Observer:
         poll_until(self.cluster, condition, what)
 
     def pod(self, address: str, ts_ns: int | None = None) -> Pod | None:
-        return self.cluster.pod_at(packed(address), time.time_ns() if ts_ns is None else ts_ns)
+        return self.cluster.pod_at(bytes_of(address), time.time_ns() if ts_ns is None else ts_ns)
 
     def name(self, address: str, ts_ns: int | None = None) -> str | None:
         found = self.pod(address, ts_ns)
@@ -69,7 +69,7 @@ def poll_until(cluster: LiveCluster, condition: Callable[[], object], what: str)
         cluster.poll()
 
 
-def packed(address: str) -> bytes:
+def bytes_of(address: str) -> bytes:
     found = packed(address)
     assert found is not None
     return found
@@ -159,7 +159,7 @@ def test_a_pod_that_has_completed_gives_its_address_away(control_plane: ControlP
 
 def test_backends_are_known_and_when_they_were_taken_off(control_plane: ControlPlane, observer: Observer):
     serve(control_plane, ("10.244.2.1", "10.244.2.2"))
-    one, two = (Endpoint(packed(f"10.244.2.{number}"), 53) for number in (1, 2))
+    one, two = (Endpoint(bytes_of(f"10.244.2.{number}"), 53) for number in (1, 2))
 
     def ready() -> frozenset[Endpoint]:
         found = observer.cluster.backends(VIRTUAL, UDP)
