@@ -46,7 +46,8 @@ def operated(control_plane: ControlPlane) -> Iterator[ControlPlane]:
 
 
 def is_established(definition: dict[str, Any]) -> bool:
-    conditions = definition.get("status", {}).get("conditions") or ()
+    # Both are null before the API server has looked at the definition.
+    conditions = (definition.get("status") or {}).get("conditions") or ()
     return any((one["type"], one["status"]) == ("Established", "True") for one in conditions)
 
 
