@@ -226,10 +226,14 @@ def stopped(lab: Lab) -> Iterator[None]:
             server.resume()
 
 
-def test_a_pod_without_a_process_on_the_node_is_known_by_its_address(node: Node, control_plane: ControlPlane):
-    # As Kata runs it: the namespace has no process in the pod's cgroup.
+@pytest.mark.parametrize(("names", "container"), [(("main",), "main"), (("main", "beside"), None)])
+def test_a_pod_without_a_process_on_the_node_is_known_by_its_address(
+    node: Node, control_plane: ControlPlane, names: tuple[str, ...], container: str | None
+):
+    # As Kata runs it: the namespace has no process in the pod's cgroup, so only a container that is alone has a name.
     place = node.lab.clients[0]
-    pod = manifests.pod("shop", "kata-1", (place.address, place.address6), owner="StatefulSet/kata")
+    spec = {"containers": [{"name": name, "image": "example.test/any"} for name in names]}
+    pod = manifests.pod("shop", "kata-1", (place.address, place.address6), owner="StatefulSet/kata", spec=spec)
     control_plane.apply([pod])
     client = node.run_pod(node.lab.clients[1], cart(node.lab.clients[1]))
     node.ask_until_known(client)
@@ -237,7 +241,7 @@ def test_a_pod_without_a_process_on_the_node_is_known_by_its_address(node: Node,
     for vip in (VIP, VIP6):
         name = node.name()
         place.dig(name, server=vip)
-        expected = {"Namespace": "shop", "Pod": "kata-1", "Workload": "StatefulSet/kata", "Container": None}
+        expected = {"Namespace": "shop", "Pod": "kata-1", "Workload": "StatefulSet/kata", "Container": container}
         assert identity(node.line(name)) == expected
 
 
