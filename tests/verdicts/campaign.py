@@ -29,6 +29,7 @@ from agent.lab import (
     UnsupportedFaultError,
     wait_until,
 )
+from agent.lab.processes import PATIENCE
 from agent.lab.translation import DNS_PORT, UnsupportedTranslationError
 from agent.lab.wiring import ON_UPLINK, UnsupportedLinkError
 from tests.kernel.conftest import Line, Watch, end_all
@@ -39,6 +40,8 @@ from tests.verdicts.planes import PLANES
 LOCK = Path("/run/dnstrail-verdicts.lock")
 TIMEOUT_SECONDS = 5
 """Of the agent: the kernel needs 3 s to give a neighbour up."""
+SHORT_TIMEOUT_SECONDS = min(2 * PATIENCE, TIMEOUT_SECONDS)
+"""Where no fault is about neighbours."""
 LINES_SECONDS = 4 * TIMEOUT_SECONDS
 NONE, MISSED = "none", "missed"
 """What stands for a code: a session without a cause, no session."""
@@ -168,9 +171,9 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def agent_for(folder: Path) -> Iterator[Watch]:
+def agent_for(folder: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[Watch]:
     """A dnstrail that prints everything; in the end it is killed, since what it would still say is about nobody."""
-    dnstrail = Watch(folder, "--timeout", str(TIMEOUT_SECONDS), "--log-rate", "1000000")
+    dnstrail = Watch(folder, "--timeout", str(timeout_seconds), "--log-rate", "1000000")
     try:
         yield dnstrail
     finally:
@@ -200,12 +203,17 @@ def entered(kind: LabKind, lab: Lab) -> AbstractContextManager[Sequence[Proxy]]:
     return PLANES[kind.plane](lab) if kind.plane else nullcontext(())
 
 
+def timeout_of(kind: LabKind) -> float:
+    """The agent's timeout: on other data planes and links, only what depends on these is broken."""
+    return TIMEOUT_SECONDS if kind.link == "veth" and not kind.plane else SHORT_TIMEOUT_SECONDS
+
+
 @contextmanager
 def watched_lab(kind: LabKind) -> Iterator[tuple[Lab, Sequence[Proxy], Lines]]:
     """A node and its dnstrail: the next node's namespaces and devices have the same numbers, and other servers."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        agent_for(Path(folder)) as dnstrail,
+        agent_for(Path(folder), timeout_of(kind)) as dnstrail,
         Lab(kind.translation, kind.clients, kind.servers, port=kind.port, link=kind.link) as lab,
         entered(kind, lab) as proxies,
     ):
