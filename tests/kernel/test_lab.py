@@ -67,6 +67,10 @@ def answers(pod: Pod, vip: str = VIP, *options: str) -> bool:
     return "status: NOERROR" in pod.dig(NAME, "A", vip, *options).stdout
 
 
+def is_silent(pod: Pod, vip: str = VIP) -> bool:
+    return pod.ask(NAME, server=vip) is None
+
+
 def namespaces_of(lab_id: str) -> list[Path]:
     return list(Path("/run/netns").glob(f"{lab_id}-*"))
 
@@ -174,7 +178,7 @@ def test_the_first_packet_needs_no_neighbour_discovery(small_lab: Lab):
 @VIPS
 def test_drop_queries(lab: Lab, vip: str):
     with drop_queries(lab) as rule:
-        assert not answers(lab.clients[0], vip)
+        assert is_silent(lab.clients[0], vip)
         assert rule.packets == 1
     assert answers(lab.clients[0], vip)
 
@@ -182,7 +186,7 @@ def test_drop_queries(lab: Lab, vip: str):
 @VIPS
 def test_queries_can_be_dropped_in_another_hook(small_lab: Lab, vip: str):
     with drop_queries(small_lab, hook="POSTROUTING"):
-        assert not answers(small_lab.clients[0], vip)
+        assert is_silent(small_lab.clients[0], vip)
     with drop_queries(small_lab, hook="OUTPUT"):
         assert answers(small_lab.clients[0], vip)
 
@@ -190,7 +194,7 @@ def test_queries_can_be_dropped_in_another_hook(small_lab: Lab, vip: str):
 @VIPS
 def test_drop_replies(lab: Lab, vip: str):
     with drop_replies(lab) as rule:
-        assert not answers(lab.clients[0], vip)
+        assert is_silent(lab.clients[0], vip)
         assert rule.packets == 1
     assert answers(lab.clients[0], vip)
 
@@ -198,7 +202,8 @@ def test_drop_replies(lab: Lab, vip: str):
 def test_drop_first_query_drops_one_packet_per_family(lab: Lab):
     with drop_first_query(lab) as rule:
         for vip in (VIP, VIP6):
-            assert [answers(lab.clients[0], vip) for _ in range(3)] == [False, True, True]
+            assert is_silent(lab.clients[0], vip)
+            assert all(answers(lab.clients[0], vip) for _ in range(2))
         assert rule.packets == 2
     assert answers(lab.clients[0])
 
@@ -214,7 +219,7 @@ def test_a_lookup_survives_the_loss_of_its_first_query(small_lab: Lab):
 def test_tc_drop(lab: Lab, vip: str):
     try:
         with tc_drop_queries(lab):
-            assert not answers(lab.clients[0], vip)
+            assert is_silent(lab.clients[0], vip)
             assert answers(lab.clients[0], vip, "+tcp")
     except UnsupportedFaultError as missing:
         pytest.skip(str(missing))
@@ -292,7 +297,7 @@ def test_building_takes_less_than_a_second():
 
 def test_two_labs_stand_side_by_side(small_lab: Lab):
     with Lab("nftables") as other, drop_queries(other):
-        assert not answers(other.clients[0])
+        assert is_silent(other.clients[0])
         assert answers(small_lab.clients[0])
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import get_args
 
 import pytest
 
-from agent.lab import VIP, VIP6, Lab
+from agent.lab import VIP, VIP6, Lab, stopped_server
 from tests.kernel.conftest import Line, Watch
 from tests.kernel.named import masks, new_name, wait_for, watching
 from tests.lab.forwarder import Source
@@ -19,7 +18,8 @@ pytestmark = pytest.mark.kernel
 FORWARDED = ("Succeeded", 15, 63)
 ANSWERED = ("Succeeded", 3, 51)
 VIPS = pytest.mark.parametrize("vip", [VIP, VIP6])
-WAYS = pytest.mark.parametrize("way", ["+notcp", "+tcp"])
+WAYS_OF_DIG = ("+notcp", "+tcp")
+WAYS = pytest.mark.parametrize("way", WAYS_OF_DIG)
 VARIANTS = [pytest.param(source, marks=pytest.mark.slow) for source in get_args(Source) if source != "port"]
 """The third is the hardest: application and proxy ask with the same address, port and id."""
 PATIENT = ("+tries=1", "+time=1")
@@ -40,7 +40,7 @@ def proxy(lab: Lab, request: pytest.FixtureRequest) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def watch(lab: Lab, proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:  # noqa: ARG001  it must be there
-    with watching(tmp_path_factory.mktemp("watch"), "--timeout", "2.5") as watch:
+    with watching(tmp_path_factory.mktemp("watch"), "--timeout", "1.5") as watch:
         yield watch
 
 
@@ -52,6 +52,11 @@ def name_in_cluster(word: str) -> str:
 def lookups(lab: Lab, watch: Watch, name: str, vip: str, *options: str) -> tuple[Line, Line]:
     """The application's line and the proxy's, which was made for it."""
     lab.clients[0].dig(name, "A", vip, *options)
+    return both(watch, name)
+
+
+def both(watch: Watch, name: str) -> tuple[Line, Line]:
+    """The application's line about a name, and the proxy's."""
     lines = wait_for(watch, name, 2)
     (application,) = [line for line in lines if line["UpstreamOf"] is None]
     (asked,) = [line for line in lines if line["UpstreamOf"] is not None]
@@ -100,14 +105,24 @@ def test_a_proxy_that_is_gone_is_no_policy(lab: Lab, proxy: Proxy, watch: Watch,
     assert "The DNS proxy" in line["Cause"]["Message"]
 
 
+@pytest.fixture(scope="module")
+def while_the_server_is_stopped(lab: Lab, proxy: Proxy, watch: Watch) -> dict[tuple[str, str], str]:  # noqa: ARG001
+    """The names of lookups by Service address and transport; the agent gives all of them up at the same time."""
+    names = {(vip, way): name_in_cluster("stopped") for vip in (VIP, VIP6) for way in WAYS_OF_DIG}
+    with stopped_server(lab):
+        for (vip, way), name in names.items():
+            lab.clients[0].dig(name, "A", vip, way, *PATIENT)
+        for name in names.values():
+            wait_for(watch, name, 2)
+    return names
+
+
 @VIPS
 @WAYS
-def test_a_server_that_is_stopped_behind_the_proxy_is_its_upstream(lab: Lab, watch: Watch, vip: str, way: str):
-    name = name_in_cluster("stopped")
-    with ExitStack() as stack:
-        lab.servers[0].stop()
-        stack.callback(lab.servers[0].resume)
-        application, asked = lookups(lab, watch, name, vip, way, *PATIENT)
+def test_a_server_that_is_stopped_behind_the_proxy_is_its_upstream(
+    watch: Watch, while_the_server_is_stopped: dict[tuple[str, str], str], vip: str, way: str
+):
+    application, asked = both(watch, while_the_server_is_stopped[vip, way])
     assert (application["Status"], application["BitMap"] & 13) == ("Failed", 5)
     assert application["Cause"]["Code"] == "UpstreamTimeout"
     assert "The DNS proxy" in application["Cause"]["Message"]

@@ -39,7 +39,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def watch(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:  # noqa: ARG001  built before
-    with watching(tmp_path_factory.mktemp("watch"), "--timeout", "2.5") as watch:
+    with watching(tmp_path_factory.mktemp("watch"), "--timeout", "1.5") as watch:
         yield watch
 
 

@@ -73,7 +73,7 @@ def watch(
     old_connection: socket.socket,  # noqa: ARG001  it must be older
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Watch]:
-    with watching(tmp_path_factory.mktemp("watch"), "--timeout", "2.5") as watch:
+    with watching(tmp_path_factory.mktemp("watch"), "--timeout", "1.5") as watch:
         yield watch
 
 
