@@ -80,7 +80,7 @@ class Forwarder:
     pool: ThreadPoolExecutor
     enter: Callable[[Callable[[], socket.socket]], socket.socket]
     """Makes a socket in the namespace where it serves."""
-    _turns: list[threading.Lock] = field(default_factory=lambda: [threading.Lock() for _ in range(WORKERS)])
+    _turns: dict[End, threading.Lock] = field(default_factory=dict)
     """One lookup after the other of a client's port where it is the proxy's own too."""
 
     def listen(self, end: End) -> None:
@@ -170,7 +170,7 @@ class Forwarder:
     def _turn(self, client: Client) -> contextlib.AbstractContextManager[object]:
         if self.behaviour.source != "port":
             return contextlib.nullcontext()
-        return self._turns[hash(client.end) % WORKERS]
+        return self._turns.setdefault(client.end, threading.Lock())
 
     def _exchange(self, query: bytes, client: Client, kind: socket.SocketKind) -> bytes:
         with self._socket(family_of(client.end), kind, shared=self.behaviour.source == "port") as sock:
