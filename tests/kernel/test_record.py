@@ -8,7 +8,9 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -22,7 +24,6 @@ pytestmark = pytest.mark.kernel
 
 NAME = "redis-master.default.svc.cluster.local"
 TIMEOUT = "1.5"
-Start = Callable[..., Watch]
 
 
 class Tape:
@@ -117,21 +118,44 @@ def essences(lines: list[Line]) -> list[str]:
     return sorted(json.dumps(essence(line), sort_keys=True) for line in lines)
 
 
-def test_a_replayed_recording_says_what_was_said_live(watch: Start, tape: Callable[..., Tape]):
-    with Lab("nftables") as lab:
-        recording = tape()
-        live = watch("--timeout", TIMEOUT)
+class Recorded(NamedTuple):
+    """A recording of a lab's lookups of all kinds."""
+
+    names: list[str]
+    """Its files, oldest first."""
+    said: list[Line]
+    """What was said live."""
+    client: int
+    """The namespace of the lab's client."""
+    places: set[int]
+    """All of the lab's namespaces."""
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+    with Lab("nftables") as lab, ExitStack() as stack:
+        recording = Tape(tmp_path_factory.mktemp("tape"))
+        stack.callback(end_all, [recording.process])
+        live = Watch(tmp_path_factory.mktemp("live"), "--timeout", TIMEOUT)
+        stack.callback(end_all, [live.process])
         all_kinds(lab)
         live.wait_for(lab, 12)
         live.stop()
-        names = recording.stop()
-        ids = {pod.netns_id for pod in (lab.node, *lab.clients, *lab.servers, lab.upstream)}
-        said = live.lines(lab)
-    again = [line for line in replayed("--timeout", TIMEOUT, *names) if any(h["Netns"] in ids for h in line["Path"])]
+        return Recorded(recording.stop(), live.lines(lab), lab.clients[0].netns_id, places_of(lab))
+
+
+def places_of(lab: Lab) -> set[int]:
+    """The namespaces of a lab."""
+    return {pod.netns_id for pod in (lab.node, *lab.clients, *lab.servers, lab.upstream)}
+
+
+def test_a_replayed_recording_says_what_was_said_live(recorded: Recorded):
+    said, again = recorded.said, replayed("--timeout", TIMEOUT, *recorded.names)
     assert {line["Status"] for line in said} == {"Succeeded", "Failed"}
     assert {line["Protocol"] for line in said} == {"UDP", "TCP"}
     assert {"PolicyDrop", "NoListener", "ServerNoReply"} <= {line["Cause"]["Code"] for line in said if line["Cause"]}
-    assert essences(again) == essences(said)
+    in_lab = [line for line in again if any(hop["Netns"] in recorded.places for hop in line["Path"])]
+    assert essences(in_lab) == essences(said)
 
 
 def test_the_ring_of_files_is_bounded_and_replays(tape: Callable[..., Tape]):
@@ -215,7 +239,7 @@ def test_every_message_that_tshark_finds_is_in_exactly_one_session(tape: Callabl
         recording = tape()
         all_kinds(lab)
         (name,) = recording.stop()
-        places = {pod.netns_id for pod in (lab.node, *lab.clients, *lab.servers, lab.upstream)}
+        places = places_of(lab)
     told = Counter(message for line in replayed("--timeout", TIMEOUT, name) for message in of_client(line))
     seen = seen_by_tshark(name, places)
     # The stopped server's reply came when its lookup had been given up and told; it is counted as late.
@@ -227,19 +251,15 @@ def test_every_message_that_tshark_finds_is_in_exactly_one_session(tape: Callabl
 
 
 @pytest.mark.skipif(shutil.which("tshark") is None, reason="needs the Debian package tshark")
-def test_tshark_reads_every_message_and_shows_the_comments(tape: Callable[..., Tape]):
-    with Lab("nftables") as lab:
-        recording = tape()
-        all_kinds(lab)
-        (name,) = recording.stop()
-        client = lab.clients[0].netns_id
+def test_tshark_reads_every_message_and_shows_the_comments(recorded: Recorded):
+    (name,) = recorded.names
     lines = replayed("--timeout", TIMEOUT, name)
     told = {line["TransactionId"] for line in lines}
     found = tshark(name, "-Y", "dns", "-e", "dns.id", "-e", "frame.comment", "-e", "frame.interface_name")
     assert {int(identifier, 16) for identifier, *_ in found} == told
-    assert any(comment.startswith(f"tx eth0 in netns {client}, dig[") for _, comment, _ in found)
+    assert any(comment.startswith(f"tx eth0 in netns {recorded.client}, dig[") for _, comment, _ in found)
     assert any(comment.startswith("drop NETFILTER_DROP in ") and "(FORWARD)" in comment for _, comment, _ in found)
-    assert {f"eth0@{client}"} <= {interface for *_, interface in found}
+    assert {f"eth0@{recorded.client}"} <= {interface for *_, interface in found}
     bad = tshark(name, "-Y", "ip.checksum.status == 0 || udp.checksum.status == 0", "-e", "frame.number")
     assert not bad
     assert not tshark(name, "-Y", "_ws.malformed", "-e", "frame.number")
