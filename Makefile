@@ -133,7 +133,7 @@ demo: setup-lab ## a small node with real servers and real faults, and the verdi
 	@exec $(BIN)/dnstrail demo $(ARGS)
 
 test: setup-dev oracles $(PROGRAMS)/prometheus ## all tests, on this machine's real kernel
-	$(BIN)/python -m pytest $(ARGS)
+	@bash deploy/test $(ARGS)
 
 test-slow: setup-dev oracles $(PROGRAMS)/prometheus ## variants of what `make test` shows too: other data planes, protocols, families
 	$(BIN)/python -m pytest -m slow $(ARGS)
