@@ -61,7 +61,9 @@ def is_waiting(session: Session, asked: Hop, node_state: NodeState) -> bool:
     A query to the very server that the waiting one went to is another client's: nobody asks himself. But a proxy that
     took it on its way there asks that server. Where the query is only passing by, who asks is another client too.
     """
-    replied = sum(reply.hops[0].netns == asked.netns for reply in session.replies.transmissions)
+    strays = session.strays.transmissions if session.strays is not None else []
+    # A reply that no client can use is a reply all the same: the server is done with the query.
+    replied = sum(reply.hops[0].netns == asked.netns for reply in (*session.replies.transmissions, *strays))
     if replied >= len(arrivals_at(session, asked)):
         return False
     if was_taken(session, asked, node_state) or may_be_taken(session, asked, node_state):

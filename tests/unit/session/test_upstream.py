@@ -624,6 +624,18 @@ def test_another_name_asked_long_after_the_query_is_not_a_rewriting_of_it(world)
     assert int(of_client(outcomes, "172.20.2.25").bitmap) == 3
 
 
+def test_another_name_asked_after_a_reply_that_no_client_can_use_is_no_rewriting_of_the_query(world):
+    start = warm(world)
+    lookup = world.Lookup(name="x.rw.test.")
+    outcomes = world.outcomes(
+        lookup.query(start),
+        lookup.reply(start + world.MS, content=lookup.answer()[:15]),
+        exchange(lookup.onward(name="y.example.net."), start + 5 * world.MS, world.MS),
+    )
+    one = of_client(outcomes, "172.20.2.25")
+    assert (cause(one), told(one)) == ("MalformedReply", [])
+
+
 def test_the_upstream_query_is_joined_where_arrivals_in_pods_never_show(world):
     # bpf_redirect_peer() hands packets into a pod without netif_receive_skb.
     lookup = world.Lookup()
