@@ -1,0 +1,96 @@
+"""Whom or what each cause accuses: that decides which failures are one incident.
+
+A server that refuses everybody is one incident and not one for each of its clients; a policy that stops two workloads
+is two. The table stands beside `agent.explain.causes.CAUSES` and has the same codes.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from agent.session.outcome import Leg
+
+if TYPE_CHECKING:
+    from agent.explain.verdict import Cause
+
+
+class Part(StrEnum):
+    """One thing that may tell two failures of the same cause apart."""
+
+    CLIENT = "client"
+    """The workload, or the address where no name is known."""
+    SERVER = "server"
+    """The server behind the address that was asked; that address where no translation was seen."""
+    UPSTREAM = "upstream"
+    NETNS = "netns"
+    """The network namespace of the drop."""
+    DEVICE = "device"
+    """Its device."""
+
+
+class Side(StrEnum):
+    """Who or what has to be looked at."""
+
+    CLIENT = "client"
+    SERVER = "server"
+    UPSTREAM = "upstream"
+    NAMESPACE = "namespace"
+    """What the kernel keeps for a whole network namespace."""
+    DEVICE = "device"
+    ROUTE = "route"
+    """The way from a network namespace to a server."""
+    AGENT = "agent"
+    """The agent's own records are missing: nobody is accused, and there is no incident."""
+
+
+PARTS: dict[Side, tuple[Part, ...]] = {
+    Side.CLIENT: (Part.CLIENT, Part.NETNS),
+    Side.SERVER: (Part.SERVER,),
+    Side.UPSTREAM: (Part.UPSTREAM, Part.SERVER),
+    Side.NAMESPACE: (Part.NETNS,),
+    Side.DEVICE: (Part.NETNS, Part.DEVICE),
+    Side.ROUTE: (Part.NETNS, Part.SERVER),
+}
+"""What has to be the same for two failures of one cause to be one incident."""
+PLACES = frozenset({Side.NAMESPACE, Side.DEVICE, Side.ROUTE})
+"""Sides that are known by a drop: without one the server is all there is to go by."""
+
+ACCUSED: dict[str, Side] = {
+    "CaptureLoss": Side.AGENT,
+    "IPVSStaleBackend": Side.SERVER,
+    "StaleConntrackEntry": Side.SERVER,
+    "ConntrackTableFull": Side.NAMESPACE,
+    "ConntrackRace": Side.NAMESPACE,
+    "ServerSocketOverflow": Side.SERVER,
+    "ClientSocketOverflow": Side.CLIENT,
+    "PolicyDrop": Side.CLIENT,
+    "NoEndpoints": Side.SERVER,
+    "NoListener": Side.SERVER,
+    "LateReply": Side.SERVER,
+    "InterfaceDown": Side.DEVICE,
+    "NoRoute": Side.ROUTE,
+    "NeighbourFailure": Side.ROUTE,
+    "ReversePathFilter": Side.DEVICE,
+    "ChecksumError": Side.DEVICE,
+    "FragmentLost": Side.ROUTE,
+    "QueueOverflow": Side.DEVICE,
+    "KernelDrop": Side.CLIENT,
+    "UnexpectedSource": Side.SERVER,
+    "MalformedReply": Side.SERVER,
+    "MismatchedReply": Side.SERVER,
+    "UpstreamTCPUnavailable": Side.UPSTREAM,
+    "UpstreamTimeout": Side.UPSTREAM,
+    "ServerNoReply": Side.SERVER,
+    "LeftNode": Side.SERVER,
+    "UpstreamError": Side.UPSTREAM,
+    "ServerError": Side.SERVER,
+    "Unknown": Side.CLIENT,
+}
+UPSTREAM_LEGS = frozenset({Leg.UPSTREAM_QUERY, Leg.UPSTREAM_REPLY})
+
+
+def side_of(cause: Cause) -> Side:
+    """Whom a cause accuses. Between a server and its upstream the client is that server."""
+    side = ACCUSED[cause.code]
+    return Side.SERVER if side is Side.CLIENT and cause.leg in UPSTREAM_LEGS else side
