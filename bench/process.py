@@ -138,7 +138,7 @@ class AgentProcess:
 
     def _lines(self) -> Counter[str]:
         with self._out.open() as lines:
-            return Counter(_kind(json.loads(line)) for line in lines)
+            return Counter(_kind(line) for line in map(json.loads, lines) if "Kind" not in line)
 
 
 @contextmanager

@@ -156,7 +156,7 @@ class Dnstrail(Watch):
         self._read += len(whole)
         for text in whole.splitlines():
             line = json.loads(text)
-            if line["Question"]:
+            if line.get("Question"):
                 self._found[line["Question"]["Name"].rstrip(".")].append(line)
         return self._found[name.rstrip(".")]
 

@@ -118,7 +118,8 @@ class Container:
     def lines(self) -> list[dict[str, Any]]:
         """The session lines so far."""
         text = self.out.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        lines = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
+        return [line for line in lines if "Kind" not in line]
 
     def wait_ready(self) -> None:
         """Return when the agent in it says that it watches."""

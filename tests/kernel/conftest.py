@@ -25,6 +25,11 @@ LINE_SECONDS = 15.0 * PATIENCE
 
 def whole_lines(text: str) -> list[Line]:
     """The session lines of an output, without one that is not complete yet."""
+    return [line for line in every_line(text) if "Kind" not in line]
+
+
+def every_line(text: str) -> list[Line]:
+    """Those of incidents, too."""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 

@@ -44,7 +44,7 @@ def containing(watch: Watch, text: str) -> list[Line]:
     """The complete lines so far that contain this text; the others, of which some are long, are not even parsed."""
     written = watch.out.read_text()
     lines = written[: written.rfind("\n") + 1].splitlines()
-    return [json.loads(line) for line in lines if text in line]
+    return [line for line in map(json.loads, (one for one in lines if text in one)) if "Kind" not in line]
 
 
 def _asked(line: Line) -> str:

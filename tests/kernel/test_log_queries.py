@@ -115,7 +115,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
             end_all([agent.process])
         path = folder / "log"
         ours = agent.lines(lab)
-        lines = [text for text in agent.out.read_text().splitlines(keepends=True) if json.loads(text) in ours]
+        every = agent.out.read_text().splitlines(keepends=True)
+        lines = [text for text in every if "Kind" in (line := json.loads(text)) or line in ours]
         path.write_text(agent.diagnostics() + "".join(lines))
     return path
 

@@ -113,7 +113,8 @@ class Running:
     def lines(self) -> list[dict[str, Any]]:
         """Its session lines so far."""
         text = self.out.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        lines = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
+        return [line for line in lines if "Kind" not in line]
 
 
 def total(numbers: Numbers, name: str, **labels: str) -> float:

@@ -38,7 +38,8 @@ class Node(NamedTuple):
         """How many lookups failed that are none of the lab's: an agent sees the whole machine."""
         ours = {pod.netns_id for pod in (self.lab.node, *self.lab.clients, *self.lab.servers, self.lab.upstream)}
         whole = self.lines.read_text().rpartition("\n")[0].splitlines()
-        return sum(not any(hop["Netns"] in ours for hop in json.loads(line)["Path"]) for line in whole)
+        sessions = [line for line in map(json.loads, whole) if "Kind" not in line]
+        return sum(not any(hop["Netns"] in ours for hop in line["Path"]) for line in sessions)
 
 
 @contextmanager

@@ -147,6 +147,8 @@ class Lines:
                 self._take(json.loads(text))
 
     def _take(self, line: Line) -> None:
+        if "Kind" in line:
+            return
         if line["Question"] is None:
             self.nameless.append(line)
         elif label := OWN.search(line["Question"]["Name"]):
