@@ -26,8 +26,11 @@ STATUSES = ("Succeeded", "Failed", "SampleLoss")
 SIZE_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 MIN_RING_BYTES = 4096
 MIN_FILE_BYTES = 256 << 10
+MIN_LINES_BYTES = 128 << 10
+"""The part of it that is for incidents has room for one of their lines."""
 MAX_PORTS = 16
 UNLIMITED = "unlimited"
+LOGS = ("all", "problems", "none")
 REDACTION_KEY_BYTES = 16
 
 
@@ -72,6 +75,16 @@ def count(text: str) -> int:
 def rate(text: str) -> int | None:
     """A whole number above zero; None for `unlimited`."""
     return None if text == UNLIMITED else count(text)
+
+
+def byte_limit(text: str) -> int | None:
+    """`1M` as bytes: room for some lines; None for `unlimited`."""
+    if text == UNLIMITED:
+        return None
+    value = byte_count(text)
+    if value < MIN_LINES_BYTES:
+        raise argparse.ArgumentTypeError("at least 128K bytes, such as 128K or 1M, or unlimited")
+    return value
 
 
 def positive(text: str) -> float:
@@ -187,7 +200,7 @@ def build_parser() -> argparse.ArgumentParser:
 def add_run(parser: EnvironmentParser) -> None:
     """The options of `run`."""
     add_capture(parser)
-    add_sessions(parser)
+    add_sessions(parser, log=(*LOGS, "incidents"))
     add_rates(parser)
     parser.add_option(
         "node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node, for the lines"
@@ -215,12 +228,19 @@ def add_rates(parser: EnvironmentParser) -> None:
         "rcode), after the first 20; the others are counted, and the count is printed; or unlimited (default 1)",
     )
     parser.add_option(
-        "failure-ceiling",
+        "max-lines",
         type=rate,
         default=100,
         metavar="LINES",
-        help="print at most this many lines a second, of 10 KiB on average, for all failures together; a part is "
-        "reserved for rare failures; or unlimited (default 100)",
+        help="write at most this many lines within any second, whatever they are; parts are reserved for incidents, "
+        "for rare and for other failures, and for lookups that succeeded; or unlimited (default 100)",
+    )
+    parser.add_option(
+        "max-bytes",
+        type=byte_limit,
+        default="1M",
+        metavar="BYTES",
+        help="write at most so much within any second, likewise; or unlimited (default 1M)",
     )
 
 
@@ -231,7 +251,7 @@ def add_metrics(parser: EnvironmentParser) -> None:
         type=metrics_address,
         default=":9353",
         metavar="ADDRESS",
-        help="serve /metrics, /healthz and /readyz on this address, or none (default :9353)",
+        help="serve /metrics, /incidents, /healthz and /readyz on this address, or none (default :9353)",
     )
     parser.add_option(
         "metrics-by", choices=("none", "namespace", "workload"), default="none", help="also count lookups by client"
@@ -330,12 +350,10 @@ def add_capture(parser: EnvironmentParser) -> None:
     )
 
 
-def add_sessions(parser: EnvironmentParser) -> None:
+def add_sessions(parser: EnvironmentParser, *, log: tuple[str, ...] = LOGS) -> None:
     """Options of everything that joins sessions and prints them."""
     parser.add_option("output", choices=("json", "table"), default="json", help="format of the lines (default json)")
-    parser.add_option(
-        "log", choices=("all", "problems", "none"), default="all", help="which lookups get a line (default all)"
-    )
+    parser.add_option("log", choices=log, default="all", help="which lookups get a line (default all)")
     parser.add_flag(
         "redact", help="replace the names that were looked up by meaningless words, and leave out the answers"
     )
@@ -425,13 +443,13 @@ def wanted_lookups(arguments: argparse.Namespace) -> Filter:
 
 def line_options(arguments: argparse.Namespace) -> LineOptions:
     """Which sessions are printed, and how."""
-    from agent.export.failures import FailureRates  # noqa: PLC0415  as above
+    from agent.export.failures import LineRates  # noqa: PLC0415  as above
     from agent.export.printer import LineOptions  # noqa: PLC0415  as above
 
     wanted = wanted_lookups(arguments)
     key = secrets.token_bytes(REDACTION_KEY_BYTES) if arguments.redact else None
-    failures = FailureRates(getattr(arguments, "failure_rate", None), getattr(arguments, "failure_ceiling", None))
-    return LineOptions(arguments.output, arguments.log, arguments.log_rate, arguments.node, wanted, key, failures)
+    rates = LineRates(*(getattr(arguments, limit, None) for limit in ("failure_rate", "max_lines", "max_bytes")))
+    return LineOptions(arguments.output, arguments.log, arguments.log_rate, arguments.node, wanted, key, rates)
 
 
 def settings(arguments: argparse.Namespace) -> Settings:

@@ -199,7 +199,7 @@ class Watcher:
         """The sessions of the lab's clients up to now; a line half written is left for later."""
         whole = contents(self._out).split(b"\n")[:-1]
         lines: list[Line] = [msgspec.json.decode(text) for text in whole]
-        return [line for line in lines if line["Client"]["Netns"] in self._clients]
+        return [line for line in lines if "Kind" not in line and line["Client"]["Netns"] in self._clients]
 
     def stop(self) -> str:
         """End it and return its last words: the sums."""
@@ -221,7 +221,7 @@ def command() -> list[str]:
     unset = [f"--unset={key}" for key in os.environ if key.startswith("DNSTRAIL_")]
     names = [f"--name={name}" for name in dict.fromkeys(step.name for step in STEPS)]
     limits = [f"--timeout={TIMEOUT_SECONDS}", f"--duration={DURATION_SECONDS}", f"--log-rate={LOG_RATE}"]
-    limits += ["--failure-rate=unlimited", "--failure-ceiling=unlimited"]
+    limits += ["--failure-rate=unlimited", "--max-lines=unlimited", "--max-bytes=unlimited"]
     return [
         "env",
         *unset,

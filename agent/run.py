@@ -16,6 +16,7 @@ from agent.enrich.enrichment import Enrichment
 from agent.explain.rules import explain
 from agent.export.announcements import StateAnnouncer
 from agent.export.clock import wall_offset_ns
+from agent.export.incident_reporter import IncidentReporter
 from agent.export.loss_report import LossReport
 from agent.export.metrics.clients import ByClient, Clients
 from agent.export.metrics.pages import ALIVE_SECONDS, Pages
@@ -119,6 +120,7 @@ class Agent:
         sources.agent = Numbers(capture, self.table, self.printer, out, watches)
         self._announcer = StateAnnouncer(sources)
         self._unnamed = Unnamed()
+        self._reporter = IncidentReporter(sources, self.printer, options.metrics_by)
         self._losses = LossReport(self.printer, out)
         self._teacher = Teacher(capture, options.ports)
         self._looked_ns = 0
@@ -151,6 +153,7 @@ class Agent:
         self.printer.flush()
         self._look_around(now_ns)
         self._show_unnamed(time.monotonic())
+        self._reporter.report(now_ns)
         for line in self._announcer.lines(time.monotonic()):
             log(line)
         if time.monotonic() - self._reported > REPORT_SECONDS:
@@ -163,6 +166,7 @@ class Agent:
         self._read_rest(time.monotonic() + READ_SECONDS)
         self._show_open(end - WRITE_SECONDS)
         self._show_unnamed(float("inf"))
+        self._reporter.report(time.monotonic_ns())
         self._out.close(max(WRITE_SECONDS, end - time.monotonic()))
         self._say_losses()
         self._known.close(max(0.0, end - time.monotonic()))
@@ -221,10 +225,12 @@ class Agent:
             live.expect_clients_from_elsewhere()
         verdict = self._explain(outcome, who)
         self._sources.tally.count(outcome, verdict, who)
-        if not self.printer.admits(outcome, verdict, who):
+        incident = self._sources.incidents.note(outcome, verdict, who, time.monotonic_ns())
+        rank = self.printer.admits(outcome, verdict, who, incident)
+        if rank is None:
             return
         if not (live and who().expected and self._unnamed.keeps(outcome, time.monotonic())):
-            self.printer.write(outcome, verdict, who())
+            self.printer.write(outcome, verdict, who(), rank, incident)
 
     def _who(self, outcome: Outcome) -> Once:
         return Once(partial(self._known.who.identify, outcome))

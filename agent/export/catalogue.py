@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from agent.export.incident_line import IncidentLine
 from agent.export.line import Line
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ HEADER = """\
 Generated from `agent/export/line.py` by `python -m agent.export.catalogue`: change it there.
 One JSON object a line, UTF-8, written once, when the session ends. What is not known is `null`.
 
+"""
+INCIDENT_HEADER = """
+## Fields of the incident line
+
+Generated from `agent/export/incident_line.py` likewise. One JSON object a line: [incidents](incidents.md) says when.
+
+"""
+TABLE = """\
 | field | type | meaning |
 |---|---|---|
 """
@@ -55,8 +64,11 @@ def _json_type(kind: object) -> str:
 
 def document() -> str:
     """The text of docs/fields.md."""
-    rows = "".join(f"| `{name}` | {kind} | {meaning} |\n" for name, kind, meaning in fields(Line))
-    return HEADER + rows
+    return HEADER + _table(Line) + INCIDENT_HEADER + _table(IncidentLine)
+
+
+def _table(struct: type[msgspec.Struct]) -> str:
+    return TABLE + "".join(f"| `{name}` | {kind} | {meaning} |\n" for name, kind, meaning in fields(struct))
 
 
 if __name__ == "__main__":

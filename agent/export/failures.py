@@ -1,8 +1,9 @@
 """How many lines of failing lookups are printed: enough of every kind to know it, and not thousands a second.
 
-A server that refuses everything makes one agent write 8 MiB a second, all of it the same news. So failures that are the
-same problem for a person share a budget, and all failures together have a ceiling, part of which is kept for kinds that
-were not printed lately: a different failure is not lost among the others. Nothing here does I/O or looks at a clock.
+A server that refuses everything makes one agent write 8 MiB a second, all of it the same news. So failures that are
+the same problem for a person are thinned: the first ones are printed whole, then some. What is printed of all kinds
+together has to fit into `agent.export.budget`, of which each kind gets a fair part. Nothing here does I/O or looks at a
+clock.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from agent.explain.incident_key import upstream_of
+from agent.export.budget import SECOND, SHARES, Rank
 from agent.hop.endpoint import endpoint_to_text
 from agent.hop.record import TCP
 from agent.wire.message import EXTENDED_ERROR, options
@@ -18,39 +21,39 @@ from agent.wire.render import rcode_to_text
 
 if TYPE_CHECKING:
     from agent.explain.verdict import Verdict
-    from agent.session.model import Session
+    from agent.export.budget import Budget
     from agent.session.outcome import Outcome
 
 BURST = 20
 """So many lines of a new kind are printed whole, however fast they come: they show whom it concerns, which names, which
 way the packets went, and fit on a screen. At one a second afterwards, a kind takes an hour to fill the 10 MiB after
 which the kubelet begins a new log file."""
-LINE_BYTES = 10 << 10
-"""What a line may have on average; they have 3 KiB as a rule, and more where the answers are large."""
 RARE_SECONDS = 60.0
 """A kind, or a client of a kind, that had no line for so long gets one: minutes are what people count outages in."""
-RESERVED = 0.25
-"""Share of the ceiling that is for such kinds alone."""
 MAX_KINDS = 100
 """Told apart of each cause within a minute; beyond it they are one kind together. Somebody who asks every address there
 is for a name, or a server with ever new codes, hides no failure that has another cause, and none that was known before.
 1 KiB each."""
 MAX_CLIENTS = 4096
 """Likewise, of clients and kinds. A node has 110 pods as a rule."""
+PART = 1 - SHARES[Rank.INCIDENT] - SHARES[Rank.RARE] - SHARES[Rank.SUCCESS]
+"""Of all lines, what failures may have that are not rare; kinds that want more lines than there are divide it."""
 MAX_SAID = 5
 """Kinds that one summary names."""
 
 
-class FailureRates(NamedTuple):
-    """Lines a second; None: no limit."""
+class LineRates(NamedTuple):
+    """What may be written a second; None: no limit."""
 
     alike: int | None = None
-    """Of one kind, after the first `BURST`."""
-    together: int | None = None
-    """Of all kinds."""
+    """Lines of failures of one kind, after the first `BURST`."""
+    lines: int | None = None
+    """Lines of all kinds, of lookups that went well, and of incidents."""
+    size: int | None = None
+    """Bytes of all these."""
 
 
-UNLIMITED = FailureRates()
+UNLIMITED = LineRates()
 
 
 class Kind(NamedTuple):
@@ -96,7 +99,7 @@ def kind_of(outcome: Outcome, verdict: Verdict) -> Kind:
         rcode=outcome.rcode,
         extended=_extended_error(outcome),
         place=_place(outcome),
-        upstream=_upstream(outcome.session) if cause.startswith("Upstream") else None,
+        upstream=upstream_of(outcome.session) if cause.startswith("Upstream") else None,
     )
 
 
@@ -123,15 +126,6 @@ def _place(outcome: Outcome) -> tuple[object, ...]:
     return last.netns, detail.daddr, detail.dport
 
 
-def _upstream(session: Session) -> tuple[bytes, int] | None:
-    asked = [
-        exchange.queries.transmissions[0].hops[0].detail
-        for exchange in session.exchanges
-        if exchange.queries.transmissions
-    ]
-    return (asked[-1].daddr, asked[-1].dport) if asked else None
-
-
 @dataclass(slots=True)
 class Bucket:
     """Fills steadily up to its capacity; what is taken out may be more than is in it, and is missing then."""
@@ -149,39 +143,6 @@ class Bucket:
             self.level = min(self.capacity, self.level + (now - self.filled) * self.rate)
             self.filled = now
         return self.level
-
-
-class Ceiling:
-    """What all failures together may cost, in lines and in bytes.
-
-    Kinds that had a line lately and those that had none cannot take everything from each other: a storm of new kinds
-    leaves the others half of what is theirs, and what floods leaves the new ones the reserve.
-    """
-
-    def __init__(self, lines_a_second: float, now: float) -> None:
-        self._usual = _full(lines_a_second * (1 - RESERVED), now)
-        self._reserve = _full(lines_a_second * RESERVED, now)
-        self._bytes = _full(lines_a_second * LINE_BYTES, now)
-
-    def admits(self, now: float, *, rare: bool) -> bool:
-        """Whether there is room for a line; it is taken."""
-        lines = self._reserve if rare and self._reserve.at(now) >= 1 else self._usual
-        least = max(1.0, self._usual.capacity / 2) if rare and lines is self._usual else 1.0
-        debt = self._bytes.capacity * RESERVED if rare else 0.0
-        if lines.at(now) < least or self._bytes.at(now) <= -debt:
-            return False
-        lines.level -= 1
-        return True
-
-    def charge(self, line_bytes: int) -> None:
-        """How long the line was: known when it is made."""
-        self._bytes.level -= line_bytes
-
-
-def _full(rate: float, now: float) -> Bucket:
-    """A bucket that holds what comes in a second."""
-    capacity = max(1.0, rate)
-    return Bucket(rate, capacity, capacity, now)
 
 
 class Held(NamedTuple):
@@ -209,38 +170,63 @@ class _Known:
     """Since its last line."""
     unsaid: int = 0
     """Since the last summary."""
+    second: int = 0
+    taken: int = 0
+    """Lines that it had in that second."""
+
+
+@dataclass(slots=True)
+class _Turns:
+    """How many kinds want lines at present."""
+
+    second: int = 0
+    now: int = 0
+    before: int = 0
+    """In the second before."""
+
+    def take(self, second: int) -> None:
+        """One more kind wants a line in this second."""
+        if second != self.second:
+            self.before = self.now if second == self.second + 1 else 0
+            self.second, self.now = second, 0
+        self.now += 1
+
+    @property
+    def kinds(self) -> int:
+        """The larger of this second's number and the last one's: this one may just have begun."""
+        return max(1, self.now, self.before)
 
 
 class FailureLimit:
     """Decides which failing lookups get a line, before it is made."""
 
-    def __init__(self, rates: FailureRates, max_kinds: int = MAX_KINDS) -> None:
+    def __init__(self, alike: int | None, budget: Budget, max_kinds: int = MAX_KINDS) -> None:
         """Begin.
 
         Args:
-            rates: What may be printed.
+            alike: Lines a second of one kind, after the first ones; None: no limit.
+            budget: What all lines share.
             max_kinds: How many kinds of each cause are told apart.
         """
-        self.rates = rates
-        self.alike = 0
+        self.held = 0
         """Lines held back because of others of their kind."""
-        self.beyond = 0
-        """Lines held back because of the ceiling."""
+        self._alike = alike
+        self._budget = budget
         self._max_kinds = max_kinds
         self._known: dict[tuple[str, str], OrderedDict[Kind, _Known]] = {}
         """By status and cause, of which there are as many as the code knows; each from the one not seen for longest."""
         self._clients: OrderedDict[tuple[Kind, int], float] = OrderedDict()
         self._forgotten = 0
         """Held back, not said, and of what kind is forgotten."""
-        self._ceiling: Ceiling | None = None
+        self._turns = _Turns()
 
     @property
     def is_unlimited(self) -> bool:
         """Whether nothing is ever held back."""
-        return self.rates == UNLIMITED
+        return self._alike is None and self._budget.is_unlimited
 
-    def admits(self, kind: Kind, client: int | None, now: float) -> bool:
-        """Whether this failure gets a line; if not, it is counted.
+    def admits(self, kind: Kind, client: int | None, now: float) -> Rank | None:
+        """The rank of the line that this failure gets; None if it gets none, which is counted.
 
         Args:
             kind: What it is.
@@ -249,33 +235,39 @@ class FailureLimit:
         """
         kind, known = self._know(kind, now)
         rare = now - known.printed >= RARE_SECONDS
-        within = self.rates.alike is None or known.bucket.at(now) >= 1
+        rank = Rank.RARE if rare else Rank.FAILURE
+        within = self._alike is None or known.bucket.at(now) >= 1
         if not within and not rare and not self._is_news(kind, client, now):
-            self.alike += 1
-        elif not self._has_room(now, rare=rare):
-            self.beyond += 1
-        else:
+            self.held += 1
+        elif self._has_its_part(known, now) and self._budget.has_room(rank, now):
             known.printed = now
+            known.taken += 1
             known.bucket.level = max(0.0, known.bucket.level - 1)
             self._remember(kind, client, now)
-            return True
+            return rank
         known.held += 1
         known.unsaid += 1
-        return False
+        return None
+
+    def hold(self, kind: Kind, told: int) -> None:
+        """A line that was admitted was not written after all.
+
+        Args:
+            kind: What it is.
+            told: Lines held back that it would have told, itself among them.
+        """
+        known = self._find(kind)
+        if known is not None:
+            known.held += told
+            known.unsaid += 1
 
     def held_before(self, kind: Kind) -> int:
         """How many lines of this kind were held back since the last one of it: for the next line to tell, once."""
-        kinds = self._known.get(kind[:2])
-        known = (kinds.get(kind) or kinds.get(_others(kind))) if kinds else None
+        known = self._find(kind)
         if known is None:
             return 0
         held, known.held = known.held, 0
         return held
-
-    def charge(self, line_bytes: int) -> None:
-        """A line was made, and is so long."""
-        if self._ceiling is not None:
-            self._ceiling.charge(line_bytes)
 
     def summary(self) -> list[Held]:
         """What was held back since this was asked last, most of it first; nothing if nothing was."""
@@ -288,6 +280,10 @@ class FailureLimit:
         self._forgotten = 0
         return [*held[:MAX_SAID], Held(None, others)] if others else held[:MAX_SAID]
 
+    def _find(self, kind: Kind) -> _Known | None:
+        kinds = self._known.get(kind[:2])
+        return (kinds.get(kind) or kinds.get(_others(kind))) if kinds else None
+
     def _know(self, kind: Kind, now: float) -> tuple[Kind, _Known]:
         """The kind that a failure counts as, and what is known of it."""
         kinds = self._known.setdefault(kind[:2], OrderedDict())
@@ -295,7 +291,7 @@ class FailureLimit:
             kind = _others(kind)
         known = kinds.get(kind)
         if known is None:
-            known = kinds[kind] = _Known(Bucket(self.rates.alike or 0, BURST, BURST, now), now)
+            known = kinds[kind] = _Known(Bucket(self._alike or 0, BURST, BURST, now), now)
         known.seen = now
         kinds.move_to_end(kind)
         return kind, known
@@ -322,9 +318,16 @@ class FailureLimit:
         if len(self._clients) > MAX_CLIENTS:
             self._clients.popitem(last=False)
 
-    def _has_room(self, now: float, *, rare: bool) -> bool:
-        if self.rates.together is None:
+    def _has_its_part(self, known: _Known, now: float) -> bool:
+        """Whether a kind had less than its part of this second's lines. One that floods leaves the others theirs."""
+        second = int(now / SECOND)
+        if known.second != second:
+            known.second, known.taken = second, 0
+            self._turns.take(second)
+        if self._budget.lines is None:
             return True
-        if self._ceiling is None:
-            self._ceiling = Ceiling(self.rates.together, now)
-        return self._ceiling.admits(now, rare=rare)
+        part = self._budget.lines * PART // self._turns.kinds
+        if known.taken < max(1, part):
+            return True
+        self._budget.refused += 1
+        return False

@@ -19,6 +19,7 @@ class LossReport:
     printer: Printer
     outlet: Outlet
     _suppressed: int = 0
+    _beyond: int = 0
     _lines: int = 0
     _records: int = 0
 
@@ -34,11 +35,15 @@ class LossReport:
         if suppressed:
             yield f"{suppressed} lines of succeeded sessions held back (--log-rate {self.printer.options.log_rate})"
         for held in self.printer.failures.summary():
-            yield f"{held} (--failure-rate, --failure-ceiling)"
+            yield f"{held} (--failure-rate, --max-lines, --max-bytes)"
+        beyond = self.printer.budget.refused - self._beyond
+        if beyond:
+            yield f"{beyond} lines held back by --max-lines and --max-bytes in all"
         if records:
             yield f"{records} records lost by the capture itself: sessions concerned are SampleLoss (--ring-size)"
         if lines:
             yield f"{lines} lines lost: {self.outlet.failure or 'nobody reads stdout'}"
         self._suppressed += suppressed
+        self._beyond += beyond
         self._records += records
         self._lines += lines

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.export.incident_line import ClientNames, IncidentLine, ServerNames
     from agent.export.line import Line
 
 
@@ -62,3 +63,30 @@ def heading() -> str:
 def row(line: Line) -> str:
     """One session."""
     return " ".join(fit(column.value(line), column.width) for column in COLUMNS).rstrip()
+
+
+def incident(line: IncidentLine) -> str:
+    """One incident: when, what, where, how much of it, and why."""
+    share = "" if line.share_percent is None else f", {line.share_percent:g}% of all"
+    held_back = f", {line.held_back} lines held back" if line.held_back else ""
+    words = (
+        f"INCIDENT {line.state.lower()}: {line.code} at {_server(line.server)} for {_clients(line)}: {line.lookups} "
+        f"lookups{share} from {line.first[11:19]} to {line.last[11:19]}{held_back}: {line.message or line.place}"
+    )
+    return f"{line.time[11:23]} {fit(words, 0)}"
+
+
+def _server(server: ServerNames | None) -> str:
+    if server is None:
+        return "several servers"
+    name = server.service or server.pod
+    return f"{server.address} ({name})" if name else server.address
+
+
+def _clients(line: IncidentLine) -> str:
+    return f"{line.clients} clients" if line.client is None else _name(line.client)
+
+
+def _name(client: ClientNames) -> str:
+    name = client.workload or client.pod
+    return f"{client.namespace}/{name}" if name else client.address or "an unknown client"

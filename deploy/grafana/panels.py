@@ -233,6 +233,21 @@ LOSSES = Row(
             (Target(f"{per_second(m.SESSION_CAUSES, 'cause', 'confidence')} > 0", "{{cause}} {{confidence}}"),),
             (m.SESSION_CAUSES,),
         ),
+        Panel(
+            "Incidents that go on, by cause",
+            COUNTS,
+            (Target(f"{total(m.INCIDENTS_OPEN, 'cause')} > 0", "{{cause}}"),),
+            (m.INCIDENTS_OPEN,),
+            width=12,
+            stacked=True,
+        ),
+        Panel(
+            "Incidents that began, by cause",
+            RATES,
+            (_by_label(m.INCIDENTS, "cause"),),
+            (m.INCIDENTS,),
+            width=12,
+        ),
     ),
 )
 LATENCY = Row(
@@ -404,8 +419,8 @@ AGENT = Row(
         Panel(
             "Closed before their time, lines held back",
             RATES,
-            _each(m.EVICTED_SESSIONS, m.LOG_LINES_SUPPRESSED, m.LOG_LINES),
-            (m.EVICTED_SESSIONS, m.LOG_LINES_SUPPRESSED, m.LOG_LINES),
+            _each(m.EVICTED_SESSIONS, m.LOG_LINES_SUPPRESSED, m.LOG_LINES, m.INCIDENT_LINES),
+            (m.EVICTED_SESSIONS, m.LOG_LINES_SUPPRESSED, m.LOG_LINES, m.INCIDENT_LINES),
         ),
         Panel(
             "Event loop",

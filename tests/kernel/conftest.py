@@ -16,7 +16,7 @@ from agent.lab import Lab
 from agent.lab.processes import PATIENCE
 
 Line = dict[str, Any]
-EVERY_FAILURE = ("--failure-rate=unlimited", "--failure-ceiling=unlimited")
+EVERY_FAILURE = ("--failure-rate=unlimited", "--max-lines=unlimited", "--max-bytes=unlimited")
 """What tests count is not held back."""
 DNSTRAIL = [sys.executable, "-m", "agent"]
 READY_SECONDS = 20.0 * PATIENCE

@@ -24,7 +24,10 @@ WRONG = [
     ("log-rate", "-1"),
     ("failure-rate", "0"),
     ("failure-rate", "none"),
-    ("failure-ceiling", "-1"),
+    ("max-lines", "-1"),
+    ("max-lines", "none"),
+    ("max-bytes", "4K"),
+    ("max-bytes", "much"),
     ("duration", "0"),
     ("duration", "-1"),
     ("duration", "nan"),
@@ -48,8 +51,10 @@ RIGHT = [
     ("log-rate", "7", 7),
     ("failure-rate", "7", 7),
     ("failure-rate", "unlimited", None),
-    ("failure-ceiling", "1000", 1000),
-    ("failure-ceiling", "unlimited", None),
+    ("max-lines", "1000", 1000),
+    ("max-lines", "unlimited", None),
+    ("max-bytes", "4M", 4 << 20),
+    ("max-bytes", "unlimited", None),
     ("duration", "1.5", 1.5),
     ("timeout", "30", 30.0),
     ("ring-size", "64k", 65536),
@@ -246,8 +251,8 @@ def test_replay_and_record_need_to_know_their_files(arguments, capsys):
 
 def test_failures_are_limited_live_and_never_in_replay():
     live = cli.line_options(build_parser().parse_args(["run"]))
-    assert (live.failures.alike, live.failures.together) == (1, 100)
-    assert cli.line_options(build_parser().parse_args(["replay", "x.pcap"])).failures == UNLIMITED
+    assert live.rates == (1, 100, 1 << 20)
+    assert cli.line_options(build_parser().parse_args(["replay", "x.pcap"])).rates == UNLIMITED
 
 
 def test_record_rotates_by_default():

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from agent.capture.cgroup import ATTACH_TYPES
 from agent.capture.loader import PROBE
+from agent.explain.accused import ACCUSED, Side
 from agent.explain.causes import CAUSES, EVERYWHERE
 from agent.explain.findings import NAMES
 from agent.hop.record import Event
@@ -124,6 +125,9 @@ STATUS = Label("status", STATUSES, "See docs/semantics.md")
 BITMAP = Label("bitmap", tuple(map(str, range(16))), "CQ=1, CR=2, FQ=4, FR=8, see docs/semantics.md")
 CAUSE = Label("cause", tuple(CAUSES), "Code, see docs/causes.md")
 CONFIDENCE = Label("confidence", ("high", "medium", "low"), "How sure the verdict is")
+INCIDENT_CAUSE = Label(
+    "cause", tuple(code for code, side in ACCUSED.items() if side is not Side.AGENT), "Code, see docs/causes.md"
+)
 LOST_BY = Label("cause", tuple(LEGS), "Code, see docs/causes.md")
 LEG = Label(
     "leg",
@@ -183,9 +187,9 @@ IGNORED = Label(
 HELPER = Label("helper", ("read", "map_update"), "What the BPF program asked of the kernel in vain")
 HELD_BACK = Label(
     "reason",
-    ("rate_limit", "failure_rate", "failure_ceiling", "slow_reader"),
-    "`rate_limit`: --log-rate, for sessions that succeeded; `failure_rate`: many failures alike; `failure_ceiling`: "
-    "many failures in all; `slow_reader`: stdout was not read in time, or was full",
+    ("rate_limit", "failure_rate", "budget", "slow_reader"),
+    "`rate_limit`: --log-rate, for sessions that succeeded; `failure_rate`: many failures alike; `budget`: --max-lines "
+    "and --max-bytes, for all lines together; `slow_reader`: stdout was not read in time, or was full",
 )
 HTTP_CODE = Label("code", ("200", "400", "404", "405", "408", "500", "503"), "HTTP status")
 WATCH = Label("resource", (), "What is watched: pods-here, services, …")
@@ -287,6 +291,9 @@ PAIR_LOSSES = _counter(
 SESSION_CAUSES = _counter(
     "dnstrail_session_causes_total", "Lookups that failed or lost an attempt, by their cause", CAUSE, CONFIDENCE
 )
+
+INCIDENTS = _counter("dnstrail_incidents_total", "Incidents that began: see docs/incidents.md", INCIDENT_CAUSE)
+INCIDENTS_OPEN = _gauge("dnstrail_incidents_open", "Incidents that go on", INCIDENT_CAUSE)
 
 # Latency
 
@@ -405,9 +412,8 @@ EVICTED_SESSIONS = _counter(
     "dnstrail_evicted_sessions_total", "Lookups closed before their time because there were too many: SampleLoss"
 )
 LOG_LINES = _counter("dnstrail_log_lines_total", "Session lines made for stdout")
-LOG_LINES_SUPPRESSED = _counter(
-    "dnstrail_log_lines_suppressed_total", "Session lines held back, or lost at stdout", HELD_BACK
-)
+INCIDENT_LINES = _counter("dnstrail_incident_lines_total", "Incident lines made for stdout")
+LOG_LINES_SUPPRESSED = _counter("dnstrail_log_lines_suppressed_total", "Lines held back, or lost at stdout", HELD_BACK)
 TURN_SECONDS = Metric(
     "dnstrail_loop_turn_duration_seconds",
     Kind.HISTOGRAM,
@@ -503,6 +509,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         BACKGROUND_LOOKUPS,
     ),
     "Losses": (LOST_MESSAGES, PAIR_LOSSES, SESSION_CAUSES),
+    "Incidents": (INCIDENTS, INCIDENTS_OPEN),
     "Latency": (LOOKUP_SECONDS, SERVER_SECONDS, UPSTREAM_SECONDS, TRANSIT_SECONDS),
     "Upstreams": (UPSTREAM_QUERIES, UPSTREAM_RESPONSES),
     "Kernel": (
@@ -536,6 +543,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         OPEN_SESSIONS_LIMIT,
         EVICTED_SESSIONS,
         LOG_LINES,
+        INCIDENT_LINES,
         LOG_LINES_SUPPRESSED,
         TURN_SECONDS,
         TURN_AGE,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from agent.export.metrics.sources import Sources
 
 OK, UNAVAILABLE = 200, 503
+JSON = "application/json"
 PLAIN = "text/plain; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text"
 ALIVE_SECONDS = 10.0
@@ -57,7 +58,13 @@ class Pages:
     @property
     def by_path(self) -> Mapping[str, Callable[[str], Page]]:
         """What answers for each path; it is given the request's header Accept."""
-        return {"/": self.home, "/metrics": self.metrics, "/healthz": self.healthz, "/readyz": self.readyz}
+        return {
+            "/": self.home,
+            "/incidents": self.incidents,
+            "/metrics": self.metrics,
+            "/healthz": self.healthz,
+            "/readyz": self.readyz,
+        }
 
     def metrics(self, accept: str = "") -> Page:
         """All numbers, in Prometheus's own format or in OpenMetrics'; a second old at most."""
@@ -83,6 +90,10 @@ class Pages:
         missing = self._sources.waiting_for()
         return _words(UNAVAILABLE if missing else OK, "\n".join(missing) or "ready")
 
+    def incidents(self, _accept: str = "") -> Page:
+        """What goes on, and what was over lately, as JSON."""
+        return Page(OK, JSON, self._sources.board.page())
+
     def home(self, _accept: str = "") -> Page:
         """What this is and how it is, for people."""
         health, readiness = (page.body.decode() for page in (self.healthz(), self.readyz()))
@@ -105,7 +116,8 @@ HOME = """\
 <p>Watches every DNS message of this node and says where and why a lookup was lost.</p>
 <dl>
 {rows}</dl>
-<p><a href="metrics">metrics</a>, <a href="healthz">healthz</a>, <a href="readyz">readyz</a></p>
+<p><a href="incidents">incidents</a>, <a href="metrics">metrics</a>,
+<a href="healthz">healthz</a>, <a href="readyz">readyz</a></p>
 </body></html>
 """
 

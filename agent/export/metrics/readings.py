@@ -15,6 +15,7 @@ from agent.session.model import Background
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent.explain.incidents import Incidents
     from agent.export.metrics.catalogue import Metric
     from agent.export.metrics.clients import Clients
     from agent.export.metrics.kernel import KernelCounts
@@ -62,6 +63,7 @@ def everything(sources: Sources) -> Readings:
         catalogue.BUILD_INFO: {BUILD: 1},
         catalogue.TURN_AGE: {(): sources.pulse.age_seconds},
         **sources.tally.counts(),
+        **_incidents(sources.incidents),
         **_traffic(sources.traffic),
         **_kernel(sources.kernel),
     }
@@ -71,6 +73,13 @@ def everything(sources: Sources) -> Readings:
         readings |= _sessions(sources.agent) | _capture(sources.agent) | _programs(sources.agent)
         readings |= _ring(sources.agent, sources.pulse.peak_bytes) | _watches(sources.agent)
     return readings
+
+
+def _incidents(incidents: Incidents) -> Readings:
+    return {
+        catalogue.INCIDENTS: {(cause,): number for cause, number in dict(incidents.opened).items()},
+        catalogue.INCIDENTS_OPEN: {(cause,): number for cause, number in incidents.open_by_cause().items()},
+    }
 
 
 def _traffic(traffic: Traffic) -> Readings:
@@ -125,10 +134,11 @@ def _sessions(agent: Agent) -> Readings:
         catalogue.BACKGROUND_LOOKUPS: {(name,): background[kind] for kind, name in BACKGROUND_KINDS.items()},
         catalogue.IGNORED_RECORDS: {(reason,): getattr(counts, field) for reason, field in IGNORED_FIELDS.items()},
         catalogue.LOG_LINES: {(): agent.lines.written},
+        catalogue.INCIDENT_LINES: {(): agent.lines.incidents_written},
         catalogue.LOG_LINES_SUPPRESSED: {
             ("rate_limit",): agent.lines.suppressed,
-            ("failure_rate",): agent.lines.failures.alike,
-            ("failure_ceiling",): agent.lines.failures.beyond,
+            ("failure_rate",): agent.lines.failures.held,
+            ("budget",): agent.lines.budget.refused,
             ("slow_reader",): agent.out.lost,
         },
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from agent.enrich.kube.troubles import Watched
+from agent.explain.incidents import Incidents
+from agent.export.metrics.board import Board
 from agent.export.metrics.kernel import KernelCounts
 from agent.export.metrics.pulse import Pulse
 from agent.export.metrics.tally import Tally
@@ -50,12 +52,16 @@ class FailureNumbers(Protocol):
     """What `agent.export.failures.FailureLimit` tells of itself."""
 
     @property
-    def alike(self) -> int:
+    def held(self) -> int:
         """Lines that --failure-rate held back."""
 
+
+class BudgetNumbers(Protocol):
+    """What `agent.export.budget.Budget` tells of itself."""
+
     @property
-    def beyond(self) -> int:
-        """Lines that --failure-ceiling held back."""
+    def refused(self) -> int:
+        """Lines that --max-lines and --max-bytes held back."""
 
 
 class LineNumbers(Protocol):
@@ -70,8 +76,16 @@ class LineNumbers(Protocol):
         """Lines that --log-rate held back."""
 
     @property
+    def incidents_written(self) -> int:
+        """Lines of incidents."""
+
+    @property
     def failures(self) -> FailureNumbers:
         """Those of lookups that failed."""
+
+    @property
+    def budget(self) -> BudgetNumbers:
+        """What all lines share."""
 
 
 class OutNumbers(Protocol):
@@ -165,6 +179,9 @@ class Sources:
         self.kernel = KernelCounts()
         self.pulse = Pulse()
         self.traffic = Traffic()
+        self.incidents = Incidents()
+        self.board = Board()
+        """What the HTTP port says of them."""
         self.agent: Agent | None = None
         """None before everything is attached, and when it ends."""
 

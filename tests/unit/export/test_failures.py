@@ -12,18 +12,8 @@ from agent.explain.causes import CauseText
 from agent.explain.rules import explain
 from agent.explain.verdict import HIGH, Cause, Verdict
 from agent.export import printer as printing
-from agent.export.failures import (
-    BURST,
-    LINE_BYTES,
-    MAX_SAID,
-    RARE_SECONDS,
-    RESERVED,
-    UNLIMITED,
-    FailureLimit,
-    FailureRates,
-    Kind,
-    kind_of,
-)
+from agent.export.budget import Budget
+from agent.export.failures import BURST, MAX_SAID, PART, RARE_SECONDS, FailureLimit, Kind, LineRates, kind_of
 from agent.export.filters import Filter
 from agent.export.printer import LineOptions, Printer
 from agent.hop.record import TCP, UDP
@@ -31,7 +21,9 @@ from agent.session.outcome import Outcome
 from tests.unit.conftest import START, Lookup, PlainHop, World, dropped, packed
 
 REFUSED, SERVFAIL = 5, 2
-RATES = FailureRates(alike=1, together=100)
+LINES = 100
+DATA = 1 << 20
+RATES = LineRates(alike=1, lines=LINES, size=DATA)
 POD = 4026532177
 FLOOD = 3000
 """Lookups a second."""
@@ -42,32 +34,38 @@ def kind(cause: str = "ServerError", server: str = "10.96.0.10", rcode: int | No
     return usual._replace(**changes)
 
 
-def admitted(
-    limit: FailureLimit, one: Kind, start: float, *, seconds: float, rate: int = FLOOD, data: int = 3000
-) -> int:
+class Limited:
+    """A limit, and the budget behind it."""
+
+    def __init__(self, alike: int | None = 1, lines: int | None = LINES, size: int | None = DATA, **bounds: int):
+        self.budget = Budget(lines, size)
+        self.failures = FailureLimit(alike, self.budget, **bounds)
+
+    def prints(self, one: Kind, client: int | None, now: float, data: int = 3000) -> bool:
+        """Whether this failure gets a line, and that fits."""
+        rank = self.failures.admits(one, client, now)
+        return rank is not None and self.budget.take(rank, now, data)
+
+
+def admitted(limit: Limited, one: Kind, start: float, *, seconds: float, rate: int = FLOOD, data: int = 3000) -> int:
     """How many of so many a second get a line."""
-    number = 0
-    for index in range(int(seconds * rate)):
-        if limit.admits(one, POD, start + index / rate):
-            limit.charge(data)
-            number += 1
-    return number
+    return sum(limit.prints(one, POD, start + index / rate, data) for index in range(int(seconds * rate)))
 
 
 def test_the_first_lines_of_a_kind_are_all_there_and_then_one_a_second():
-    limit = FailureLimit(RATES)
+    limit = Limited()
     assert admitted(limit, kind(), 0.0, seconds=60) == BURST + 59
-    assert limit.alike == 60 * FLOOD - BURST - 59
-    assert limit.beyond == 0
+    assert limit.failures.held == 60 * FLOOD - BURST - 59
+    assert limit.budget.refused == 0
 
 
 def test_what_comes_slower_than_its_rate_is_never_held_back():
-    limit = FailureLimit(RATES)
+    limit = Limited()
     assert admitted(limit, kind(), 0.0, seconds=600, rate=1) == 600
 
 
 def test_a_pause_earns_a_new_burst():
-    limit = FailureLimit(RATES)
+    limit = Limited()
     admitted(limit, kind(), 0.0, seconds=10)
     assert admitted(limit, kind(), 1000.0, seconds=1) >= BURST
 
@@ -88,139 +86,151 @@ def test_a_pause_earns_a_new_burst():
     ids=["cause", "server", "family", "protocol", "rcode", "extended error", "place", "status", "upstream"],
 )
 def test_a_different_failure_is_never_among_those_that_flood(other: Kind):
-    limit = FailureLimit(RATES)
+    limit = Limited()
     for second in range(120):
         admitted(limit, kind(), float(second), seconds=1)
         if second % 20 == 5:
-            assert limit.admits(other, POD, second + 0.5)
-    assert {held.kind for held in limit.summary()} == {kind()}
+            assert limit.prints(other, POD, second + 0.5)
+    assert {held.kind for held in limit.failures.summary()} == {kind()}
 
 
 def test_floods_of_many_kinds_leave_room_for_one_that_is_new():
-    limit = FailureLimit(RATES)
+    limit = Limited()
     kinds = [kind(server=f"10.0.0.{number}") for number in range(200)]
     for step in range(100_000):
         now = step / 10_000
-        if limit.admits(kinds[step % 200], POD, now):
-            limit.charge(3000)
-    assert limit.beyond > 0, "the ceiling was there"
-    assert limit.admits(kind(cause="NoListener", rcode=None), POD, 10.0)
+        limit.prints(kinds[step % 200], POD, now)
+    assert limit.budget.refused > 0, "the ceiling was there"
+    assert limit.prints(kind(cause="NoListener", rcode=None), POD, 10.0)
 
 
 def test_a_storm_of_new_kinds_leaves_room_for_one_that_is_known():
-    limit = FailureLimit(RATES)
-    assert limit.admits(kind(), POD, 0.0)
+    limit = Limited()
+    assert limit.prints(kind(), POD, 0.0)
     lines = 0
     for step in range(50_000):
         now = 1 + step / 10_000
         scanned = kind(cause="LeftNode", server=f"10.{step % 251}.{step // 251 % 251}.{step // 63001}", rcode=None)
-        lines += limit.admits(scanned, POD, now)
+        lines += limit.prints(scanned, POD, now)
         if step % 10_000 == 5000:
-            assert limit.admits(kind(), POD, now)
-    assert lines < 7 * (RATES.together or 0)
+            assert limit.prints(kind(), POD, now)
+    assert lines <= 6 * LINES
 
 
-def test_all_failures_together_stay_below_the_ceiling():
-    limit = FailureLimit(FailureRates(alike=None, together=100))
+def test_all_failures_together_stay_below_the_budget():
+    limit = Limited(alike=None)
     dice = random.Random(1)  # noqa: S311  no secret
     kinds = [kind(server=f"10.0.{number}.1") for number in range(50)]
     printed = Counter(
-        int(step / FLOOD) for step in range(60 * FLOOD) if limit.admits(dice.choice(kinds), POD, step / FLOOD)
+        int(step / FLOOD) for step in range(60 * FLOOD) if limit.prints(dice.choice(kinds), POD, step / FLOOD)
     )
-    assert max(printed[second] for second in range(2, 60)) <= RATES.together + len(kinds)
-    assert sum(printed.values()) == pytest.approx(60 * RATES.together * (1 - RESERVED), rel=0.1)
+    assert max(printed.values()) <= LINES
+    assert sum(printed.values()) >= 60 * LINES * PART * 0.7
+
+
+def test_one_kind_that_floods_leaves_every_other_its_part():
+    limit = Limited(alike=None)
+    others = [kind(server=f"10.0.{number}.1") for number in range(4)]
+    lines: Counter[Kind] = Counter()
+    for step in range(10 * FLOOD):
+        now = step / FLOOD
+        lines[kind()] += limit.prints(kind(), POD, now)
+        if step % 300 == 0:
+            lines.update(other for other in others if limit.prints(other, POD, now))
+    assert all(lines[other] >= 0.9 * 10 * 10 for other in others), "ten a second of each"
+    assert lines[kind()] >= 10 * LINES * PART / 8
 
 
 def test_long_lines_are_fewer():
     data = 64 << 10
-    limit = FailureLimit(FailureRates(alike=None, together=100))
+    limit = Limited(alike=None)
     lines = admitted(limit, kind(), 0.0, seconds=60, data=data)
-    assert lines * data <= 62 * 100 * LINE_BYTES
-    assert lines * data >= 50 * 100 * LINE_BYTES
+    assert lines * data <= 60 * DATA
+    assert lines * data >= 60 * DATA * PART * 0.8
 
 
 def test_a_rare_failure_gets_its_line_while_long_lines_have_used_up_the_bytes():
-    limit = FailureLimit(FailureRates(alike=None, together=100))
+    limit = Limited(alike=None)
     admitted(limit, kind(), 0.0, seconds=10, data=64 << 10)
-    assert limit.admits(kind(cause="NoListener", rcode=None), POD, 10.0)
+    assert limit.prints(kind(cause="NoListener", rcode=None), POD, 10.0)
 
 
 def test_every_pod_that_suffers_gets_a_line_a_minute():
-    limit = FailureLimit(RATES)
+    limit = Limited()
     admitted(limit, kind(), 0.0, seconds=5)
     others = [POD + number for number in range(1, 30)]
-    assert all(limit.admits(kind(), other, 5.0 + index / 100) for index, other in enumerate(others))
-    assert sum(limit.admits(kind(), other, 6.0 + index / 100) for index, other in enumerate(others)) <= 1, "earned"
-    assert limit.admits(kind(), others[0], 5.0 + RARE_SECONDS)
+    assert all(limit.prints(kind(), other, 5.0 + index / 100) for index, other in enumerate(others))
+    assert sum(limit.prints(kind(), other, 6.0 + index / 100) for index, other in enumerate(others)) <= 1, "earned"
+    assert limit.prints(kind(), others[0], 5.0 + RARE_SECONDS)
 
 
 def test_clients_from_elsewhere_share_the_budget():
-    limit = FailureLimit(RATES)
-    assert sum(limit.admits(kind(), None, 0.0) for _ in range(100)) == BURST
+    limit = Limited()
+    assert sum(limit.prints(kind(), None, 0.0) for _ in range(100)) == BURST
 
 
 def test_what_was_held_back_is_told_by_the_next_line_once():
-    limit = FailureLimit(RATES)
-    assert limit.held_before(kind()) == 0
+    limit = Limited()
+    assert limit.failures.held_before(kind()) == 0
     for _ in range(BURST + 500):
-        limit.admits(kind(), POD, 0.0)
-    assert limit.admits(kind(), POD, 1.0)
-    assert limit.held_before(kind()) == 500
-    assert limit.held_before(kind()) == 0
+        limit.prints(kind(), POD, 0.0)
+    assert limit.prints(kind(), POD, 1.0)
+    assert limit.failures.held_before(kind()) == 500
+    assert limit.failures.held_before(kind()) == 0
 
 
 def test_a_summary_says_how_many_of_which_kind_and_only_what_is_new():
-    limit = FailureLimit(RATES)
+    limit = Limited()
     admitted(limit, kind(), 0.0, seconds=1)
-    (held,) = limit.summary()
+    (held,) = limit.failures.summary()
     assert held.lines == FLOOD - BURST
     assert str(held) == "held back 2,980 more lines like this one: ServerError (REFUSED) at 10.96.0.10:53"
-    assert limit.summary() == []
+    assert limit.failures.summary() == []
 
 
 def test_a_summary_names_the_kinds_with_most_lines_and_sums_up_the_others():
-    limit = FailureLimit(FailureRates(alike=1, together=None))
+    limit = Limited(lines=None, size=None)
     for number in range(1, MAX_SAID + 11):
         for _ in range(BURST + number):
-            limit.admits(kind(server=f"10.0.0.{number}"), None, 0.0)
-    *named, others = limit.summary()
+            limit.prints(kind(server=f"10.0.0.{number}"), None, 0.0)
+    *named, others = limit.failures.summary()
     assert [one.lines for one in named] == list(range(MAX_SAID + 10, 10, -1))
     assert others.kind is None
     assert str(others) == f"held back {sum(range(1, 11))} more lines of other failures"
 
 
 def test_memory_is_bounded_and_what_is_beyond_the_bound_is_one_kind():
-    limit = FailureLimit(FailureRates(alike=1, together=None), max_kinds=8)
+    limit = Limited(lines=None, size=None, max_kinds=8)
     printed = sum(
-        limit.admits(kind(server=f"10.0.{number}.{copy}"), None, 0.0) for number in range(100) for copy in range(100)
+        limit.prints(kind(server=f"10.0.{number}.{copy}"), None, 0.0) for number in range(100) for copy in range(100)
     )
     assert printed == 8 + BURST
-    (held,) = limit.summary()
+    (held,) = limit.failures.summary()
     assert (held.lines, str(held.kind)) == (10_000 - printed, "ServerError of many other kinds: servers, places, codes")
-    assert limit.held_before(kind(server="10.0.99.99")) == held.lines
-    assert limit.admits(kind(cause="NoListener"), None, 0.0)
+    assert limit.failures.held_before(kind(server="10.0.99.99")) == held.lines
+    assert limit.prints(kind(cause="NoListener"), None, 0.0)
 
 
 def test_a_kind_that_is_over_makes_room_and_what_it_held_back_is_still_said():
-    limit = FailureLimit(FailureRates(alike=1, together=None), max_kinds=8)
+    limit = Limited(lines=None, size=None, max_kinds=8)
     for number in range(800):
         for _ in range(BURST + 3):
-            limit.admits(kind(server=f"10.0.{number // 250}.{number % 250}"), None, number * RARE_SECONDS)
-    assert sum(len(kinds) for kinds in limit._known.values()) == 8
-    assert sum(one.lines for one in limit.summary()) == 2400 == limit.alike
+            limit.prints(kind(server=f"10.0.{number // 250}.{number % 250}"), None, number * RARE_SECONDS)
+    assert sum(len(kinds) for kinds in limit.failures._known.values()) == 8
+    assert sum(one.lines for one in limit.failures.summary()) == 2400 == limit.failures.held
 
 
 def test_what_is_unlimited_is_unlimited():
-    limit = FailureLimit(UNLIMITED)
-    assert limit.is_unlimited
+    limit = Limited(None, None, None)
+    assert limit.failures.is_unlimited
     assert admitted(limit, kind(), 0.0, seconds=10) == 10 * FLOOD
-    alike = FailureLimit(FailureRates(alike=None, together=100))
+    alike = Limited(alike=None)
     assert admitted(alike, kind(), 0.0, seconds=1) > BURST
 
 
-@pytest.mark.parametrize("together", [1, 2, 3])
-def test_the_smallest_ceiling_still_prints(together: int):
-    limit = FailureLimit(FailureRates(alike=1, together=together))
+@pytest.mark.parametrize("lines", [1, 2, 3])
+def test_the_smallest_budget_still_prints(lines: int):
+    limit = Limited(lines=lines)
     assert admitted(limit, kind(), 0.0, seconds=60) >= 30
 
 
@@ -335,10 +345,10 @@ def several(number: int, **lookup: object) -> list[tuple[Outcome, Verdict]]:
 
 
 def test_the_printer_holds_back_what_is_alike_and_the_next_line_says_how_much(clock: types.SimpleNamespace):
-    printer, lines = printed(LineOptions(failures=RATES), *several(BURST + 30))
+    printer, lines = printed(LineOptions(rates=RATES), *several(BURST + 30))
     assert len(lines) == BURST == printer.written
     assert {json.loads(line)["HeldBack"] for line in lines} == {0}
-    assert (printer.failures.alike, printer.suppressed) == (30, 0)
+    assert (printer.failures.held, printer.suppressed) == (30, 0)
     clock.now += 1
     printer.show(*concluded())
     assert json.loads(lines[-1])["HeldBack"] == 30
@@ -350,29 +360,29 @@ def test_a_line_that_is_held_back_is_not_made(monkeypatch: pytest.MonkeyPatch):
     made = []
     build = printing.line.build
     monkeypatch.setattr(printing.line, "build", lambda *arguments: made.append(1) or build(*arguments))
-    printed(LineOptions(failures=RATES), *sessions)
+    printed(LineOptions(rates=RATES), *sessions)
     assert len(made) == BURST
 
 
 @pytest.mark.usefixtures("clock")
 def test_lookups_that_went_well_are_not_failures():
     well = World().outcome(Lookup().both())
-    printer, lines = printed(LineOptions(log_rate=1000, failures=RATES), *[(well, explain(well))] * 100)
-    assert len(lines) == 100
-    assert (printer.failures.alike, printer.failures.beyond) == (0, 0)
+    printer, lines = printed(LineOptions(log_rate=1000, rates=RATES), *[(well, explain(well))] * 50)
+    assert len(lines) == 50
+    assert (printer.failures.held, printer.budget.refused) == (0, 0)
 
 
 @pytest.mark.usefixtures("clock")
 def test_a_success_with_a_lost_attempt_is_a_failure_too():
     well = World().outcome(Lookup().both())
     verdict = Verdict(Cause("ConntrackRace", HIGH, [], CauseText("It was lost.", "Look."), {}), [], [])
-    _, lines = printed(LineOptions(failures=RATES), *[(well, verdict)] * 100)
+    _, lines = printed(LineOptions(rates=RATES), *[(well, verdict)] * 100)
     assert len(lines) == BURST
 
 
 @pytest.mark.usefixtures("clock")
 def test_what_a_filter_keeps_out_uses_up_nothing():
-    options = LineOptions(failures=RATES, filter=Filter(names=("wanted.example",)))
+    options = LineOptions(rates=RATES, filter=Filter(names=("wanted.example",)))
     _, lines = printed(options, *several(500), concluded(name="wanted.example."))
     assert len(lines) == 1
 
@@ -380,7 +390,7 @@ def test_what_a_filter_keeps_out_uses_up_nothing():
 @pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("output", ["json", "table"])
 def test_the_problems_alone_are_limited_alike_in_both_forms(output: str):
-    _, lines = printed(LineOptions(output=output, log="problems", failures=RATES), *several(100))
+    _, lines = printed(LineOptions(output=output, log="problems", rates=RATES), *several(100))
     assert len(lines) == BURST + (output == "table")
 
 

@@ -7,17 +7,21 @@ from agent.export.loss_report import LossReport
 
 def report():
     printer = SimpleNamespace(
-        suppressed=0, options=SimpleNamespace(log_rate=100), failures=SimpleNamespace(summary=lambda: ["9 lines alike"])
+        suppressed=0,
+        options=SimpleNamespace(log_rate=100),
+        failures=SimpleNamespace(summary=lambda: ["9 lines alike"]),
+        budget=SimpleNamespace(refused=0),
     )
     return LossReport(printer, SimpleNamespace(lost=0, failure=""))
 
 
 def test_each_loss_is_said_with_its_option():
     losses = report()
-    losses.printer.suppressed, losses.outlet.lost = 3, 2
+    losses.printer.suppressed, losses.printer.budget.refused, losses.outlet.lost = 3, 4, 2
     assert list(losses.lines(5)) == [
         "3 lines of succeeded sessions held back (--log-rate 100)",
-        "9 lines alike (--failure-rate, --failure-ceiling)",
+        "9 lines alike (--failure-rate, --max-lines, --max-bytes)",
+        "4 lines held back by --max-lines and --max-bytes in all",
         "5 records lost by the capture itself: sessions concerned are SampleLoss (--ring-size)",
         "2 lines lost: nobody reads stdout",
     ]

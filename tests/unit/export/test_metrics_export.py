@@ -57,13 +57,19 @@ class Captured:
 class Failures:
     """The numbers of what limits the lines of failures."""
 
-    alike, beyond = 61, 62
+    held = 61
+
+
+class Budgeted:
+    """The numbers of what all lines share."""
+
+    refused = 62
 
 
 class Lines:
     """The numbers of a printer."""
 
-    written, suppressed, failures = 40, 60, Failures()
+    written, incidents_written, suppressed, failures, budget = 40, 41, 60, Failures(), Budgeted()
 
 
 class Out:
@@ -199,9 +205,10 @@ def test_what_capture_did_and_lost_is_told_by_step_and_reason(world):
     assert value(samples, "ring_size_bytes") == 16384
     assert value(samples, "ring_usage_ratio") == 0.25
     assert value(samples, "log_lines_total") == 40
+    assert value(samples, "incident_lines_total") == 41
     assert value(samples, "log_lines_suppressed_total", reason="rate_limit") == 60
     assert value(samples, "log_lines_suppressed_total", reason="failure_rate") == 61
-    assert value(samples, "log_lines_suppressed_total", reason="failure_ceiling") == 62
+    assert value(samples, "log_lines_suppressed_total", reason="budget") == 62
     assert value(samples, "log_lines_suppressed_total", reason="slow_reader") == 70
 
 

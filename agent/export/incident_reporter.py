@@ -1,0 +1,47 @@
+"""Tells of incidents: lines on stdout, and the list for the HTTP port."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent.explain.incidents import UPDATE_NS
+from agent.export.clock import SECOND_NS
+
+if TYPE_CHECKING:
+    from agent.export.metrics.sources import Sources
+    from agent.export.printer import Printer
+
+LOOK_NS = SECOND_NS
+"""How often it is looked whether there is something to tell: soon enough for a person."""
+
+
+class IncidentReporter:
+    """Looks at the incidents once a second.
+
+    Args:
+        sources: Where they are, and where the list is put up.
+        printer: Writes their lines.
+        metrics_by: What the HTTP port may tell of clients.
+    """
+
+    def __init__(self, sources: Sources, printer: Printer, metrics_by: str) -> None:
+        self._incidents = sources.incidents
+        self._board = sources.board
+        self._printer = printer
+        self._metrics_by = metrics_by
+        self._looked_ns = -UPDATE_NS
+
+    def report(self, now_ns: int) -> None:
+        """Write the lines that are due, as many as there is room for, and put up the list.
+
+        Args:
+            now_ns: Only grows.
+        """
+        if now_ns - self._looked_ns < LOOK_NS:
+            return
+        self._looked_ns = now_ns
+        for incident, account in self._incidents.due(now_ns, self._printer.room_for_incidents()):
+            self._printer.write_incident(incident, account)
+        line = self._printer.incident_line
+        going = [line(account) for account in self._incidents.accounts()]
+        self._board.put_up(going, [line(account) for account in reversed(self._incidents.recent)], self._metrics_by)
