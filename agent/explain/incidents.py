@@ -97,7 +97,8 @@ URGENCY = (State.OPENED, State.ENDED, State.UPDATED)
 class Example(NamedTuple):
     """What leads to one session line of an incident."""
 
-    ts_ns: int
+    time: str
+    """As the line has it: the wall clock may be set, and the line is not changed."""
     client: str
     transaction_id: int | None
     name: str | None

@@ -14,7 +14,7 @@ from agent.export.line import doc
 
 if TYPE_CHECKING:
     from agent.explain.incident_key import Asked, Party
-    from agent.explain.incidents import Account, Example
+    from agent.explain.incidents import Account
     from agent.export.line import Context
 
 KIND = "Incident"
@@ -109,7 +109,7 @@ def build(account: Account, context: Context, now_ns: int) -> IncidentLine:
         last=rfc3339(account.last_ns + context.wall_offset_ns),
         share_percent=None if account.share is None else round(account.share * 100, 2),
         held_back=account.held_back,
-        examples=[_example(one, context) for one in account.examples],
+        examples=[ExampleLine(*one) for one in account.examples],
         remedy=cause.remedy,
         doc=cause.doc,
     )
@@ -121,13 +121,3 @@ def _client(party: Party | None) -> ClientNames | None:
 
 def _server(asked: Asked | None) -> ServerNames | None:
     return None if asked is None else ServerNames(*asked)
-
-
-def _example(example: Example, context: Context) -> ExampleLine:
-    return ExampleLine(
-        time=rfc3339(example.ts_ns + context.wall_offset_ns),
-        client=example.client,
-        transaction_id=example.transaction_id,
-        name=example.name,
-        type=example.rdtype,
-    )

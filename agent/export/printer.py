@@ -12,6 +12,7 @@ from agent.context.who import NOBODY
 from agent.explain.incidents import Example
 from agent.export import incident_line, line, table
 from agent.export.budget import Budget, Rank
+from agent.export.clock import rfc3339
 from agent.export.failures import UNLIMITED, FailureLimit, LineRates, kind_of
 from agent.export.filters import Filter, is_problem
 from agent.export.redaction import Redaction
@@ -216,7 +217,7 @@ class Printer:
             name = self._redaction.word(name)
         incident.show(
             Example(
-                ts_ns=outcome.session.first_ns,
+                time=rfc3339(outcome.session.first_ns + self.context.wall_offset_ns),
                 client=endpoint_to_text(*key.client),
                 transaction_id=key.id if named else None,
                 name=name,

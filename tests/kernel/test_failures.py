@@ -14,7 +14,7 @@ pytestmark = pytest.mark.kernel
 RATE = 500
 SECONDS = 8
 NAMES = 10_000
-LIVE = ("--failure-rate=1", "--failure-ceiling=100", "--timeout=2")
+LIVE = ("--failure-rate=1", "--max-lines=100", "--max-bytes=1M", "--timeout=2")
 """As it is when nothing is said."""
 
 

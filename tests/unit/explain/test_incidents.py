@@ -432,9 +432,9 @@ def test_more_than_can_be_told_now_is_told_later_the_new_ones_first():
 def test_examples_are_of_different_clients_and_few(watched: Watched):
     incident = watched.see(refused())
     for number in range(20):
-        example = Example(START + number, f"10.0.0.{number // 5}:{number + 1000}", number, f"x{number}.", "A")
+        example = Example(str(number), f"10.0.0.{number // 5}:{number + 1000}", number, f"x{number}.", "A")
         incident.show(example)
-    assert [example.ts_ns - START for example in incident.examples.values()] == [0, 5, 10]
+    assert [example.time for example in incident.examples.values()] == ["0", "5", "10"]
     assert not incident.wants_examples
 
 

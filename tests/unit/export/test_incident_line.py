@@ -270,6 +270,16 @@ def test_with_redaction_no_incident_line_tells_what_was_looked_up(
     assert output == "table" or "redacted-" in text
 
 
+def test_an_example_is_found_after_the_wall_clock_was_set(node: Node):
+    line = opened(node, refused())
+    node.printer.context = node.printer.context._replace(wall_offset_ns=12345)
+    node.see_many(refused(), seconds=UPDATE_NS // SECOND + 2, rate=2)
+    (example,) = node.incidents[-1]["Examples"]
+    assert node.incidents[-1]["State"] == "Updated"
+    assert example == line["Examples"][0]
+    assert example["Time"] in {one["Time"] for one in node.sessions}
+
+
 def test_redacted_examples_have_the_word_of_the_session_lines(monkeypatch: pytest.MonkeyPatch):
     node = Node(monkeypatch, redaction_key=KEY)
     line = opened(node, refused())
