@@ -166,7 +166,7 @@ class Agent:
         self._read_rest(time.monotonic() + READ_SECONDS)
         self._show_open(end - WRITE_SECONDS)
         self._show_unnamed(float("inf"))
-        self._reporter.report(time.monotonic_ns())
+        self._reporter.tell(time.monotonic_ns())
         self._out.close(max(WRITE_SECONDS, end - time.monotonic()))
         self._say_losses()
         self._known.close(max(0.0, end - time.monotonic()))

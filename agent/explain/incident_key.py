@@ -56,7 +56,8 @@ class Asked(NamedTuple):
         if self == other or self.address != other.address:
             return self if self == other else None
         same = (mine if mine == its else None for mine, its in zip(self[1:], other[1:], strict=True))
-        return Asked(self.address, *same)
+        # An address belongs to one Service, whose name may become known later than its first lookup.
+        return Asked(self.address, *same)._replace(service=self.service or other.service)
 
     def __str__(self) -> str:
         """In words."""

@@ -126,7 +126,8 @@ class Account(NamedTuple):
     last_ns: int
     """First packets of the first and of the last failing lookup, in the time of the records."""
     share: float | None
-    """Of the lookups of this client, of this server, or of the node; None where they could not all be counted."""
+    """Of the lookups of this client, of this server, or of the node, up to the last that failed; None where they could
+    not all be counted."""
     held_back: int
     """Of its session lines."""
     examples: tuple[Example, ...]
@@ -438,7 +439,7 @@ class Incidents:
         return account
 
     def _account(self, incident: Incident, state: State) -> Account:
-        whole = self._whole(incident) - incident.base
+        whole = incident.whole_at_last - incident.base
         return Account(
             identifier=incident.identifier,
             state=state,

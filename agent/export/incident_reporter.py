@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agent.explain.incidents import UPDATE_NS
 from agent.export.clock import SECOND_NS
 
 if TYPE_CHECKING:
@@ -29,16 +28,15 @@ class IncidentReporter:
         self._board = sources.board
         self._printer = printer
         self._metrics_by = metrics_by
-        self._looked_ns = -UPDATE_NS
+        self._looked_ns = -LOOK_NS
 
     def report(self, now_ns: int) -> None:
-        """Write the lines that are due, as many as there is room for, and put up the list.
+        """Tell what there is to tell, if that was not done within the last second; `now_ns` only grows."""
+        if now_ns - self._looked_ns >= LOOK_NS:
+            self.tell(now_ns)
 
-        Args:
-            now_ns: Only grows.
-        """
-        if now_ns - self._looked_ns < LOOK_NS:
-            return
+    def tell(self, now_ns: int) -> None:
+        """Write the lines that are due, as many as there is room for, and put up the list."""
         self._looked_ns = now_ns
         for incident, account in self._incidents.due(now_ns, self._printer.room_for_incidents()):
             self._printer.write_incident(incident, account)

@@ -68,7 +68,7 @@ def lab() -> Iterator[Lab]:
 def agent(prepare: Start, lab: Lab) -> Iterator[Container]:
     """The manifest's container on the lab's node."""
     every = {"DNSTRAIL_LOG_RATE": "1000000"}
-    every |= dict.fromkeys(("DNSTRAIL_FAILURE_RATE", "DNSTRAIL_FAILURE_CEILING"), "unlimited")
+    every |= dict.fromkeys(("DNSTRAIL_FAILURE_RATE", "DNSTRAIL_MAX_LINES", "DNSTRAIL_MAX_BYTES"), "unlimited")
     with prepare(environment=every, node_netns=path_of(lab.node.name)) as started:
         started.wait_ready()
         yield started

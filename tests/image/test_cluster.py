@@ -41,7 +41,8 @@ def test_it_names_pods_workloads_and_services_by_what_its_account_may_read(
         "KUBERNETES_SERVICE_PORT": str(control_plane.port),
         "DNSTRAIL_LOG_RATE": "1000000",
         "DNSTRAIL_FAILURE_RATE": "unlimited",
-        "DNSTRAIL_FAILURE_CEILING": "unlimited",
+        "DNSTRAIL_MAX_LINES": "unlimited",
+        "DNSTRAIL_MAX_BYTES": "unlimited",
     }
     with Lab() as lab:
         control_plane.apply(manifests.of_lab(lab))

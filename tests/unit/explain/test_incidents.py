@@ -245,6 +245,15 @@ def test_names_that_come_late_do_not_make_a_second_incident(watched: Watched):
     assert (str(opened.client), opened.lookups) == ("shop/Deployment/cart", FIRST)
 
 
+def test_the_name_of_a_service_that_comes_late_is_told(watched: Watched):
+    watched.see_many(refused(), 1)
+    watched.later(30 * SECOND)
+    watched.see_many(refused(), FIRST, every=MS, who=Who(service=DNS))
+    (opened,) = watched.told
+    assert opened.asked is not None
+    assert opened.asked.service == "kube-system/kube-dns"
+
+
 def test_the_names_of_a_storm_are_looked_up_now_and_then():
     incidents, session, asked = Incidents(), refused(), []
     for number in range(6000):
@@ -317,9 +326,16 @@ def test_the_share_of_a_server_is_of_all_that_asked_it(watched: Watched):
 
 def test_lookups_that_are_counted_together_count_like_others(watched: Watched):
     watched.see_many(stopped(), FIRST, every=MS)
-    watched.incidents.count(healthy()[0], 90)
+    watched.incidents.count(healthy()[0], 99 - FIRST)
+    watched.see(stopped())
     (account,) = watched.incidents.accounts()
-    assert account.share == pytest.approx(0.1)
+    assert account.share == (FIRST + 1) / 100
+
+
+def test_what_went_well_after_the_last_failure_does_not_make_its_share_smaller(watched: Watched):
+    watched.see_many(stopped(), FIRST, every=MS)
+    watched.see_many(healthy(), 200, every=SECOND)
+    assert (watched.told[-1].state, watched.told[-1].share) == (State.ENDED, 1.0)
 
 
 @settings(deadline=None, max_examples=50)
@@ -482,5 +498,6 @@ def test_a_count_that_was_lost_makes_the_share_unknown_and_not_wrong(watched: Wa
     watched.see_many(stopped(), FIRST, every=MS)
     for number in range(3):
         watched.see(healthy(f"172.20.9.{number}"))
+    watched.see(stopped())
     (account,) = watched.incidents.accounts()
     assert account.share is None

@@ -171,6 +171,13 @@ def test_incident_lines_that_find_no_room_come_a_second_later(monkeypatch: pytes
     assert node.most_in_a_second()[0] <= 20
 
 
+def test_what_began_in_the_last_second_is_told_at_the_end(node: Node):
+    node.see_many(refused(), seconds=0.5, rate=40)
+    assert node.incidents == []
+    node.reporter.tell(node.now_ns)
+    assert [line["State"] for line in node.incidents] == ["Opened"]
+
+
 def test_healthy_lookups_and_single_failures_write_no_incident_line(node: Node):
     fine = concluded(Lookup().both())
     for number in range(3000):

@@ -1,0 +1,97 @@
+"""docs/incidents.md says what the code does."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from agent.explain.accused import ACCUSED, Side
+from agent.explain.incidents import (
+    MAX_APART,
+    MAX_CLIENTS,
+    MAX_COUNTED,
+    MAX_QUIET_NS,
+    MAX_RECENT,
+    QUIET_GAPS,
+    QUIET_NS,
+    SILENCE_NS,
+    SLOT_NS,
+    THRESHOLDS,
+    UPDATE_NS,
+)
+from agent.export import table
+from agent.export.budget import SHARES, Rank
+from agent.export.incident_line import IncidentLine
+from agent.export.metrics.board import MAX_OPEN
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/incidents.md").read_text()
+MINUTE = 60_000_000_000
+SIDES = {
+    Side.CLIENT: "a client",
+    Side.SERVER: "a server",
+    Side.UPSTREAM: "an upstream",
+    Side.NAMESPACE: "a network namespace",
+    Side.DEVICE: "a device",
+    Side.ROUTE: "a route",
+}
+
+
+def shown(language: str) -> str:
+    found = re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_table_has_every_cause_at_the_side_that_it_accuses():
+    told = {
+        row[0]: set(re.findall(r"`(\w+)`", row[1]))
+        for row in re.findall(r"^\| (an? [\w ]+?)(?:,[^|]*)? \| (`[^|]*) \|", PAGE, re.MULTILINE)
+    }
+    by_side = defaultdict(set)
+    for code, side in ACCUSED.items():
+        by_side[side].add(code)
+    assert told == {words: by_side[side] for side, words in SIDES.items()}
+    assert by_side[Side.AGENT] == {"CaptureLoss"}
+    assert "`CaptureLoss` makes no incident" in PAGE
+
+
+def test_the_lines_shown_are_one_line_and_its_row():
+    line = msgspec.json.decode(shown("json"), type=IncidentLine)
+    assert list(msgspec.to_builtins(line)) == list(msgspec.json.decode(shown("json")))
+    assert f"\n{table.incident(line)}\n" in PAGE
+
+
+@pytest.mark.parametrize(
+    ("words", "holds"),
+    [
+        ("| 10 | 10 to 20 s | 1 % |", THRESHOLDS[0] == (10, 2, 0.01, 0) and SLOT_NS == MINUTE // 6),
+        ("| 5, over at least a minute | ten minutes | 1 % |", THRESHOLDS[1] == (5, 60, 0.01, MINUTE)),
+        ("| 300 | a minute | any |", THRESHOLDS[2] == (300, 6, 0.0, 0)),
+        ("at most once a minute", UPDATE_NS == MINUTE),
+        ("nothing failed for a minute", QUIET_NS == MINUTE),
+        ("five times the usual pause, and at most five minutes", (QUIET_GAPS, MAX_QUIET_NS) == (5, 5 * MINUTE)),
+        ("it ends after 15 minutes", SILENCE_NS == 15 * MINUTE),
+        ("the 20 that ended last", MAX_RECENT == 20),
+        ("At most 100 open ones", MAX_OPEN == 100),
+        ("50 incidents are told apart", MAX_APART == 50),
+        ("128 clients are told apart", MAX_CLIENTS == 128),
+        ("4096 clients and of 4096 servers", MAX_COUNTED == 4096),
+    ],
+)
+def test_every_number_of_the_page_is_that_of_the_code(words: str, holds: bool):  # noqa: FBT001  as parametrized
+    assert words in PAGE
+    assert holds
+
+
+def test_the_shares_of_the_budget_are_those_of_the_code():
+    page = (ROOT / "docs/logs.md").read_text()
+    assert (
+        "10 % are reserved for incident lines, 15 % for kinds that had no line for a minute, 15 % for other failures "
+        "and 5 % for lookups that succeeded"
+    ) in page
+    assert SHARES == {Rank.INCIDENT: 0.1, Rank.RARE: 0.15, Rank.FAILURE: 0.15, Rank.SUCCESS: 0.05}
