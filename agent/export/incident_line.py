@@ -72,8 +72,9 @@ class IncidentLine(msgspec.Struct, rename="pascal"):
     share_percent: Annotated[
         float | None,
         doc(
-            "Lookups in percent of all from First to Last: of these clients' where the cause accuses a client, of those "
-            "that asked these servers where it accuses a server, else of the node's; null when they were not all counted."
+            "Lookups in percent of all from First to Last: of these clients' where the cause accuses a client, of "
+            "those that asked these servers where it accuses a server, else of the node's; null when they were not all "
+            "counted."
         ),
     ]
     held_back: Annotated[int, doc("Session lines of it that were not printed: --failure-rate, --max-lines.")]

@@ -249,6 +249,13 @@ def test_replay_and_record_need_to_know_their_files(arguments, capsys):
     assert "error: " in refusal(arguments, capsys)
 
 
+def test_incidents_alone_can_be_asked_for_where_there_are_some(capsys):
+    assert parsed("--log=incidents")["log"] == "incidents"
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["replay", "--log=incidents", "x.pcap"])
+    assert "--log" in capsys.readouterr().err
+
+
 def test_failures_are_limited_live_and_never_in_replay():
     live = cli.line_options(build_parser().parse_args(["run"]))
     assert live.rates == (1, 100, 1 << 20)
