@@ -291,8 +291,9 @@ class Incidents:
 
     def accounts(self) -> list[Account]:
         """All open incidents now, those with most lookups first."""
-        going = [self._account(one, State.UPDATED if one.told_ns else State.OPENED) for one in self._open.values()]
-        return sorted(going, key=lambda account: account.lookups, reverse=True)
+        going = ((one, State.OPENED if one.told_ns is None else State.UPDATED) for one in self._open.values())
+        accounts = [self._account(incident, state) for incident, state in going]
+        return sorted(accounts, key=lambda account: account.lookups, reverse=True)
 
     def open_by_cause(self) -> Counter[str]:
         """How many are open; any thread may ask."""
@@ -308,10 +309,8 @@ class Incidents:
         subject = subject_of(outcome, cause, known)
         if found is not None and found[1].key != subject.key:
             self._rename(found[1].key, subject.key)
-        if not known.expected:
-            self._subjects[traits] = now_ns, subject
-        else:
-            self._subjects[traits] = now_ns - NAMES_NS, subject
+        # The name of a new pod is asked for again by the next lookup.
+        self._subjects[traits] = (now_ns - NAMES_NS if known.expected else now_ns), subject
         self._subjects.move_to_end(traits)
         if len(self._subjects) > MAX_TRAITS:
             self._subjects.popitem(last=False)
