@@ -8,6 +8,7 @@ from agent.hop.record import UDP
 from agent.wire.rcodes import NOERROR, NXDOMAIN
 
 if TYPE_CHECKING:
+    from agent.hop.endpoint import Endpoint
     from agent.session.model import Session
     from agent.wire.message import Summary
 
@@ -17,10 +18,14 @@ ROOT = b"\0"
 
 
 class LastLookups:
-    """The newest open lookup of each client address and type: looking further back would cost every lookup."""
+    """The newest open lookup of each client address and type, and of each name that a socket asks for.
+
+    Looking further back would cost every lookup.
+    """
 
     def __init__(self) -> None:
         self._newest: dict[tuple[bytes, int, int], Session] = {}
+        self._halves: dict[tuple[Endpoint, int, bytes], Session] = {}
 
     def relate(self, session: Session) -> None:
         """Compare a new lookup with the ones before it."""
@@ -30,8 +35,15 @@ class LastLookups:
         self._newest[place] = session
         if before is not None:
             before.search_list_followed |= is_next_search_name(before, session)
-        other = self._newest.get((place[0], place[1], OTHER_HALF.get(key.rdtype, 0)))
-        if other is not None and key.protocol == UDP and other.key.client == key.client and other.key.name == key.name:
+        if key.protocol == UDP and key.rdtype in OTHER_HALF:
+            self._pair(session)
+
+    def _pair(self, session: Session) -> None:
+        key = session.key
+        socket = key.client, key.scope, key.name
+        other = self._halves.get(socket)
+        self._halves[socket] = session
+        if other is not None and OTHER_HALF[key.rdtype] == other.key.rdtype:
             session.pair, other.pair = other, session
             session.collides = other.collides = other.key.id == key.id
 
@@ -40,6 +52,9 @@ class LastLookups:
         place = session.key.client.address, session.key.scope, session.key.rdtype
         if self._newest.get(place) is session:
             del self._newest[place]
+        socket = session.key.client, session.key.scope, session.key.name
+        if self._halves.get(socket) is session:
+            del self._halves[socket]
         if session.pair is not None and session.pair.pair is session:
             # No cycles: nothing collects them while packets come in.
             session.pair = None
