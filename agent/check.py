@@ -295,7 +295,8 @@ def probe_capture() -> Finding:
     begun = time.monotonic()
     try:
         with Capture([53], RING_BYTES) as capture:
-            took = f"loaded and attached in {time.monotonic() - begun:.2f} s, then detached"
+            joins = "joined in the kernel" if capture.joins else "read hop by hop, which costs more"
+            took = f"loaded and attached in {time.monotonic() - begun:.2f} s, then detached; lookups are {joins}"
             return Finding(True, "; limited: ".join((took, *capture.limits)))
     except Exception as error:  # noqa: BLE001  an attempt that failed is a finding, whatever failed
         return Finding(False, str(error) or type(error).__name__)

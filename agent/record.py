@@ -84,7 +84,7 @@ def record(options: Options) -> int:
     """
     begun = time.monotonic()
     try:
-        with Capture(list(options.ports), options.ring_bytes) as capture:
+        with Capture(list(options.ports), options.ring_bytes, joined=False) as capture:
             recording = Recording(options, capture)
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, recording.stop)

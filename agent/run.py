@@ -23,12 +23,13 @@ from agent.export.metrics.pages import ALIVE_SECONDS, Pages
 from agent.export.metrics.sources import Agent as Numbers
 from agent.export.metrics.sources import Sources
 from agent.export.outlet import Outlet
-from agent.export.printer import LineOptions, Printer
+from agent.export.printer import LineOptions, Printer, RateLimit
 from agent.export.unnamed import Unnamed
 from agent.process import arm_watchdog, freeze_gc, leave, log
 from agent.serve import Server
 from agent.session.model import SECOND_NS, Settings
 from agent.session.table import SessionTable
+from agent.session.usual import UsualLookups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -38,12 +39,15 @@ if TYPE_CHECKING:
     from agent.context.who import Who
     from agent.enrich.kube.access import Access
     from agent.explain.verdict import Verdict
+    from agent.export.metrics.tally import Label
+    from agent.hop.endpoint import Endpoint
+    from agent.hop.lookup import Lookups
+    from agent.hop.record import Hop
     from agent.serve import Address
     from agent.session.outcome import Outcome
 
-WAIT_SECONDS = 0.05
-SETTLE_NS = 5_000_000
-"""Hops younger than this may still be on their way through the ring."""
+WAIT_SECONDS = 0.1
+"""Between two looks at the log of lookups, which does not wake its reader."""
 REPORT_SECONDS = 10.0
 STALL_SECONDS = 60.0
 """When the loop has not turned for so long, it never will. The kubelet may not find out: a full connection table keeps
@@ -83,6 +87,15 @@ class Options(NamedTuple):
     """How to get at the Kubernetes API; None without a cluster."""
 
 
+class Together(NamedTuple):
+    """What lookups have in common that are counted together."""
+
+    label: Label
+    client: tuple[int | None, bytes]
+    """Namespace, if it is on this node, and address."""
+    server: Endpoint
+
+
 class Once:
     """Finds something out the first time it is asked, and remembers it."""
 
@@ -115,6 +128,12 @@ class Agent:
             is_local=self._known.is_local,
             started_ns=capture.started_ns,
         )
+        self._usual = (
+            UsualLookups(self.table, self._label_of, knows_services=options.access is not None)
+            if options.lines.may_skip_healthy
+            else None
+        )
+        self._examples = RateLimit(options.lines.log_rate if options.lines.log == "all" else 0)
         self._set_clock()
         watches = (lambda: self._known.watches) if options.access else None
         sources.agent = Numbers(capture, self.table, self.printer, out, watches)
@@ -149,7 +168,7 @@ class Agent:
         now_ns = time.monotonic_ns()
         # While a backlog waits, time is that of its records: what is overdue by the clock may be answered in there.
         caught_up = self._take_in()
-        self._show(self.table.expire(now_ns - SETTLE_NS if caught_up else 0))
+        self._show(self.table.expire(self._capture.settled_ns if caught_up else 0))
         self.printer.flush()
         self._look_around(now_ns)
         self._show_unnamed(time.monotonic())
@@ -183,15 +202,42 @@ class Agent:
     def _take_in(self) -> bool:
         """What was recorded, and whether that was all; of a large backlog, what is over is printed on the way."""
         for _ in range(CHUNKS_A_TURN):
-            if not self._capture.drain(self.table.observe, self._lose):
+            more = self._capture.drain(self.table.observe, self._lose, self._sift if self._usual else None)
+            self._count_usual()
+            if not more:
                 return True
             self._show(self.table.expire(0))
             if self._stopped_at:
                 break
         return False
 
+    def _sift(self, taken: Lookups, ahead: Lookups, hops: list[Hop]) -> list[int]:
+        """Those lookups that need a session: of the others a few do, while there is room for their lines."""
+        assert self._usual is not None  # noqa: S101  the caller has seen to it
+        wanted = self._examples.take(taken.count, time.monotonic())
+        return self._usual.sift(taken, ahead, hops, wanted)
+
+    def _label_of(self, outcome: Outcome) -> Together | None:
+        who = self._who(outcome)
+        label = self._sources.tally.usual_label(outcome, self._explain(outcome, who), who)
+        client = outcome.client_netns, outcome.session.key.client.address
+        return None if label is None else Together(label, client, outcome.server)
+
+    def _count_usual(self) -> None:
+        """Count the lookups that nobody looked at."""
+        if self._usual is None:
+            return
+        sums, times = self._usual.take_sums()
+        for together, *numbers in sums:
+            assert isinstance(together, Together)  # noqa: S101  that is what _label_of() gives
+            self._sources.tally.count_together(together.label, *numbers)
+            self._sources.incidents.count(together.client, together.server, numbers[0])
+            self.printer.hold_back(numbers[0])
+        self._sources.tally.count_times(times)
+
     def _read_rest(self, end: float) -> None:
         """Take in what waits, until it is time to go."""
+        self._capture.hurry()
         while not self._take_in():
             if time.monotonic() > end:
                 log(f"{self._capture.backlog_bytes} bytes of records were not read: there was no time for more")

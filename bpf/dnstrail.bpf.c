@@ -25,6 +25,7 @@
 #include "flow.h"
 #include "identify.h"
 #include "note.h"
+#include "lookup.h"
 #include "emit.h"
 
 /*
@@ -88,6 +89,8 @@ static __always_inline bool observe(void *ctx, struct packet *p,
 		note_counters(p, s);
 	note_server(p, s);
 	note_passing(p, s);
+	if (keep(ctx, p, s))
+		return true;
 	r->cpu = bpf_get_smp_processor_id();
 	submit(ctx, p, r, event);
 	return true;

@@ -75,32 +75,70 @@ static __always_inline u32 question_end(const u8 *prefix, u32 size)
 }
 
 /*
- * A number that all hops of one message share, whatever translation does to the
- * server's address: DNS header and question, and the client's address and port.
- * 0 when the question does not fit the prefix; then every hop brings the bytes
- * and user space compares those.
+ * A number of the name in the first question, which begins behind the header and
+ * ends with the zero at `end` - 1.
  */
-static __always_inline u64 message_id_of(const struct record *r, const u8 *prefix,
-				      u32 end)
+static __always_inline u64 name_number(const u8 *prefix, u32 end, u64 seed)
 {
-	const u8 *client = r->flags & FLAG_RESPONSE ? r->daddr : r->saddr;
-	u16 port = r->flags & FLAG_RESPONSE ? r->dport : r->sport;
-	u64 hash = mix(port, ((u64 *)client)[0]);
+	u64 hash = seed;
 
-	hash = mix(hash, ((u64 *)client)[1]);
-	if (is_loopback(client))
-		hash = mix(hash, r->netns);
 #pragma unroll
-	for (int i = 0; i < PREFIX / 8; i++) {
+	for (int i = DNS_HEADER / 8; i < PREFIX / 8; i++) {
 		u64 word = ((u64 *)prefix)[i];
 
 		if (i * 8 >= end)
 			break;
+		if (i * 8 < DNS_HEADER)
+			word &= ~0ULL << (DNS_HEADER % 8 * 8);
 		if (i * 8 + 8 > end)
 			word &= (1ULL << (end % 8 * 8)) - 1;
 		hash = mix(hash, word);
 	}
+	return hash;
+}
+
+/* What the packets of one lookup share: question, id, client, and its port. */
+static __always_inline u64 number_of(const struct scratch *s, const u8 *client,
+				     u16 port, u32 netns)
+{
+	u64 hash = mix(s->question, (u64)s->id << 16 | port);
+
+	hash = mix(hash, ((u64 *)client)[0]);
+	hash = mix(hash, ((u64 *)client)[1]);
+	if (is_loopback(client))
+		hash = mix(hash, netns);
 	return hash ? hash : 1;
+}
+
+/*
+ * Numbers of the message. All its hops share them, whatever translation does to
+ * the server's address. 0 when the question does not fit the prefix; then every
+ * hop brings the bytes and user space compares those.
+ */
+static __always_inline void number_message(struct scratch *s, u32 end)
+{
+	struct record *r = &s->record;
+	const u8 *client = r->flags & FLAG_RESPONSE ? r->daddr : r->saddr;
+	u16 port = r->flags & FLAG_RESPONSE ? r->dport : r->sport;
+	const u64 *words = (const u64 *)s->prefix;
+	u32 name_end = end - QUESTION_TAIL;
+	struct sieve *sieve = my_sieve();
+
+	if (!sieve)
+		return;
+	s->name = name_number(s->prefix, name_end, sieve->seed);
+	/* type and class */
+	asm volatile("" : "+r"(name_end));
+	name_end &= PREFIX_BUFFER - 1;
+	s->rdtype = be16(*(const u16 *)(s->prefix + name_end));
+	s->question = mix(s->name, *(const u16 *)(s->prefix + name_end + 2) << 16 |
+					   s->rdtype);
+	s->id = be16(*(const u16 *)s->prefix);
+	s->number = number_of(s, client, port, r->netns);
+	s->message_header = mix(words[0] >> 16, words[1] & 0xffffffff) | 1;
+	r->message_id = mix(s->number, s->message_header);
+	if (!r->message_id)
+		r->message_id = 1;
 }
 
 /*
@@ -130,6 +168,7 @@ static __always_inline bool identify(void *ctx, struct packet *p,
 
 	bool foreign = p->sign == BY_DESTINATION || p->sign == BY_SOURCE;
 
+	s->number = 0;
 	if (r->protocol != IPPROTO_UDP || r->flags & FLAG_FRAGMENT)
 		return true;
 	if (size < DNS_HEADER)
@@ -146,7 +185,7 @@ static __always_inline bool identify(void *ctx, struct packet *p,
 		r->flags |= FLAG_RESPONSE;
 	end = question_end(s->prefix, size);
 	if (end)
-		r->message_id = message_id_of(r, s->prefix, end);
+		number_message(s, end);
 	return true;
 }
 

@@ -14,7 +14,9 @@ struct counters {
 	u64 seen_failed;	/* a map refused an update */
 	u64 nested;		/* an interrupt hit the program at work */
 	u64 cut;		/* hop that could not read all of the message */
-	u64 reserved[3];
+	u64 log_full;		/* a hop that was lost because the log had no room */
+	u64 contended;		/* a hop that met another writer of its lookup */
+	u64 crowded;		/* a lookup that pushed a younger one out of the index */
 };
 
 /* What makes a packet one of DNS: the table of recognise(). */
@@ -67,6 +69,14 @@ struct scratch {
 	u8 header[IPV6_HEADER + UDP_HEADER];
 	struct packet packet;
 	struct ip_facts facts;
+	/* Numbers of the message at hand: see number_message(). */
+	u64 number;
+	u64 name;
+	u64 question;
+	u64 message_header;
+	u16 rdtype;
+	u16 id;
+	u32 pad_numbers;
 };
 
 /* A datagram whose later fragments we want to recognise. */
@@ -114,7 +124,25 @@ struct sieve {
 	u64 anchors[ANCHORS];
 	/* Set by user space when all programs are attached. */
 	u64 armed;
+	/* Of the numbers of messages: chosen by user space, so that nobody can choose messages to go with it. */
+	u64 seed;
 };
+
+#ifdef LOOKUPS
+/* The ends of the log: each on a cache line of its own. */
+struct log {
+	u64 produced;		/* lookups ever begun */
+	u64 pad[7];
+	u64 consumed;		/* those that user space is done with */
+	u64 pad_more[7];
+	u64 full_ns;		/* when there was no room for one last */
+	u64 pad_most[7];
+};
+
+struct tags {
+	u64 tag[TAG_WAYS];
+};
+#endif
 
 /* The last DNS hop of an sk_buff. */
 struct passing {
@@ -173,6 +201,24 @@ BPF_F_TABLE("array", int, struct sieve, sieves, 1, BPF_F_MMAPABLE);
  * only it would have told is not seen, or its arrival is told twice.
  */
 BPF_TABLE("array", int, struct passing, passings, PASSING_SLOTS);
+
+#ifdef LOOKUPS
+/*
+ * The lookups of the last moments, 4 KiB each. Full: those that begin are lost,
+ * but for what is unusual about them; `log_full` counts their hops.
+ */
+BPF_F_TABLE("array", int, struct lookup, lookups, LOOKUPS, BPF_F_MMAPABLE);
+
+/* One page. Cannot fill up. */
+BPF_F_TABLE("array", int, struct log, logs, 1, BPF_F_MMAPABLE);
+
+/*
+ * Where in the log a lookup is, by its number: 32 bytes for each. Full: the
+ * oldest of the set is forgotten, `crowded` counts those that were still in the
+ * log, and their later hops come as records.
+ */
+BPF_TABLE("array", int, struct tags, tag_sets, TAG_SETS);
+#endif
 
 static __always_inline struct counters *my_counters(void)
 {

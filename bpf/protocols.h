@@ -19,6 +19,7 @@
 #define UDP_HEADER 8
 #define TCP_HEADER 20
 #define DNS_HEADER 12
+#define QUESTION_TAIL 4		/* type and class */
 #define LAST_OPCODE 6		/* DSO (RFC 8490) */
 #define MDNS 5353
 #define IPV4_HEADER 20
@@ -74,6 +75,18 @@
 #define ANCHORS 64
 #define GOLDEN 0x9E3779B97F4A7C15ULL
 
+/*
+ * The index of the log: sets of one cache line. A tag is the upper part of a
+ * lookup's number and the lower part of its position.
+ */
+#define TAG_WAYS 8
+#define TAG_POSITION_BITS 16
+#define TAG_POSITION 0xffffULL
+/* How often a CPU tries to get a position that others want too */
+#define CLAIMS 4
+/* So long after the log was full a lookup that is not in it counts as one of those */
+#define SHED_NS 100000000ULL
+
 /* First and second argument of a kprobed function, in struct pt_regs */
 #if defined(__aarch64__)
 #define PT_REGS_FIRST 0
@@ -106,4 +119,7 @@
 #define TCP_ACKNOWLEDGEMENT 8
 #define ICMP_MTU 6
 #define ICMPV6_MTU 4
+#define DNS_FLAGS 2
 #define DNS_QDCOUNT 4
+#define DNS_ANCOUNT 6
+#define DNS_ARCOUNT 10

@@ -19,6 +19,7 @@
 #define FLAG_LEARNED 128
 
 #define STACK_FRAMES 16
+#define LOOKUP_HOPS 12
 
 struct record {
 	__u64 ts_ns;
@@ -34,7 +35,7 @@ struct record {
 	__u32 sequence;
 	__u16 fragment;
 	__u8 tcp_flags;
-	__u8 pad;
+	__u8 late;
 	__u64 location;
 	__u32 reason;
 	__u32 socket_netns;
@@ -70,6 +71,37 @@ struct record {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 icmp_saddr[16];
+};
+
+struct lookup {
+	__u64 position;
+	__u64 number;
+	__u64 alias;
+	__u64 first_ns;
+	__u64 shape;
+	__u64 busy;
+	__u32 is_open;
+	__u32 hops;
+	__u32 unusual;
+	__u16 query_bytes;
+	__u16 reply_bytes;
+	__u64 asked_ns;
+	__u64 replied_ns;
+	__u64 last_ns;
+	__u64 name;
+	__u64 pair;
+	__u64 kind;
+	__u64 query_header;
+	__u64 reply_header;
+	__u16 client_port;
+	__u16 id;
+	__u32 home;
+	__u32 server;
+	__u32 pad;
+	__u8 client[16];
+	struct record records[LOOKUP_HOPS];
+	__u8 query[160];
+	__u8 reply[512];
 };
 
 #endif

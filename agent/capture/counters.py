@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from agent.hop.record import Event
 
-_LAYOUT = struct.Struct("=8Q8QQQQQQ24x")
+_LAYOUT = struct.Struct("=8Q8Q8Q")
 """struct counters of bpf/dnstrail.bpf.c, one element a CPU."""
 
 COUNTERS_BYTES = _LAYOUT.size
@@ -20,7 +20,7 @@ class Counters(NamedTuple):
     """Sums over all CPUs since the program was loaded; they only grow."""
 
     records: dict[str, int]
-    """Put into the ring, by event."""
+    """Kept in the log or put into the ring, by event."""
     lost: dict[str, int]
     """Not put into the ring because it was full, by event."""
     last_lost_ns: int
@@ -31,11 +31,17 @@ class Counters(NamedTuple):
     """Not looked at because an interrupt hit the program at work."""
     cut: int
     """Messages not wholly in the linear part of the packet: captured in part."""
+    log_full: int
+    """Hops that were lost because the log of lookups had no room."""
+    contended: int
+    """Hops that came one by one because another program was writing at the same place."""
+    crowded: int
+    """Lookups that the index forgot for want of room: their later hops came one by one."""
 
     @property
     def lost_records(self) -> int:
         """Everything that made a hop go missing."""
-        return sum(self.lost.values()) + self.nested
+        return sum(self.lost.values()) + self.nested + self.log_full
 
 
 class CounterMap:
@@ -57,6 +63,9 @@ class CounterMap:
             seen_failed=sums[2 * EVENT_SLOTS + 2],
             nested=sums[2 * EVENT_SLOTS + 3],
             cut=sums[2 * EVENT_SLOTS + 4],
+            log_full=sums[2 * EVENT_SLOTS + 5],
+            contended=sums[2 * EVENT_SLOTS + 6],
+            crowded=sums[2 * EVENT_SLOTS + 7],
         )
 
     def close(self) -> None:

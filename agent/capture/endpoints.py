@@ -7,6 +7,7 @@ translates before there is a packet, or where another node has translated.
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,11 @@ MARKS = 2048
 MARK_SHIFT, MARK_SET, MARK_AGE = 35, 0x80, 0x7F
 ARMED = MARKS + 4 * 128 + 8 * 64 + 8 * 64
 """Where struct sieve has it; the marks are at its beginning."""
-SIEVE_BYTES = ARMED + 8
+SEED = ARMED + 8
+SIEVE_BYTES = SEED + 8
 ENDPOINTS_ASSERTION = (
     f'_Static_assert(__builtin_offsetof(struct sieve, armed) == {ARMED}, "armed");\n'
+    f'_Static_assert(__builtin_offsetof(struct sieve, seed) == {SEED}, "seed");\n'
     f'_Static_assert(sizeof(struct sieve) == {SIEVE_BYTES}, "size of struct sieve");\n'
     f'_Static_assert(sizeof(struct endpoint) == {_KEY.size}, "size of struct endpoint");\n'
     f'_Static_assert(MARKS == {MARKS} && MARK_SHIFT == {MARK_SHIFT}, "marks of ports");\n'
@@ -47,7 +50,8 @@ class EndpointMap:
 
     def arm(self) -> None:
         """Let all programs begin to record, at once."""
-        self._sieve[ARMED:] = _VALUE.pack(1)
+        self._sieve[SEED:] = os.urandom(_VALUE.size)
+        self._sieve[ARMED:SEED] = _VALUE.pack(1)
 
     def teach(self, servers: Iterable[tuple[int, Endpoint]], now_ns: int) -> None:
         """Say that DNS servers are there.

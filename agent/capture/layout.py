@@ -8,7 +8,18 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, get_type_hints
 
-from agent.hop.record import DETAIL, HEAD, STACK_FRAMES, Detail, Event, Flag, Head
+from agent.hop.lookup import (
+    LOOKUP_BYTES,
+    LOOKUP_HEAD,
+    LOOKUP_HOPS,
+    QUERY_AT,
+    QUERY_BYTES,
+    RECORD_BYTES,
+    REPLY_AT,
+    REPLY_BYTES,
+    LookupHead,
+)
+from agent.hop.record import STACK_FRAMES, Detail, Event, Flag, Head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,10 +33,10 @@ HEADER = """\
 """
 
 
-def fields() -> Iterator[tuple[str, str, int, int]]:
-    """Name, C type, number of elements and offset in bytes of every field of the fixed part."""
+def fields(*parts: type) -> Iterator[tuple[str, str, int, int]]:
+    """Name, C type, number of elements and offset in bytes of every field of these parts of one structure."""
     offset = 0
-    for part in (Head, Detail):
+    for part in parts:
         for name, hint in get_type_hints(part, include_extras=True).items():
             form, ctype = hint.__metadata__
             count = int(form[:-1]) if len(form) > 1 else 1
@@ -33,27 +44,42 @@ def fields() -> Iterator[tuple[str, str, int, int]]:
             offset += struct.calcsize("=" + form)
 
 
-RECORD_BYTES = HEAD.size + DETAIL.size
+RECORD = (Head, Detail)
+LOOKUP_MEMBERS = {"records": LOOKUP_HEAD.size, "query": QUERY_AT, "reply": REPLY_AT}
+"""Of struct lookup, behind its head: offsets in bytes."""
 
 
 def c_header() -> str:
     """The text of `bpf/record.h`."""
-    members = "".join(f"\t{ctype} {name}{f'[{count}]' if count > 1 else ''};\n" for name, ctype, count, _ in fields())
+    record, lookup = _members(*RECORD), _members(LookupHead)
     events = "".join(f"#define EVENT_{event.name} {event.value}\n" for event in Event)
     flags = "".join(f"#define FLAG_{flag.name} {flag.value}\n" for flag in Flag)
+    room = f"struct record records[LOOKUP_HOPS];\n\t__u8 query[{QUERY_BYTES}];\n\t__u8 reply[{REPLY_BYTES}];\n"
     return (
-        f"{HEADER}{events}\n{flags}\n#define STACK_FRAMES {STACK_FRAMES}\n\nstruct record {{\n{members}}};\n\n#endif\n"
+        f"{HEADER}{events}\n{flags}\n#define STACK_FRAMES {STACK_FRAMES}\n#define LOOKUP_HOPS {LOOKUP_HOPS}\n\n"
+        f"struct record {{\n{record}}};\n\nstruct lookup {{\n{lookup}\t{room}}};\n\n#endif\n"
     )
 
 
+def _members(*parts: type) -> str:
+    lines = (f"\t{ctype} {name}{f'[{count}]' if count > 1 else ''};\n" for name, ctype, count, _ in fields(*parts))
+    return "".join(lines)
+
+
 def c_assertions() -> str:
-    """C that compiles only if the compiler lays the record out as Python reads it."""
+    """C that compiles only if the compiler lays the structures out as Python reads them."""
     lines = [
-        f'_Static_assert(__builtin_offsetof(struct record, {name}) == {offset}, "{name}");'
-        for name, _, _, offset in fields()
+        *(_assertion("record", name, offset) for name, _, _, offset in fields(*RECORD)),
+        *(_assertion("lookup", name, offset) for name, _, _, offset in fields(LookupHead)),
+        *(_assertion("lookup", name, offset) for name, offset in LOOKUP_MEMBERS.items()),
+        f'_Static_assert(sizeof(struct record) == {RECORD_BYTES}, "size of struct record");',
+        f'_Static_assert(sizeof(struct lookup) == {LOOKUP_BYTES}, "size of struct lookup");',
     ]
-    lines.append(f'_Static_assert(sizeof(struct record) == {RECORD_BYTES}, "size of struct record");')
     return "\n".join(lines) + "\n"
+
+
+def _assertion(structure: str, name: str, offset: int) -> str:
+    return f'_Static_assert(__builtin_offsetof(struct {structure}, {name}) == {offset}, "{name}");'
 
 
 if __name__ == "__main__":

@@ -5,30 +5,51 @@ from __future__ import annotations
 import os
 import select
 import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from agent.capture.counters import CounterMap, Counters
 from agent.capture.endpoints import EndpointMap
 from agent.capture.loader import load
+from agent.capture.lookups import LOOKUPS, LookupLog
 from agent.capture.ring import Ring
 from agent.hop.drops import Kernel
+from agent.hop.lookup import Lookups
+from agent.hop.record import Hop
 from agent.kernel.offsets import TRACEPOINTS
 from agent.kernel.symbols import KernelSymbols
 from agent.kernel.syscall import look_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
     from types import TracebackType
 
     from agent.hop.endpoint import Endpoint
-    from agent.hop.record import Hop
 
 GATHER_SECONDS = 0.02
 """After a wake-up, wait so long for more: the kernel wakes the reader once for all of it."""
+BUSY_SECONDS = 0.01
+"""Between two looks at a log that fills up."""
 MISSES_EVERY_SECONDS = 1.0
+HOLD_NS = 60_000_000
+"""A lookup is taken from the log so long after it began: answered by then, if it is like most. Shorter than
+Settings.linger_ns, by which late records are waited for."""
+PARTS = 2
+"""What lies around the end of the log is taken in so many parts."""
+AHEAD_NS = 5_000_000
+"""So much younger ones are looked at beside those that are taken."""
+ORDER_NS = 1_000_000
+"""By so much at most a lookup of the log is older than the one before it."""
+SETTLE_NS = 5_000_000
+"""Records younger than this may still be on their way through the ring."""
 CHUNK_BYTES = 2 << 20
 """About 7000 records: what may pile up as sessions before they are printed."""
+
+
+Sift = Callable[[Lookups, Lookups, list[Hop]], Iterable[int]]
+"""Given lookups that are over, some younger ones, and the hops that came one by one: which of the lookups are to be
+handed over."""
 
 
 class Loss(NamedTuple):
@@ -48,8 +69,20 @@ class Capture:
         CaptureError: when this kernel or process cannot capture, with the remedy.
     """
 
-    def __init__(self, ports: list[int], ring_bytes: int) -> None:
-        self._loaded = load(ports, ring_bytes)
+    def __init__(self, ports: list[int], ring_bytes: int, *, joined: bool = True) -> None:
+        """Load and attach.
+
+        Args:
+            ports: UDP and TCP ports that count as DNS.
+            ring_bytes: size of the ring.
+            joined: let the program join the hops of each lookup, where the kernel can; else each comes at once.
+        """
+        self._loaded = load(ports, ring_bytes, joined=joined)
+        self._log = LookupLog(self._loaded.fds["lookups"], self._loaded.fds["logs"]) if self.joins else None
+        self._waiting: list[Hop] = []
+        self._hold_ns = HOLD_NS
+        self.settled_ns = 0
+        """All hops up to this time of CLOCK_MONOTONIC were handed over."""
         self._ring = Ring(self._loaded.fds["ring"], self._loaded.ring_bytes)
         self._counters = CounterMap(self._loaded.fds["counters"], self._loaded.cpus)
         self._symbols: KernelSymbols | None = None
@@ -75,28 +108,85 @@ class Capture:
     ) -> None:
         self._poll.close()
         self._ring.close()
+        if self._log is not None:
+            self._log.close()
         self._counters.close()
         self._endpoints.close()
         for fd in self._loaded.fds.values():
             os.close(fd)
 
     def wait(self, seconds: float) -> None:
-        """Sleep until there is something to drain, at most so long."""
+        """Sleep until there is something to drain, at most so long, and less while the log fills up."""
+        if self._log is not None and self._log.waiting > LOOKUPS // 4:
+            seconds = min(seconds, BUSY_SECONDS)
         if self._poll.poll(seconds):
             time.sleep(GATHER_SECONDS)
 
-    def drain(self, take: Callable[[Hop], object], lost: Callable[[Loss], object]) -> bool:
-        """Hand over what was recorded up to now, a chunk of it at most; losses that happened before are told first.
+    @property
+    def joins(self) -> bool:
+        """Whether the program joins the hops of lookups."""
+        return "lookups" in self._loaded.fds
+
+    def hurry(self) -> None:
+        """Hold nothing back any more: the capture ends."""
+        self._hold_ns = 0
+
+    def drain(self, take: Callable[[Hop], object], lost: Callable[[Loss], object], sift: Sift | None = None) -> bool:
+        """Hand over what was recorded up to now, in the order of time, and a chunk of it at most.
+
+        Args:
+            take: takes one hop.
+            lost: is told of losses, before the hops that came after them.
+            sift: says which of the lookups that are over are to be handed over hop by hop; None for all.
 
         Returns:
             Whether more waits, so that the caller can do its own work between the chunks of a large backlog.
         """
+        now_ns = time.monotonic_ns()
         produced = self._ring.produced()
         until = min(produced, self._ring.consumed() + CHUNK_BYTES)
         loss = self._new_loss()
         if loss is not None:
             lost(loss)
-        return self._ring.drain(take, until) > 0 and until < produced
+        if self._log is None:
+            more = self._ring.drain(take, until) > 0 and until < produced
+            self.settled_ns = 0 if more else now_ns - SETTLE_NS
+            return more
+        before = len(self._waiting)
+        more = self._ring.drain(self._waiting.append, until) > 0 and until < produced
+        read_ns = self._waiting[-1].ts_ns if more else now_ns
+        self._take_lookups(self._log, read_ns, sift, self._waiting[before:])
+        self._hand_over(take)
+        return more
+
+    def _take_lookups(self, log: LookupLog, read_ns: int, sift: Sift | None, hops: list[Hop]) -> None:
+        """Take what is old enough from the log, and let the hops of what is to be told wait for their turn."""
+        until_ns = read_ns - self._hold_ns
+        for _ in range(PARTS):
+            taken = log.take(until_ns, LOOKUPS // 2)
+            told: Iterable[int] = range(taken.count)
+            if sift is not None:
+                newest_ns = max((until_ns, *taken.words("first_ns")[-1:]))
+                told = sift(taken, log.peek(newest_ns + AHEAD_NS), hops)
+                hops = []
+            for index in told:
+                self._waiting.extend(taken.hops(index))
+            log.give_back()
+            if not taken.count:
+                break
+        # What began before the next lookup of the log has all its hops; records may still be on their way.
+        oldest_ns = log.oldest_ns() if self._hold_ns else None
+        settled_ns = read_ns - SETTLE_NS if self._hold_ns else read_ns
+        self.settled_ns = settled_ns if oldest_ns is None else min(settled_ns, oldest_ns - ORDER_NS)
+
+    def _hand_over(self, take: Callable[[Hop], object]) -> None:
+        """Hand over the hops that nothing older can come behind any more."""
+        waiting = self._waiting
+        waiting.sort()
+        end = bisect_left(waiting, (self.settled_ns,))
+        for hop in waiting[:end]:
+            take(hop)
+        del waiting[:end]
 
     def was_read(self, message: int) -> bool | None:
         """Whether an application took the datagram with this message; None where that cannot be told."""

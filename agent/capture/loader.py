@@ -22,6 +22,7 @@ from agent.capture import cgroup, privileges
 from agent.capture.counters import COUNTERS_ASSERTION
 from agent.capture.endpoints import ENDPOINTS_ASSERTION
 from agent.capture.layout import c_assertions
+from agent.capture.lookups import LOG_ASSERTION, LOOKUPS
 from agent.kernel import kept
 from agent.kernel.btf import Btf, BtfError
 from agent.kernel.casts import CALL_NUMBER, cast_id
@@ -36,6 +37,10 @@ from agent.kernel.types import kernel_types
 HANDED_OVER = ("ring", "counters", "endpoints", "sieves")
 MAPS = (*HANDED_OVER, "scratch", "seen", "fragments", "reads", "passings")
 """All of bpf/dnstrail.bpf.c, and those that the agent uses."""
+LOG_HANDED_OVER = ("lookups", "logs")
+LOG_MAPS = (*LOG_HANDED_OVER, "tag_sets")
+"""The same of the log of lookups, which needs atomic operations that return what was there before (Linux 5.12)."""
+LOG = {"LOOKUPS": LOOKUPS, "TAG_SETS": LOOKUPS // 2}
 CHILD_TIMEOUT_SECONDS = 120
 HAS_COUNTERS = "HAS_CONNTRACK_STAT"
 COUNTERS_LOSS = (
@@ -70,19 +75,20 @@ class Loaded(NamedTuple):
     """What this kernel or process keeps it from seeing, a sentence each."""
 
 
-def load(ports: list[int], ring_bytes: int) -> Loaded:
+def load(ports: list[int], ring_bytes: int, *, joined: bool) -> Loaded:
     """Compile, load and attach the program for these ports. It records nothing until it is armed.
 
     Args:
         ports: UDP and TCP ports that count as DNS.
         ring_bytes: size of the ring, a power of two and at least a page.
+        joined: let the program join the hops of each lookup, where the kernel can.
 
     Raises:
         CaptureError: with the reason and the remedy.
     """
     privileges.require()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    order = json.dumps({"ports": ports, "ring_bytes": ring_bytes})
+    order = json.dumps({"ports": ports, "ring_bytes": ring_bytes, "joined": joined})
     command = [sys.executable, "-P", "-m", "agent.capture.loader", str(theirs.fileno()), order]
     # LLVM and the verifier say what is wrong on file descriptor 2, and LLVM then aborts: no exception carries it.
     with ours, tempfile.TemporaryFile() as words:
@@ -151,7 +157,8 @@ def _attach(order: dict[str, Any]) -> tuple[dict[str, int], dict[str, Any]]:
         "drop_reasons": drop_reasons(kernel),
         "limits": limits + more_limits + probe_limits,
     }
-    fds = {name: program.maps[name] for name in HANDED_OVER} | program.tracepoints()
+    handed_over = (*HANDED_OVER, *(name for name in LOG_HANDED_OVER if name in program.maps))
+    fds = {name: program.maps[name] for name in handed_over} | program.tracepoints()
     return fds | links | probes, learned
 
 
@@ -191,7 +198,8 @@ def _load(order: dict[str, Any], cpus: int, kernel: Btf) -> tuple[_Program, list
     plain = {name: value for name, value in offsets.items() if name != HAS_COUNTERS}
     counters = offsets | {"ANCHOR_FD": ANCHOR_FD} if HAS_COUNTERS in offsets else plain
     refusal: Exception | None = None
-    for flags, kfuncs in _variants(counters, plain, cast):
+    logs = [LOG, {}] if order["joined"] else [{}]
+    for flags, kfuncs in _variants(counters, plain, logs, cast):
         values = flags | ({"CAST_CALL": CALL_NUMBER} if kfuncs else {})
         try:
             program = _loaded_by(compiler_flags(order["ports"], order["ring_bytes"], cpus, values), kfuncs)
@@ -206,16 +214,16 @@ def _load(order: dict[str, Any], cpus: int, kernel: Btf) -> tuple[_Program, list
     raise refusal
 
 
-def _variants(counters: Flags, plain: Flags, cast: int | None) -> list[tuple[Flags, dict[int, int]]]:
+def _variants(counters: Flags, plain: Flags, logs: list[Flags], cast: int | None) -> list[tuple[Flags, dict[int, int]]]:
     """What to try, best first: values for the compiler, and functions of the kernel by the numbers of their calls."""
     kfuncs = [{CALL_NUMBER: cast}, {}] if cast is not None else [{}]
     flags = [counters, plain] if counters is not plain else [plain]
-    return [(values, functions) for values in flags for functions in kfuncs]
+    return [(values | log, functions) for values in flags for log in logs for functions in kfuncs]
 
 
 def _loaded_by(flags: list[str], kfuncs: dict[int, int]) -> _Program:
     """The program for these flags: kept from an earlier start, else compiled now; kept once it was loaded."""
-    source = program_source() + c_assertions() + COUNTERS_ASSERTION + ENDPOINTS_ASSERTION
+    source = program_source() + c_assertions() + COUNTERS_ASSERTION + ENDPOINTS_ASSERTION + LOG_ASSERTION
     key = kept.key_of(__version__, source, *flags, *kfuncs.values(), *_kernel(), *compiler_identity())
     image = kept.read(key)
     if image is not None:
@@ -223,7 +231,8 @@ def _loaded_by(flags: list[str], kfuncs: dict[int, int]) -> _Program:
             return _created(image)
         except (OSError, KeyError):
             kept.discard(key)
-    program = _created(_compiled(source, flags, kfuncs))
+    maps = MAPS + LOG_MAPS if any(flag.startswith("-DLOOKUPS=") for flag in flags) else MAPS
+    program = _created(_compiled(source, maps, flags, kfuncs))
     kept.write(key, program.image)
     return program
 
@@ -233,10 +242,10 @@ def _kernel() -> tuple[str, str, str]:
     return kernel.release, kernel.version, kernel.machine
 
 
-def _compiled(source: str, flags: list[str], kfuncs: dict[int, int]) -> Image:
+def _compiled(source: str, names: tuple[str, ...], flags: list[str], kfuncs: dict[int, int]) -> Image:
     os.environ[KERNEL_SOURCE] = str(source_directory() / "include")
     compiled = bcc().BPF(text=source, cflags=flags)
-    maps = {name: compiled[name].map_fd for name in MAPS}
+    maps = {name: compiled[name].map_fd for name in names}
     image = image_of(compiled, maps, FUNCTIONS, {ANCHOR_FD: ANCHOR}, kfuncs)
     for fd in maps.values():
         os.close(fd)  # else their memory would be taken twice

@@ -11,9 +11,9 @@ import ctypes
 import mmap
 import platform
 import struct
-import threading
 from typing import TYPE_CHECKING
 
+from agent.capture.fence import Fence
 from agent.hop.record import DETAIL, HEAD, Hop
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class Ring:
         self._data = mmap.mmap(fd, mmap.PAGESIZE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE)
         # One aligned 8-byte store: the kernel must never see half a position.
         self._consumer = ctypes.c_uint64.from_buffer(self._consumer_page)
-        self._lock = threading.Lock()
-        self._lock.acquire()
+        # What the kernel's own reader has smp_load_acquire() and smp_store_release() for (tools/lib/bpf/ringbuf.c).
+        self._fence = Fence()
 
     def produced(self) -> int:
         """The producer's position: bytes ever reserved."""
@@ -99,15 +99,6 @@ class Ring:
         if WEAKLY_ORDERED:
             self._fence()
         self._consumer.value = position
-
-    def _fence(self) -> None:
-        """Nothing that follows happens before what went before, as seen by other CPUs.
-
-        A lock is released and taken: a store-release, then a load-acquire of the same word. What the kernel's own
-        reader has smp_load_acquire() and smp_store_release() for (tools/lib/bpf/ringbuf.c).
-        """
-        self._lock.release()
-        self._lock.acquire()
 
     def backlog_bytes(self) -> int:
         """How much of the ring waits to be read."""

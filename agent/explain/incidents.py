@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from agent.context.who import Who
     from agent.explain.incident_key import Asked, Key, Party, Subject
     from agent.explain.verdict import Cause, Verdict
+    from agent.hop.endpoint import Endpoint
     from agent.session.outcome import Outcome
 
 SLOT_NS = 10 * SECOND_NS
@@ -271,10 +272,16 @@ class Incidents:
             self._begin(incident)
         return incident
 
-    def count(self, outcome: Outcome, lookups: int) -> None:
-        """Count more lookups that went as well as this one."""
-        self._by_client.count((outcome.client_netns, outcome.session.key.client.address), lookups)
-        self._by_server.count(outcome.server, lookups)
+    def count(self, client: tuple[int | None, bytes], server: Endpoint, lookups: int) -> None:
+        """Count lookups that went well.
+
+        Args:
+            client: Its namespace, if it is on this node, and its address.
+            server: That was asked.
+            lookups: How many.
+        """
+        self._by_client.count(client, lookups)
+        self._by_server.count(server, lookups)
         self._in_all.count(EVERYTHING, lookups)
 
     def due(self, now_ns: int, most: int | None = None) -> list[tuple[Incident, Account]]:

@@ -53,6 +53,11 @@ class LineOptions(NamedTuple):
     rates: LineRates = UNLIMITED
     """What all others may cost, and everything together."""
 
+    @property
+    def may_skip_healthy(self) -> bool:
+        """Whether lookups without a problem may be counted without anybody looking at what they are."""
+        return self.log != "all" or (self.log_rate is not None and self.filter == Filter())
+
 
 @dataclass(slots=True)
 class RateLimit:
@@ -64,12 +69,17 @@ class RateLimit:
 
     def passes(self, now: float) -> bool:
         """Whether one more may pass."""
+        return self.take(1, now) == 1
+
+    def take(self, number: int, now: float) -> int:
+        """How many of so many may pass."""
         if self.rate is None:
-            return True
+            return number
         if int(now) != self.second:
             self.second, self.passed = int(now), 0
-        self.passed += 1
-        return self.passed <= self.rate
+        passing = min(number, self.rate - self.passed)
+        self.passed += passing
+        return passing
 
 
 class Printer:
@@ -130,6 +140,11 @@ class Printer:
         if self.options.log == "problems":
             return None
         return self._admits_success()
+
+    def hold_back(self, lookups: int) -> None:
+        """Take note of lookups without a problem that were not looked at."""
+        if self.options.log == "all":
+            self.suppressed += lookups
 
     def write(
         self,

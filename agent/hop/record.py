@@ -92,7 +92,8 @@ class Head(NamedTuple):
     """Fragment offset in units of 8 bytes (RFC 791), plus 0x2000 when more follow; 0 for whole packets."""
     tcp_flags: U8 = 0
     """FIN 1, SYN 2, RST 4, PSH 8, ACK 16 (RFC 9293 3.1)."""
-    pad: U8 = 0
+    late: U8 = 0
+    """1 where user space has taken its lookup from the program's log already (`agent.hop.lookup`)."""
 
 
 class Detail(NamedTuple):
@@ -189,7 +190,7 @@ class Hop(NamedTuple):
     sequence: int = 0
     fragment: int = 0
     tcp_flags: int = 0
-    pad: int = 0
+    late: int = 0
     rest: bytes = b""
     """The detail, then the tail."""
 

@@ -18,6 +18,9 @@ MAX_ANSWERS = 8192
 WINDOW_NS = 5 * SECOND_NS
 """A name may come into being, or go; within so short a time it hardly does just between two questions."""
 
+Place = tuple[bytes, int, bytes, int]
+"""Client's address and scope, name and class."""
+
 
 class LastAnswers:
     """The newest answer for each client and name: one look for each lookup that ends well.
@@ -26,7 +29,14 @@ class LastAnswers:
     """
 
     def __init__(self) -> None:
-        self._told: OrderedDict[tuple[bytes, int, bytes, int], Told] = OrderedDict()
+        self._told: OrderedDict[Place, Told] = OrderedDict()
+
+    def note(self, place: Place, told: Told) -> None:
+        """Take note of an answer that was given before those to come."""
+        self._told[place] = told
+        self._told.move_to_end(place)
+        if len(self._told) > MAX_ANSWERS:
+            self._told.popitem(last=False)
 
     def contradicted_by(self, outcome: Outcome) -> Told | None:
         """Take note of an answer; the one before it, if that says otherwise whether the name exists."""

@@ -83,12 +83,12 @@ class Backend:
     """In the current window."""
     window: int = 0
 
-    def count(self, answered_ns: int) -> None:
-        """One more answer."""
+    def count(self, answered_ns: int, number: int = 1) -> None:
+        """So many more answers."""
         window = answered_ns // WINDOW_NS
         if window != self.window:
             self.window, self.answers = window, 0
-        self.answers += 1
+        self.answers += number
         self.answered_ns = max(self.answered_ns, answered_ns)
 
     @property

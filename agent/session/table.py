@@ -44,7 +44,8 @@ from agent.wire.stream import ACK, RST, SYN
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agent.session.outcome import Outcome
+    from agent.session.last_answers import Place
+    from agent.session.outcome import Outcome, Told
     from agent.session.tcp import TcpConnection
 
 NO_MESSAGE = Message(b"", 0, Summary(0, 0, 0, 0, 0, 0, None, 0))
@@ -60,6 +61,7 @@ class SessionTable:
         is_local: whether an address belongs to a namespace of this node; None when that is not known.
         started_ns: when capture began; a reply whose query was before that is nobody's fault.
         is_tapped: whether a namespace only stands for a host whose packets were seen between two ends.
+        node_state: what is known of the node, if that is known already; then the others say nothing.
     """
 
     def __init__(
@@ -70,10 +72,11 @@ class SessionTable:
         is_local: Callable[[int, bytes], bool | None] = lambda _netns, _address: None,
         started_ns: int = 0,
         is_tapped: Callable[[int], bool] = lambda _netns: False,
+        node_state: NodeState | None = None,
     ) -> None:
         self.settings = settings or Settings()
         self.counts = Counts()
-        self.node_state = NodeState(kernel=kernel, is_local=is_local, is_tapped=is_tapped)
+        self.node_state = node_state or NodeState(kernel=kernel, is_local=is_local, is_tapped=is_tapped)
         self._started_ns = started_ns
         self._tcp = TcpStage()
         self._index = Index(self.settings.tombstones)
@@ -132,6 +135,10 @@ class SessionTable:
             session.key.client == client and session.key.protocol == protocol and not session.replies.transmissions
             for session in self._index.recent()
         )
+
+    def note_answer(self, place: Place, told: Told) -> None:
+        """Take note of an answer to a lookup that was counted without a session."""
+        self._answers.note(place, told)
 
     def record_loss(self, start_ns: int, end_ns: int) -> None:
         """Say that records were lost some time in this interval."""
@@ -486,7 +493,7 @@ class SessionTable:
 
         Nor over a connection that lacks bytes: it answers a query that was lost with them.
         """
-        if self._index.was_closed(key) or (connection is not None and connection.lost_ns is not None):
+        if hop.late or self._index.was_closed(key) or (connection is not None and connection.lost_ns is not None):
             return False
         whole = connection is not None and connection.facts.syn
         return self._lay(hop, detail, message.payload, whole=whole)
@@ -509,7 +516,7 @@ class SessionTable:
         """
         if not response and hop.flags & ORIGIN:
             return True
-        if self._index.is_late(key, hop):
+        if hop.late or self._index.is_late(key, hop):
             self.counts.late += 1
             return False
         if response and hop.flags & LEARNED and not self._losses:

@@ -396,8 +396,9 @@ AGENT = Row(
                 _by_label(m.IGNORED_RECORDS, "reason"),
                 _by_label(m.HELPER_ERRORS, "helper"),
                 Target(per_second(m.CUT_MESSAGES), "cut"),
+                _by_label(m.UNJOINED_RECORDS, "reason"),
             ),
-            (m.IGNORED_RECORDS, m.HELPER_ERRORS, m.CUT_MESSAGES),
+            (m.IGNORED_RECORDS, m.HELPER_ERRORS, m.CUT_MESSAGES, m.UNJOINED_RECORDS),
         ),
         Panel(
             "Ring",

@@ -42,7 +42,7 @@ from agent.capture import loader
 class Large:  # what loader asks of mmap; BCC itself goes on asking the system
     PAGESIZE = 65536
 loader.mmap = Large
-loaded, learned = loader._attach({"ports": [53], "ring_bytes": 16 << 20})
+loaded, learned = loader._attach({"ports": [53], "ring_bytes": 16 << 20, "joined": True})
 print(json.dumps(sorted(loaded)))
 """
 

@@ -21,7 +21,7 @@ from agent.kernel.types import kernel_types
 
 if sys.argv[1] == "probed":
     loader.cast_id = lambda _kernel: None
-program, _ = loader._load({"ports": [53], "ring_bytes": 1 << 20}, 1, kernel_types().btf)
+program, _ = loader._load({"ports": [53], "ring_bytes": 1 << 20, "joined": True}, 1, kernel_types().btf)
 for name in loader.cgroup.ATTACH_TYPES:
     program.load(name, loader.CGROUP_SKB)
 code = program.image.programs["kfree_skb"].code

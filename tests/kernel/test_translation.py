@@ -19,7 +19,6 @@ from agent.hop.endpoint import V4_MAPPED, Endpoint
 from agent.lab import VIP, VIP6, Lab, Pod, Translation
 from agent.lab.namespaces import udp_socket
 from agent.lab.pods import READY_QUERY
-from agent.run import SETTLE_NS
 from agent.session.model import Settings
 from agent.session.outcome import Outcome
 from agent.session.table import SessionTable
@@ -70,9 +69,8 @@ class Node:
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
             self.capture.wait(0.05)
-            now_ns = time.monotonic_ns()
             more_waits = self.capture.drain(self.table.observe, lambda _loss: None)
-            for outcome in self.table.expire(0 if more_waits else now_ns - SETTLE_NS):
+            for outcome in self.table.expire(0 if more_waits else self.capture.settled_ns):
                 if outcome.session.key.client == client:
                     return outcome
         raise AssertionError(client)

@@ -155,16 +155,18 @@ PROGRAM = Label(
 LOSS_STEPS = (
     ("program", "nested"),
     ("program", "skipped_run"),
+    ("log", "full"),
     ("ring", "full"),
     ("join", "unmatched"),
     ("join", "overflowed"),
 )
-STEP = Label("step", ("program", "ring", "join"), "Where on the way from the kernel to a session")
+STEP = Label("step", ("program", "log", "ring", "join"), "Where on the way from the kernel to a session")
 LOSS = Label(
     "reason",
     ("nested", "skipped_run", "full", "unmatched", "overflowed"),
     "`nested`: an interrupt hit the program at work; `skipped_run`: the kernel did not run it; `full`: no room in the "
-    "ring; `unmatched`: the record with the message itself did not come; `overflowed`: more than a session may have",
+    "log of lookups or in the ring; `unmatched`: the record with the message itself did not come; "
+    "`overflowed`: more than a session may have",
 )
 IGNORED = Label(
     "reason",
@@ -185,6 +187,11 @@ IGNORED = Label(
     "`unasked`: a reply to no query, from another port than DNS's",
 )
 HELPER = Label("helper", ("read", "map_update"), "What the BPF program asked of the kernel in vain")
+UNJOINED = Label(
+    "reason",
+    ("contended", "crowded"),
+    "`contended`: two programs wanted the same place of the log; `crowded`: the index of the log forgot a lookup",
+)
 HELD_BACK = Label(
     "reason",
     ("rate_limit", "failure_rate", "budget", "slow_reader"),
@@ -366,7 +373,7 @@ SERVER_NAMESPACES = _gauge(
 
 # Capture
 
-RECORDS = _counter("dnstrail_capture_records_total", "Records that the BPF programs put into the ring", EVENT)
+RECORDS = _counter("dnstrail_capture_records_total", "Records that the BPF programs made of packets", EVENT)
 LOST_RECORDS = _counter(
     "dnstrail_capture_lost_records_total",
     "Records of our own that were lost, so that lookups may be SampleLoss",
@@ -378,6 +385,11 @@ IGNORED_RECORDS = _counter("dnstrail_capture_ignored_records_total", "Records th
 HELPER_ERRORS = _counter("dnstrail_capture_helper_errors_total", "What BPF programs could not read or remember", HELPER)
 CUT_MESSAGES = _counter(
     "dnstrail_capture_cut_messages_total", "Messages that the BPF programs could not read whole where they were seen"
+)
+UNJOINED_RECORDS = _counter(
+    "dnstrail_capture_unjoined_records_total",
+    "Occasions on which the BPF programs sent the hops of a lookup one by one; nothing is lost by that",
+    UNJOINED,
 )
 RING_SIZE = _gauge("dnstrail_ring_size_bytes", "Size of the ring between the BPF programs and the agent")
 RING_USAGE = _gauge("dnstrail_ring_usage_ratio", "Part of the ring that waits to be read, now")
@@ -530,6 +542,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         IGNORED_RECORDS,
         HELPER_ERRORS,
         CUT_MESSAGES,
+        UNJOINED_RECORDS,
         RING_SIZE,
         RING_USAGE,
         RING_PEAK,

@@ -11,6 +11,7 @@ from agent.export.metrics.catalogue import FEW_RCODES, NOBODY, OTHER, REST, STAT
 from agent.export.metrics.losses import lost_messages
 from agent.session.addressed import times_asked
 from agent.session.outcome import Status
+from agent.wire.rcodes import NOERROR
 from agent.wire.render import rcode_to_text
 
 if TYPE_CHECKING:
@@ -111,6 +112,16 @@ class Clients:
                 numbers.waited_ns += duration_ns
         if cause is not None and (lost := lost_messages(outcome, cause)) is not None:
             numbers.lost[lost.leg] += lost.messages
+
+    def count_together(self, client: Client | None, lookups: int, waited_ns: int) -> None:
+        """Count answered lookups of one client on this node."""
+        numbers = self._numbers_of(client)
+        numbers.seen = self._clock()
+        numbers.queries += lookups
+        numbers.sessions[SUCCEEDED] += lookups
+        numbers.responses[_RCODES[NOERROR]] += lookups
+        numbers.answered += lookups
+        numbers.waited_ns += waited_ns
 
     def retire(self, here: Iterable[Pod] | None) -> None:
         """Forget those that are gone: their series end. Called now and then.

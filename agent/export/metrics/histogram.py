@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import NamedTuple
 
 from agent.export.metrics.catalogue import SECOND_NS
@@ -39,6 +39,17 @@ class Histogram:
         """Count one more."""
         self._counts[bisect_left(self._edges_ns, duration_ns)] += 1
         self._sum_ns += duration_ns
+
+    def add_all(self, durations_ns: list[int]) -> None:
+        """Count many; the list is put in order."""
+        durations_ns.sort()
+        before = 0
+        for index, edge in enumerate(self._edges_ns):
+            reached = bisect_right(durations_ns, edge)
+            self._counts[index] += reached - before
+            before = reached
+        self._counts[-1] += len(durations_ns) - before
+        self._sum_ns += sum(durations_ns)
 
     def now(self) -> Distribution:
         """What was counted so far, with cumulative buckets as Prometheus has them."""

@@ -151,12 +151,14 @@ def _capture(agent: Agent) -> Readings:
         catalogue.LOST_RECORDS: {
             ("program", "nested"): counters.nested,
             ("program", "skipped_run"): agent.capture.missed_runs,
+            ("log", "full"): counters.log_full,
             ("ring", "full"): sum(counters.lost.values()),
             ("join", "unmatched"): counts.unmatched,
             ("join", "overflowed"): counts.overflowed,
         },
         catalogue.HELPER_ERRORS: {("read",): counters.read_failed, ("map_update",): counters.seen_failed},
         catalogue.CUT_MESSAGES: {(): counters.cut},
+        catalogue.UNJOINED_RECORDS: {("contended",): counters.contended, ("crowded",): counters.crowded},
         catalogue.LIMITATIONS: {(): len(agent.capture.limits)},
     }
 

@@ -12,6 +12,7 @@ from agent.context.who import NOBODY
 from agent.explain.findings import OPCODE
 from agent.export.metrics import catalogue
 from agent.export.metrics.catalogue import LATENCY_BUCKETS, NOTHING_ASKED, OTHER, QTYPES, RCODES
+from agent.export.metrics.clients import client_of
 from agent.export.metrics.histogram import Histogram
 from agent.export.metrics.losses import lost_half, lost_messages
 from agent.hop.record import ORIGIN, TCP, UDP
@@ -31,13 +32,22 @@ if TYPE_CHECKING:
     from agent.export.metrics.histogram import Distribution
     from agent.session.model import Session
     from agent.session.outcome import Outcome
+    from agent.session.usual import Times
 
 Values = dict[tuple[str, ...], float]
 """By label values, in the order of the catalogue."""
+Kind = tuple[str, str, int | None, bool, bool]
+"""Vantage, type asked for, response code, whether truncated, and whether one of a pair."""
+Label = tuple[tuple[str, str, int | None, bool], bool, tuple[str, str] | None, tuple[str, ...]]
+"""A kind without its last part; whether the client is on this node and counted one by one, and who it is; findings."""
+STEADY = frozenset({"ServerImbalance", "NodeLocalBypassed"})
+"""Findings that hold of all lookups of one way, and are counted with them."""
 
 TRUNCATED = "Truncated"
 """The finding: a reply with the TC bit (RFC 1035 4.1.1)."""
 COMPLETE_BITMAP = str(COMPLETE & BITMAP)
+SERVER_COMPLETE = COMPLETE & BITMAP
+"""What is seen of a whole lookup where only the server is."""
 _QTYPE = {rdtype_from_text(name): name for name in QTYPES}
 _COUNTED = (
     catalogue.QUERIES,
@@ -67,7 +77,7 @@ class Tally:
         self._clients = clients
         self._counts: dict[Metric, Values] = {metric: dict.fromkeys(metric.known, 0) for metric in _COUNTED}
         # Lookups like most others, by all that may differ between them: one addition where there would be five.
-        self._usual: dict[tuple[bool, str, int | None, bool, bool], int] = {}
+        self._usual: dict[Kind, int] = {}
         self._lookup, self._server, self._upstream, self._way_there, self._way_back = (
             Histogram(LATENCY_BUCKETS) for _ in range(5)
         )
@@ -88,11 +98,48 @@ class Tally:
         if self._clients is not None:
             self._clients.count(outcome, verdict.cause, who)
 
+    def usual_label(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who]) -> Label | None:
+        """What lookups like this one are counted as together; None if each is to be counted by itself."""
+        complete = COMPLETE if outcome.client_netns is not None else SERVER_COMPLETE
+        telling = verdict.cause is not None or not STEADY.issuperset(verdict.findings)
+        if telling or outcome.bits != complete or not _is_usual(outcome):
+            return None
+        here = self._clients is not None and outcome.client_netns is not None
+        client = client_of(who()) if here else None
+        return _kind_of(outcome, truncated=False)[:-1], here, client, tuple(verdict.findings)
+
+    def count_together(self, label: Label, lookups: int, pairs: int, waited_ns: int) -> None:
+        """Count lookups that were not looked at one by one.
+
+        Args:
+            label: What `usual_label` says of one of them.
+            lookups: How many.
+            pairs: So many of them were the later half of a pair.
+            waited_ns: By all of them together.
+        """
+        kind, here, client, findings = label
+        for finding in findings:
+            self._add(catalogue.FINDING_COUNTS, finding, number=lookups)
+        for paired, number in ((True, pairs), (False, lookups - pairs)):
+            self._usual[*kind, paired] = self._usual.get((*kind, paired), 0) + number
+        if self._clients is not None and here:
+            self._clients.count_together(client, lookups, waited_ns)
+
+    def count_times(self, times: Times) -> None:
+        """Count how long these took."""
+        for histogram, durations in (
+            (self._lookup, times.lookup),
+            (self._way_there, times.way_there),
+            (self._server, times.server),
+            (self._way_back, times.way_back),
+        ):
+            if durations:
+                histogram.add_all(durations)
+
     def counts(self) -> dict[Metric, Values]:
         """Every counter, now."""
         now = {metric: dict(values) for metric, values in self._counts.items()}
-        for (away, qtype, rcode, truncated, paired), number in dict(self._usual).items():
-            vantage = "client" if away else "both"
+        for (vantage, qtype, rcode, truncated, paired), number in dict(self._usual).items():
             _add(now, catalogue.QUERIES, (vantage, "udp", qtype), number)
             _add(now, catalogue.RESPONSES, (vantage, _rcode(rcode)), number)
             _add(now, catalogue.SESSIONS, (vantage, "Succeeded", COMPLETE_BITMAP), number)
@@ -115,28 +162,17 @@ class Tally:
         Returns:
             Whether it was one of these.
         """
-        session = outcome.session
-        key = session.key
-        queries, replies = session.queries.transmissions, session.replies.transmissions
-        if key.protocol != UDP or len(queries) > 1 or len(replies) > 1 or replies[0].message.summary.flags & OPCODE:
+        if not _is_usual(outcome):
             return False
+        session = outcome.session
         sent, returned = session.first_ns, session.last_ns
-        server_netns = outcome.server_netns
-        if server_netns is not None:
-            arrived, replied = queries[0].hops[-1], replies[0].hops[0]
-            if arrived.netns != server_netns or not replied.flags & ORIGIN:
-                return False
+        if outcome.server_netns is not None:
+            arrived, replied = session.queries.transmissions[0].hops[-1], session.replies.transmissions[0].hops[0]
             self._way_there.add(arrived.ts_ns - sent)
             self._server.add(replied.ts_ns - arrived.ts_ns)
             self._way_back.add(returned - replied.ts_ns)
         self._lookup.add(returned - sent)
-        kind = (
-            server_netns is None,
-            _QTYPE.get(key.rdtype, OTHER),
-            outcome.rcode,
-            TRUNCATED in findings,
-            session.pair is not None,
-        )
+        kind = _kind_of(outcome, truncated=TRUNCATED in findings)
         try:
             self._usual[kind] += 1
         except KeyError:
@@ -202,6 +238,22 @@ class Tally:
 
     def _add(self, metric: Metric, *labels: str, number: int = 1) -> None:
         _add(self._counts, metric, labels, number)
+
+
+def _is_usual(outcome: Outcome) -> bool:
+    """One datagram each way, and the server elsewhere or both ends of its part seen."""
+    session = outcome.session
+    queries, replies = session.queries.transmissions, session.replies.transmissions
+    if session.key.protocol != UDP or len(queries) > 1 or len(replies) > 1 or replies[0].message.summary.flags & OPCODE:
+        return False
+    arrived, replied = queries[0].hops[-1], replies[0].hops[0]
+    return outcome.server_netns is None or (arrived.netns == outcome.server_netns and bool(replied.flags & ORIGIN))
+
+
+def _kind_of(outcome: Outcome, *, truncated: bool) -> Kind:
+    session = outcome.session
+    vantage, paired = outcome.vantage or "transit", session.pair is not None
+    return vantage, _QTYPE.get(session.key.rdtype, OTHER), outcome.rcode, truncated, paired
 
 
 def _add(counts: dict[Metric, Values], metric: Metric, labels: tuple[str, ...], number: int) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import agent
-from agent.capture.layout import RECORD_BYTES, c_assertions, c_header, fields
+from agent.capture.layout import RECORD, c_assertions, c_header, fields
+from agent.hop.lookup import LOOKUP_BYTES, LOOKUP_HEAD, OFFSETS, RECORD_BYTES, REPLY_AT, REPLY_BYTES, LookupHead
 from agent.hop.record import DETAIL, HEAD, Detail, Head
 
 ROOT = Path(agent.__file__).resolve().parent.parent
@@ -23,7 +24,7 @@ def test_both_parts_are_whole_words_so_that_records_follow_each_other_without_ga
     assert HEAD.size + DETAIL.size == RECORD_BYTES
 
 
-@pytest.mark.parametrize(("name", "ctype", "count", "offset"), list(fields()))
+@pytest.mark.parametrize(("name", "ctype", "count", "offset"), list(fields(*RECORD)))
 def test_every_field_lies_where_a_compiler_puts_it_without_padding(name, ctype, count, offset):
     assert offset % SIZES[ctype] == 0, name
     assert offset + SIZES[ctype] * count <= RECORD_BYTES
@@ -31,7 +32,7 @@ def test_every_field_lies_where_a_compiler_puts_it_without_padding(name, ctype, 
 
 def test_fields_follow_each_other_without_gaps():
     end = 0
-    for name, ctype, count, offset in fields():
+    for name, ctype, count, offset in fields(*RECORD):
         assert offset == end, name
         end += SIZES[ctype] * count
     assert end == RECORD_BYTES
@@ -44,8 +45,20 @@ def test_packing_and_unpacking_have_as_many_fields_as_the_records():
 
 def test_the_compiler_is_asked_about_every_field_and_the_size():
     text = c_assertions()
-    assert all(f"struct record, {name}) == {offset}" in text for name, _, _, offset in fields())
+    assert all(f"struct record, {name}) == {offset}" in text for name, _, _, offset in fields(*RECORD))
     assert f"sizeof(struct record) == {RECORD_BYTES}" in text
+
+
+@pytest.mark.parametrize(("name", "ctype", "count", "offset"), list(fields(LookupHead)))
+def test_a_lookups_fields_lie_where_both_sides_look_for_them(name, ctype, count, offset):
+    assert offset == OFFSETS[name]
+    assert offset % SIZES[ctype] == 0
+    assert offset + SIZES[ctype] * count <= LOOKUP_HEAD.size
+    assert f"struct lookup, {name}) == {offset}" in c_assertions()
+
+
+def test_a_lookup_takes_whole_pages_of_the_log():
+    assert REPLY_AT + REPLY_BYTES == LOOKUP_BYTES
 
 
 def test_byte_order_is_the_machines():

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 RUN = ROOT / ".ci/run"
 ALWAYS = ["test", "check", "test-slow"]
-WITH_GO = ["test-prometheus", "test-cluster", "test-image"]
+WITH_GO = ["test-prometheus", "test-install", "test-cluster", "test-image"]
 
 
 class Machine:
@@ -60,7 +60,7 @@ def test_a_lane_that_does_not_fit_any_more_is_not_begun_and_named(machine: Machi
     machine.install("go")
     done = machine.run(seconds=580)
     assert done.returncode == 0
-    assert machine.targets == [*ALWAYS, "test-prometheus", "test-cluster"]
+    assert machine.targets == [*ALWAYS, "test-prometheus", "test-install", "test-cluster"]
     assert done.stdout.startswith("SKIPPED test-image: it takes up to 600 s, and 5")
     assert done.stdout.endswith(" s of 580 s are left\n")
 

@@ -28,6 +28,7 @@ from agent.explain.incidents import (
 )
 from agent.explain.rules import explain
 from agent.explain.verdict import HIGH, LOW, MEDIUM, Confidence, Verdict, make_cause
+from agent.hop.endpoint import Endpoint
 from agent.session.outcome import Outcome
 from tests.unit.conftest import SECOND, START, Lookup, PlainHop, World, dropped, packed
 
@@ -58,6 +59,12 @@ def stopped(client: str = "172.20.2.25", netns: int = World.CLIENT, after: int =
 
 def healthy(client: str = "172.20.2.25") -> tuple[Outcome, Verdict]:
     return concluded(Lookup(client=(client, 44525)).both())
+
+
+def ends_of(told: tuple[Outcome, Verdict]) -> tuple[tuple[int | None, bytes], Endpoint]:
+    """Client and server of a lookup, as lookups are counted by."""
+    outcome = told[0]
+    return (outcome.client_netns, outcome.session.key.client.address), outcome.server
 
 
 class Watched:
@@ -157,10 +164,10 @@ def test_the_same_number_of_failures_among_few_lookups_is_an_incident(watched: W
 
 def test_hundreds_a_minute_are_an_incident_even_where_nearly_everything_goes_well(watched: Watched):
     fine = healthy()
-    watched.incidents.count(fine[0], 10_000_000)
+    watched.incidents.count(*ends_of(fine), 10_000_000)
     watched.see(fine)
     for _ in range(THRESHOLDS[2].lookups):
-        watched.incidents.count(fine[0], 1000)
+        watched.incidents.count(*ends_of(fine), 1000)
         watched.see(stopped())
         watched.now += 100 * MS
     assert watched.states[0] is State.OPENED
@@ -326,7 +333,7 @@ def test_the_share_of_a_server_is_of_all_that_asked_it(watched: Watched):
 
 def test_lookups_that_are_counted_together_count_like_others(watched: Watched):
     watched.see_many(stopped(), FIRST, every=MS)
-    watched.incidents.count(healthy()[0], 99 - FIRST)
+    watched.incidents.count(*ends_of(healthy()), 99 - FIRST)
     watched.see(stopped())
     (account,) = watched.incidents.accounts()
     assert account.share == (FIRST + 1) / 100

@@ -51,7 +51,9 @@ class Captured:
     def counters(self):
         records = {event: number for number, event in enumerate(catalogue.EVENT.values, start=10)}
         lost = dict.fromkeys(catalogue.EVENT.values, 0) | {"rx": 5, "drop": 2}
-        return Counters(records, lost, 0, read_failed=6, seen_failed=7, nested=8, cut=9)
+        return Counters(
+            records, lost, 0, read_failed=6, seen_failed=7, nested=8, cut=9, log_full=4, contended=2, crowded=1
+        )
 
 
 class Failures:
@@ -193,6 +195,7 @@ def test_what_capture_did_and_lost_is_told_by_step_and_reason(world):
     world.table.counts.unmatched, world.table.counts.overflowed = 11, 12
     samples = scraped(sources)
     assert value(samples, "capture_records_total", event="socket_rx") == 14
+    assert value(samples, "capture_lost_records_total", step="log", reason="full") == 4
     assert value(samples, "capture_lost_records_total", step="ring", reason="full") == 7
     assert value(samples, "capture_lost_records_total", step="program", reason="nested") == 8
     assert value(samples, "capture_lost_records_total", step="program", reason="skipped_run") == 3

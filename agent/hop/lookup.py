@@ -1,0 +1,175 @@
+"""What the kernel program keeps of one lookup over UDP: its hops, joined where they happen.
+
+`LookupHead` and the sizes below are the layout of one place in the program's log of lookups. `bpf/record.h` is made of
+it, as of `agent.hop.record`, and the compiler asserts every offset when the program is loaded.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from typing import TYPE_CHECKING, NamedTuple, get_type_hints
+
+from agent.hop.record import DETAIL, HEAD, RESPONSE, U16, U32, U64, Address, Head, Hop, place_of, struct_format
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOOKUP_BYTES = 4096
+"""Of each place in the log."""
+LOOKUP_HOPS = 12
+"""Hops for which there is room; eight are the way through a Service's address and back."""
+QUERY_BYTES, REPLY_BYTES = 160, 512
+"""Room for the two messages."""
+
+
+CAPTURED_AT, CAPTURED = place_of("captured_bytes"), struct.Struct("=I")
+
+
+class LookupHead(NamedTuple):
+    """What tells whether a lookup is like an earlier one, before its hops are looked at."""
+
+    position: U64
+    """Which lookup of the log this is, counted from 1."""
+    number: U64
+    """Equal for all hops of one lookup: client, port, id, question."""
+    alias: U64
+    """The same, with the client's address after source translation; 0 without."""
+    first_ns: U64
+    shape: U64
+    """Equal for lookups that took the same way: places, addresses, the server's port, translations, in their order."""
+    busy: U64
+    """1 while the program is writing."""
+    is_open: U32
+    """1 until user space sets it to 0: then later hops come as records of their own."""
+    hops: U32
+    """How many it has."""
+    unusual: U32
+    """1 if something about it came as a record of its own: a drop, a fragment, more than there is room for."""
+    query_bytes: U16
+    reply_bytes: U16
+    """Lengths of the messages; 0 for one that was not seen."""
+    asked_ns: U64
+    """The newest hop of the query."""
+    replied_ns: U64
+    """The first hop of the reply; 0 without one."""
+    last_ns: U64
+    name: U64
+    """Equal for all lookups of one name by one client address."""
+    pair: U64
+    """Equal for all lookups of one name by one client address and port."""
+    kind: U64
+    """Type asked for, and of the reply the header's flags and whether it has records: see `Kind`."""
+    query_header: U64
+    reply_header: U64
+    """A number of the message's header without its id: another message has another one."""
+    client_port: U16
+    id: U16
+    home: U32
+    """Namespace of the first hop."""
+    server: U32
+    """Namespace in which the reply left its socket; 0 if that was not seen."""
+    pad: U32
+    client: Address
+
+
+class Kind(NamedTuple):
+    """The parts of `LookupHead.kind`, as `bpf/lookup.h` puts them together."""
+
+    flags: int
+    """The second word of the reply's header (RFC 1035 4.1.1)."""
+    rdtype: int
+    has_reply: bool
+    has_answers: bool
+    has_additional: bool
+
+    @classmethod
+    def of(cls, kind: int) -> Kind:
+        """Take it apart."""
+        return cls(kind >> 32 & 0xFFFF, kind >> 16 & 0xFFFF, bool(kind & 4), bool(kind & 2), bool(kind & 1))
+
+
+LOOKUP_HEAD = struct.Struct(struct_format(LookupHead))
+RECORD_BYTES = HEAD.size + DETAIL.size
+QUERY_AT = LOOKUP_HEAD.size + LOOKUP_HOPS * RECORD_BYTES
+REPLY_AT = QUERY_AT + QUERY_BYTES
+"""Where the messages are."""
+
+
+def _offset_of(field: str) -> int:
+    hints = get_type_hints(LookupHead, include_extras=True)
+    before = list(hints)[: list(hints).index(field)]
+    return struct.calcsize("=" + "".join(hints[name].__metadata__[0] for name in before))
+
+
+OFFSETS = {field: _offset_of(field) for field in LookupHead._fields}
+
+
+class Lookups:
+    """Some lookups of the log, one behind the other.
+
+    Args:
+        memory: of the log.
+        start: which place the first of them has.
+        count: how many there are.
+    """
+
+    __slots__ = ("_halves", "_memory", "_words", "count", "start")
+
+    def __init__(self, memory: memoryview, start: int, count: int) -> None:
+        self._memory, self.start, self.count = memory, start, count
+        self._words, self._halves = memory.cast("Q"), memory.cast("I")
+
+    def words(self, field: str) -> list[int]:
+        """The values of a field of 8 bytes."""
+        return self._words[self._places(field, 8)].tolist()
+
+    def halves(self, field: str) -> list[int]:
+        """The values of a field of 4 bytes."""
+        return self._halves[self._places(field, 4)].tolist()
+
+    def close(self) -> None:
+        """Let later hops come as records."""
+        self._halves[self._places("is_open", 4)] = memoryview(array("I", bytes(4 * self.count)))
+
+    def head(self, index: int) -> LookupHead:
+        """All about one of them, but its hops."""
+        return LookupHead._make(LOOKUP_HEAD.unpack_from(self._memory, self._place(index)))
+
+    def query(self, index: int) -> bytes:
+        """The query of one of them."""
+        return self._message(index, QUERY_AT, self.head(index).query_bytes)
+
+    def reply(self, index: int) -> bytes:
+        """The reply to one of them."""
+        return self._message(index, REPLY_AT, self.head(index).reply_bytes)
+
+    def _message(self, index: int, offset: int, length: int) -> bytes:
+        begin = self._place(index) + offset
+        return bytes(self._memory[begin : begin + length])
+
+    def hops(self, index: int) -> Iterator[Hop]:
+        """The hops of one of them, as the program would have sent them one by one."""
+        memory, at = self._memory, self._place(index)
+        first = at + LOOKUP_HEAD.size
+        head = self.head(index)
+        messages = {False: self.query(index), True: self.reply(index)}
+        brought: set[int] = set()
+        for start in range(first, first + head.hops * RECORD_BYTES, RECORD_BYTES):
+            fields = Head._make(HEAD.unpack_from(memory, start))
+            rest = bytes(memory[start + HEAD.size : start + RECORD_BYTES])
+            # The bytes come with the first hop of a message. Source translation gives it another number.
+            if fields.message_id not in brought:
+                brought.add(fields.message_id)
+                message = messages[bool(fields.flags & RESPONSE)]
+                fields = fields._replace(tail_bytes=len(message))
+                captured = CAPTURED.pack(len(message))
+                rest = b"".join((rest[: CAPTURED_AT.start], captured, rest[CAPTURED_AT.stop :], message))
+            yield Hop._make((*fields, rest))
+
+    def _place(self, index: int) -> int:
+        return (self.start + index) * LOOKUP_BYTES
+
+    def _places(self, field: str, size: int) -> slice:
+        step, first = LOOKUP_BYTES // size, OFFSETS[field] // size
+        return slice(self.start * step + first, (self.start + self.count) * step, step)

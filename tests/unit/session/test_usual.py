@@ -1,0 +1,307 @@
+"""agent.session.usual: lookups counted by their way give the numbers and lines that all hops one by one give."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.explain.rules import explain
+from agent.export.metrics.tally import Tally
+from agent.session.usual import UsualLookups
+from tests.unit.joined import Joiner
+
+HOLD_NS = 60_000_000
+AHEAD_NS = 5_000_000
+TURN_NS = 50_000_000
+ANSWER = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\x0a\0\0\1"
+OPT = b"\0\0\x29\x04\xd0\0\0\0\0\0\0"
+
+
+class Told:
+    """What becomes of hops: lookups with something to tell, and the numbers of all."""
+
+    def __init__(self, world):
+        self.world = world
+        self.tally = Tally()
+        self.problems = []
+        self.sessions = 0
+
+    def close(self, until_ns):
+        for outcome in self.world.table.expire(until_ns):
+            verdict = explain(outcome)
+            self.tally.count(outcome, verdict)
+            self.sessions += 1
+            if verdict.cause is not None or verdict.findings:
+                code = verdict.cause.code if verdict.cause else None
+                evidence = tuple(verdict.cause.evidence) if verdict.cause else ()
+                key = outcome.session.key
+                self.problems.append((key.client, key.name, key.rdtype, code, evidence, tuple(verdict.findings)))
+
+    def run_out(self, now_ns):
+        """Time goes on without packets, until nothing is open."""
+        for step in range(400):
+            self.close(now_ns + step * TURN_NS)
+        self.close(now_ns + 100 * self.world.SECOND)
+
+    @property
+    def numbers(self):
+        """Counters and histograms, without those that are zero."""
+        counts = {
+            (metric.name, labels): value
+            for metric, values in self.tally.counts().items()
+            for labels, value in values.items()
+        }
+        times = {metric.name: found for metric, found in self.tally.times().items()}
+        return {(key, value) for key, value in counts.items() if value} | {
+            (key, str(value)) for key, value in times.items()
+        }
+
+
+def one_by_one(world, hops):
+    """As without a log: each hop when it comes."""
+    told = Told(world)
+    for hop in hops:
+        world.table.observe(hop)
+        told.close(hop.ts_ns)
+    told.run_out(hops[-1].ts_ns)
+    return told
+
+
+def by_way(world, hops, turn_ns=TURN_NS, wanted=0):
+    """As with the log, read every `turn_ns`; and how many lookups were told hop by hop."""
+    told, joiner, waiting, records = Told(world), Joiner(), [], []
+    usual = UsualLookups(world.table, lambda outcome: told.tally.usual_label(outcome, explain(outcome), None))
+    handed_over = 0
+
+    def turn(now_ns: int, hold_ns: int = HOLD_NS) -> None:
+        nonlocal records, handed_over
+        taken, ahead = joiner.take(now_ns - hold_ns), joiner.peek(now_ns - hold_ns + AHEAD_NS)
+        waiting.extend(records)
+        for index in usual.sift(taken, ahead, records, wanted):
+            waiting.extend(taken.hops(index))
+            handed_over += 1
+        records = []
+        sums, times = usual.take_sums()
+        for label, *numbers in sums:
+            told.tally.count_together(label, *numbers)
+        told.tally.count_times(times)
+        waiting.sort()
+        settled_ns = now_ns - hold_ns - 1_000_000
+        while waiting and waiting[0].ts_ns <= settled_ns:
+            world.table.observe(waiting.pop(0))
+        told.close(settled_ns)
+
+    next_ns = hops[0].ts_ns + turn_ns
+    for hop in hops:
+        while hop.ts_ns >= next_ns:
+            turn(next_ns)
+            next_ns += turn_ns
+        left = joiner.put(hop)
+        if left is not None:
+            records.append(left)
+    turn(next_ns)
+    turn(next_ns + 1_000_000_000, 0)
+    told.run_out(next_ns)
+    told.handed_over = handed_over
+    return told
+
+
+def compare(worlds, plain, **how):
+    """Both ways; what was told is the same, and so is every number."""
+    hops = sorted((hop for hop in plain), key=lambda hop: hop.ts_ns)
+    told = []
+    for run in (one_by_one, lambda world, packed: by_way(world, packed, **how)):
+        world = worlds(started_ns=-(10**13))
+        packed = [world.recorder.pack(hop) for hop in hops]
+        told.append((run(world, packed), world))
+    (slow, slow_world), (quick, quick_world) = told
+    assert Counter(quick.problems) == Counter(slow.problems)
+    assert sorted(map(str, quick.numbers - slow.numbers)) == sorted(map(str, slow.numbers - quick.numbers))
+    assert quick_world.table.counts.sessions == slow_world.table.counts.sessions
+    assert quick_world.table.counts.background == slow_world.table.counts.background
+    return quick
+
+
+def many(world, number, *, step_ns=1_000_000, **changes):
+    """Healthy lookups of one client, one behind the other, each from a port of its own."""
+    hops = []
+    for index in range(number):
+        lookup = world.Lookup(name=f"n{index}.example.", port=2000 + index, **changes)
+        hops += lookup.both(world.START + index * step_ns, an=1)
+    return hops
+
+
+@pytest.mark.parametrize("shape", ["pod", "host", "client", "server"])
+def test_of_healthy_lookups_by_one_way_only_numbers_are_left(worlds, world, shape):
+    quick = compare(worlds, many(world, 200, shape=shape))
+    assert quick.handed_over <= 2
+    assert quick.sessions <= 2
+
+
+def test_lookups_through_source_translation_take_the_same_way(worlds, world):
+    hops = []
+    for index in range(50):
+        lookup = world.Lookup(name=f"n{index}.example.", port=2000 + index, snat=True)
+        lookup.outside = (lookup.outside[0], 30000 + index)
+        hops += lookup.both(world.START + index * world.MS, an=1)
+    assert compare(worlds, hops).handed_over <= 2
+
+
+def test_examples_for_lines_are_told_and_counted_once(worlds, world):
+    quick = compare(worlds, many(world, 100), wanted=3)
+    assert 3 <= quick.handed_over < 20
+
+
+def test_a_failure_among_healthy_lookups_is_told_and_they_are_not(worlds, world):
+    hops = many(world, 100)
+    lost = world.Lookup(name="lost.example.", port=999)
+    hops += world.dropped(lost.query(world.START + 30 * world.MS), 2)
+    quick = compare(worlds, hops)
+    assert [problem[3] for problem in quick.problems] == ["PolicyDrop"]
+    assert quick.handed_over <= 3
+
+
+@pytest.mark.parametrize("apart_us", [1, 300, 3_000])
+@pytest.mark.parametrize("lost", [None, "A", "AAAA"])
+def test_a_pair_is_a_pair_and_its_lost_half_has_the_other_as_evidence(worlds, world, apart_us, lost):
+    hops = many(world, 60)
+    for index in range(60):
+        # Some of them begin just before a turn, and end behind it.
+        start = world.START + index * 1_700_000
+        for rdtype, name, delay in ((1, "A", 0), (28, "AAAA", apart_us * world.US)):
+            half = world.Lookup(name=f"p{index}.example.", rdtype=rdtype, identifier=rdtype, port=5000 + index)
+            if lost == name and index % 7 == 0:
+                hops += world.dropped(half.query(start + delay), 2)
+            else:
+                hops += half.both(start + delay, an=1)
+    compare(worlds, hops)
+
+
+@pytest.mark.parametrize("rcode", [0, 3])
+@pytest.mark.parametrize("turn_ms", [7, 50])
+def test_a_search_list_is_told_as_one(worlds, world, rcode, turn_ms):
+    hops = many(world, 40, step_ns=10 * world.MS)
+    for index in range(20):
+        start = world.START + index * 20 * world.MS
+        names = ("api.shop.svc.cluster.local.", "api.svc.cluster.local.", "api.cluster.local.", "api.")
+        for step, name in enumerate(names):
+            lookup = world.Lookup(name=f"x{index}-{name}", port=7000 + 10 * index + step)
+            last = step == len(names) - 1
+            hops += lookup.both(start + step * world.MS, rcode=0 if last else rcode, an=int(last))
+    compare(worlds, hops, turn_ns=turn_ms * world.MS)
+
+
+def test_what_a_server_asks_stays_with_the_lookup_it_asks_for(worlds, world):
+    hops = many(world, 100)
+    for index in range(30):
+        lookup = world.Lookup(name=f"f{index}.example.net.", port=9000 + index)
+        start = world.START + index * 3 * world.MS
+        hops += lookup.query(start)
+        hops += lookup.onward(port=34000 + index).both(start + 200 * world.US, an=1)
+        hops += lookup.reply(start + 900 * world.US, an=1)
+    quick = compare(worlds, hops)
+    assert quick.tally.counts()
+
+
+def test_a_cache_that_renews_its_answer_is_no_client(worlds, world):
+    hops = many(world, 50)
+    for index in range(10):
+        lookup = world.Lookup(name=f"c{index}.example.net.", port=9100 + index)
+        start = world.START + index * 9 * world.MS
+        hops += lookup.both(start, an=1)
+        hops += lookup.onward(port=35000 + index).both(start + 700 * world.US, an=1)
+    compare(worlds, hops)
+
+
+@pytest.mark.parametrize("missing_first", [False, True])
+def test_a_name_that_is_and_is_not_is_still_noticed(worlds, world, missing_first):
+    hops = many(world, 100, step_ns=10 * world.MS)
+    for index in range(10):
+        for step in range(2):
+            lookup = world.Lookup(name=f"d{index}.example.", port=9300 + 2 * index + step)
+            missing = missing_first == (step == 0)
+            hops += lookup.both(
+                world.START + (index * 80 + step * 300) * world.MS, rcode=3 * missing, an=int(not missing)
+            )
+    compare(worlds, hops)
+
+
+def test_an_extended_error_behind_a_usual_way_is_told(worlds, world):
+    told = b"\0\0\x29\x04\xd0\0\0\0\0\0\x06\0\x0f\0\x02\0\x12"
+    hops = []
+    for index in range(60):
+        lookup = world.Lookup(name=f"e{index}.example.", port=2000 + index)
+        tail = ANSWER + (told if index == 40 else OPT)
+        answer = bytearray(lookup.answer(an=1, tail=tail))
+        answer[11] = 1
+        start = world.START + index * world.MS
+        hops += [*lookup.query(start), *lookup.reply(start + 125_600, content=bytes(answer))]
+    quick = compare(worlds, hops)
+    assert any("DNSSECFailure" in str(problem) or "ExtendedError" in str(problem) for problem in quick.problems)
+    assert quick.handed_over <= 3
+
+
+KINDS = (
+    "answered",
+    "answered",
+    "answered",
+    "nothing",
+    "error",
+    "silent",
+    "query dropped",
+    "reply dropped",
+    "retried",
+    "twice",
+)
+plans = st.lists(
+    st.tuples(
+        st.sampled_from(KINDS),
+        st.sampled_from(("pod", "host", "client", "server")),
+        st.booleans(),
+        st.integers(0, 400),
+        st.integers(0, 3),
+        st.sampled_from((1, 28)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@settings(max_examples=200)
+@given(plan=plans, turn_ms=st.integers(5, 120))
+def test_whatever_happens_both_ways_tell_the_same(worlds, plan, turn_ms):
+    world, hops = worlds(), []
+    for index, (kind, shape, masqueraded, start_ms, where, rdtype) in enumerate(plan):
+        lookup = world.Lookup(
+            shape=shape, snat=masqueraded and shape == "pod", port=2000 + index, name=f"n{index}.local.", rdtype=rdtype
+        )
+        lookup.outside = (lookup.outside[0], 30000 + index) if lookup.snat else lookup.outside
+        hops += hops_of(world, kind, lookup, world.START + start_ms * world.MS + index, where)
+    compare(worlds, hops, turn_ns=turn_ms * world.MS)
+
+
+def hops_of(world, kind, lookup, start, where):
+    query, later, again = lookup.query(start), start + 200_000, start + 5 * world.SECOND
+    ends = {
+        "answered": lambda: lookup.reply(later, an=1),
+        "nothing": lambda: lookup.reply(later, rcode=3 * (where % 2)),
+        "error": lambda: lookup.reply(later, rcode=2, aa=False),
+        "silent": list,
+        "twice": lambda: [*lookup.reply(later, an=1), *lookup.reply(later + world.MS, an=1)],
+        "retried": lambda: [*lookup.query(again), *lookup.reply(again + 200_000, an=1)],
+    }
+    if kind == "query dropped":
+        return world.dropped(query, 1 + where % len(query))
+    if kind == "reply dropped":
+        reply = lookup.reply(later, an=1)
+        return [*query, *world.dropped(reply, 1 + where % len(reply))]
+    return [*query, *ends[kind]()]
+
+
+def test_the_port_of_a_client_is_no_part_of_its_way(worlds, world):
+    first, second = (world.Lookup(port=port) for port in (2000, 3000))
+    assert first.client != second.client
+    hops = [*first.both(an=1), *second.both(world.START + world.MS, an=1)]
+    assert compare(worlds, [replace(hop) for hop in hops]).handed_over <= 1
