@@ -182,7 +182,6 @@ class UsualLookups:
                 if usual is None:
                     ways[index] = self._ways.get(keys[index]) or self._learn(taken, index)
         for index, unusual in enumerate(taken.halves("unusual")):
-            # The upper half is the length of the messages: only the flag counts.
             if unusual:
                 ways[index] = TOLD
         return ways
@@ -222,7 +221,9 @@ class UsualLookups:
         """Set apart those of a usual way that may not be usual after all."""
         known = set(ways)
         first_ns = taken.words("first_ns")[0]
-        doubtful = {usual for usual in known if usual.label is not None and self._is_doubtful(usual, first_ns)}
+        self._forget_old(known, first_ns)
+        # A server's own lookups look the same as those of a client in its namespace.
+        doubtful = {usual for usual in known if usual.label is not None and usual.home in self._serving}
         if doubtful:
             ways[:] = [TOLD if usual in doubtful else usual for usual in ways]
         if self._told:
@@ -243,19 +244,19 @@ class UsualLookups:
             if usual.label is not None and usual.kind.has_additional and not _has_plain_opt(taken.reply(index)):
                 ways[index] = TOLD
 
-    def _is_doubtful(self, usual: Usual, now_ns: int) -> bool:
-        """Whether a server's own lookups look the same. What is known for long is concluded anew the next time."""
-        if usual.until_ns < now_ns:
-            self._ways = {way: known for way, known in self._ways.items() if known is not usual}
-        return usual.home in self._serving
+    def _forget_old(self, known: set[Usual], now_ns: int) -> None:
+        """Let what is known for long be concluded anew the next time."""
+        old = {usual for usual in known if usual.label is not None and usual.until_ns < now_ns}
+        if old:
+            self._ways = {way: usual for way, usual in self._ways.items() if usual not in old}
 
     def _set_apart_asked_again(self, ways: list[Usual], taken: Lookups) -> None:
         """The same query of the same socket as one that was handed over, and waits for its reply."""
         numbers = taken.words("number")
         if self._told.keys().isdisjoint(numbers):
             return
-        for index, number in enumerate(numbers):
-            if self._told.get(number, 0) > taken.head(index).first_ns:
+        for index, (number, first_ns) in enumerate(zip(numbers, taken.words("first_ns"), strict=True)):
+            if self._told.get(number, 0) > first_ns:
                 ways[index] = TOLD
 
     def _set_apart_services(self, ways: list[Usual], taken: Lookups) -> None:
@@ -277,8 +278,8 @@ class UsualLookups:
     def _set_apart_missing(self, ways: list[Usual], taken: Lookups) -> None:
         """A name that was said not to exist, and now has an answer."""
         missing = self._missing
-        for index, name in enumerate(taken.words("name")):
-            if name in missing and taken.head(index).last_ns - missing[name] < WINDOW_NS:
+        for index, (name, last_ns) in enumerate(zip(taken.words("name"), taken.words("last_ns"), strict=True)):
+            if name in missing and last_ns - missing[name] < WINDOW_NS:
                 ways[index] = TOLD
 
     def _set_apart_forwarded(self, ways: list[Usual], taken: Lookups, ahead: Lookups) -> None:
