@@ -61,7 +61,7 @@ class Recording:
             self.recorder.flush()
         self._drain()
         self.recorder.end(time.monotonic_ns())
-        lost = self._capture.lost_records
+        lost = self._capture.losses.total
         log(f"{self.recorder.packets} packets in {self.recorder.files} files; {lost} records lost")
 
     def _drain(self) -> None:
@@ -69,8 +69,8 @@ class Recording:
             self.recorder.flush()
 
     def _lose(self, loss: Loss) -> None:
-        self.recorder.lose(loss.records, loss.start_ns, loss.end_ns)
-        log(f"{loss.records} records lost by the capture itself (--ring-size)")
+        self.recorder.lose(loss.lost.total, loss.start_ns, loss.end_ns)
+        log(f"records lost by the capture itself: {loss.lost}")
 
 
 def record(options: Options) -> int:

@@ -190,7 +190,7 @@ class Agent:
         self._say_losses()
         self._known.close(max(0.0, end - time.monotonic()))
         counts = self.table.counts
-        log(f"{counts.sessions} sessions from {counts.hops} records; {self._capture.lost_records} records lost")
+        log(f"{counts.sessions} sessions from {counts.hops} records; {self._capture.losses.total} records lost")
 
     def _beat(self) -> None:
         """Tell the pulse; and the operator, if the loop stood still for so long that /healthz said so."""
@@ -211,11 +211,11 @@ class Agent:
                 break
         return False
 
-    def _sift(self, taken: Lookups, ahead: Lookups, hops: list[Hop]) -> list[int]:
+    def _sift(self, taken: Lookups, ahead: Lookups, hops: list[Hop], seen_until_ns: int) -> list[int]:
         """Those lookups that need a session: of the others a few do, while there is room for their lines."""
         assert self._usual is not None  # noqa: S101  the caller has seen to it
         wanted = self._examples.take(taken.count, time.monotonic())
-        return self._usual.sift(taken, ahead, hops, wanted)
+        return self._usual.sift(taken, ahead, hops, wanted, seen_until_ns)
 
     def _label_of(self, outcome: Outcome) -> Together | None:
         who = self._who(outcome)
@@ -314,7 +314,7 @@ class Agent:
         self._set_clock()
 
     def _say_losses(self) -> None:
-        for sentence in self._losses.lines(self._capture.lost_records):
+        for sentence in self._losses.lines(self._capture.losses):
             log(sentence)
 
     def _set_clock(self) -> None:

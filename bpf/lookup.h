@@ -148,8 +148,9 @@ static __always_inline struct lookup *begin_lookup(const struct scratch *s)
 	if (!l)
 		return NULL;
 	if (!lock(l)) {
-		/* It stays closed, and user space passes it over. */
+		/* It stays closed, and has nothing: the way of the one before is not its own. */
 		l->hops = 0;
+		l->unusual = 1;
 		*(volatile u64 *)&l->position = position;
 		return NULL;
 	}

@@ -38,11 +38,6 @@ class Counters(NamedTuple):
     crowded: int
     """Lookups that the index forgot for want of room: their later hops came one by one."""
 
-    @property
-    def lost_records(self) -> int:
-        """Everything that made a hop go missing."""
-        return sum(self.lost.values()) + self.nested + self.log_full
-
 
 class CounterMap:
     """The memory-mapped counters of the loaded program."""

@@ -14,6 +14,7 @@ from agent.capture.counters import CounterMap, Counters
 from agent.capture.endpoints import EndpointMap
 from agent.capture.loader import load
 from agent.capture.lookups import LOOKUPS, LookupLog
+from agent.capture.losses import NOTHING, Losses
 from agent.capture.ring import Ring
 from agent.hop.drops import Kernel
 from agent.hop.lookup import Lookups
@@ -47,15 +48,15 @@ CHUNK_BYTES = 2 << 20
 """About 7000 records: what may pile up as sessions before they are printed."""
 
 
-Sift = Callable[[Lookups, Lookups, list[Hop]], Iterable[int]]
-"""Given lookups that are over, some younger ones, and the hops that came one by one: which of the lookups are to be
-handed over."""
+Sift = Callable[[Lookups, Lookups, list[Hop], int], Iterable[int]]
+"""Given lookups that are over, some younger ones, the hops that came one by one, and a time before which nothing else
+began: which of the lookups are to be handed over."""
 
 
 class Loss(NamedTuple):
     """Records lost by the capture itself some time in an interval, CLOCK_MONOTONIC."""
 
-    records: int
+    lost: Losses
     start_ns: int
     end_ns: int
 
@@ -93,8 +94,8 @@ class Capture:
         self.started_ns = time.monotonic_ns()
         # All programs are attached: from now on a lookup has all its hops.
         self._endpoints.arm()
-        self._lost = 0
-        self._missed = 0
+        self._lost = NOTHING
+        self._skipped_runs = 0
         self._misses_read = 0.0
         self._looked_ns = self.started_ns
         self.limits = self._loaded.limits
@@ -167,7 +168,8 @@ class Capture:
             told: Iterable[int] = range(taken.count)
             if sift is not None:
                 newest_ns = max((until_ns, *taken.words("first_ns")[-1:]))
-                told = sift(taken, log.peek(newest_ns + AHEAD_NS), hops)
+                ahead, seen_until_ns = log.peek(newest_ns + AHEAD_NS)
+                told = sift(taken, ahead, hops, seen_until_ns - ORDER_NS)
                 hops = []
             for index in told:
                 self._waiting.extend(taken.hops(index))
@@ -205,14 +207,10 @@ class Capture:
         return self._counters.read()
 
     @property
-    def lost_records(self) -> int:
-        """All records lost since the start, whatever lost them."""
-        return self._counters.read().lost_records + self._missed
-
-    @property
-    def missed_runs(self) -> int:
-        """Runs of the programs that the kernel skipped, as of the last second."""
-        return self._missed
+    def losses(self) -> Losses:
+        """All records lost since the start; runs that the kernel skipped as of the last second."""
+        counters = self._counters.read()
+        return Losses(sum(counters.lost.values()), counters.log_full, counters.nested, self._skipped_runs)
 
     @property
     def backlog_bytes(self) -> int:
@@ -232,8 +230,8 @@ class Capture:
     def _new_loss(self) -> Loss | None:
         now_ns = time.monotonic_ns()
         self._read_misses(now_ns / 1e9)
-        lost = self.lost_records
-        loss = Loss(lost - self._lost, self._looked_ns, now_ns) if lost != self._lost else None
+        lost = self.losses
+        loss = Loss(lost.since(self._lost), self._looked_ns, now_ns) if lost != self._lost else None
         self._lost, self._looked_ns = lost, now_ns
         return loss
 
@@ -242,7 +240,7 @@ class Capture:
         if now - self._misses_read < MISSES_EVERY_SECONDS:
             return
         self._misses_read = now
-        self._missed = sum(recursion_misses(self._loaded.fds[f"prog:{name}"]) for name in TRACEPOINTS)
+        self._skipped_runs = sum(recursion_misses(self._loaded.fds[f"prog:{name}"]) for name in TRACEPOINTS)
 
     def _name(self, address: int) -> str | None:
         if self._symbols is None:

@@ -77,10 +77,19 @@ class LookupLog:
         self._taken += taken.count
         return taken
 
-    def peek(self, until_ns: int) -> Lookups:
-        """Lookups that were not taken and began before; the program may still be writing."""
-        ready = self._next(self.waiting)
-        return Lookups(self._memory, ready.start, bisect_left(ready.words("first_ns"), until_ns))
+    def peek(self, until_ns: int) -> tuple[Lookups, int]:
+        """Lookups that were not taken and began before; the program may still be writing.
+
+        Returns:
+            They, and up to when they are all: less than asked for where the log begins anew, or one is being begun.
+        """
+        waiting = self.waiting
+        ready = self._next(waiting)
+        first_ns = ready.words("first_ns")
+        count = bisect_left(first_ns, until_ns)
+        if count == ready.count < waiting:
+            until_ns = first_ns[-1] if first_ns else 0
+        return Lookups(self._memory, ready.start, count), until_ns
 
     def give_back(self) -> None:
         """Let the program use the places of all that was taken."""

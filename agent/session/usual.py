@@ -60,6 +60,7 @@ Way = tuple[int, int]
 class Usual:
     """What is known of lookups that take one way."""
 
+    way: Way
     label: Hashable | None
     """What they are counted as; None if there is something to tell of them."""
     backend: Backend | None
@@ -77,7 +78,7 @@ class Usual:
     """When to conclude one again."""
 
 
-TOLD = Usual(None, None, b"", b"", home=0, server=0, has_client=False, kind=Kind.of(0), until_ns=0)
+TOLD = Usual((0, 0), None, None, b"", b"", home=0, server=0, has_client=False, kind=Kind.of(0), until_ns=0)
 """Stands for what is handed over for reasons of its own."""
 
 
@@ -139,7 +140,7 @@ class UsualLookups:
         self._sums: list[Sum] = []
         self._times = Times()
 
-    def sift(self, taken: Lookups, ahead: Lookups, hops: list[Hop], wanted: int) -> list[int]:
+    def sift(self, taken: Lookups, ahead: Lookups, hops: list[Hop], wanted: int, seen_until_ns: int) -> list[int]:
         """Count what is like earlier lookups.
 
         Args:
@@ -147,6 +148,7 @@ class UsualLookups:
             ahead: younger ones; it is too early for them, but not to see to whom of those taken they belong.
             hops: what came one by one meanwhile.
             wanted: so many of them are to be handed over in any case.
+            seen_until_ns: all that began before is among what was taken, what is younger, and the hops.
 
         Returns:
             Which of those taken are to be handed over.
@@ -156,7 +158,7 @@ class UsualLookups:
             return []
         ways = self._ways_of(taken)
         ways[: min(wanted, len(ways))] = [TOLD] * min(wanted, len(ways))
-        self._look_closer(ways, taken, ahead)
+        self._look_closer(ways, taken, ahead, seen_until_ns)
         self._see_pairs(ways, taken, ahead)
         self._see_search_lists(ways, taken)
         self._count(ways, taken)
@@ -194,6 +196,7 @@ class UsualLookups:
             return TOLD
         outcome = self._conclude(taken, index, head) if _is_answer(kind) else None
         usual = Usual(
+            way=(head.shape, head.kind),
             label=None if outcome is None else self._label_of(outcome),
             backend=None if outcome is None else outcome.backend,
             asked=next(taken.hops(index)).rest[DADDR],
@@ -206,7 +209,7 @@ class UsualLookups:
         )
         if len(self._ways) >= MAX_WAYS:
             self._ways.clear()
-        self._ways[head.shape, head.kind] = usual
+        self._ways[usual.way] = usual
         return usual
 
     def _conclude(self, taken: Lookups, index: int, head: LookupHead) -> Outcome | None:
@@ -217,7 +220,7 @@ class UsualLookups:
         outcomes = list(table.expire(head.last_ns + 2 * table.settings.timeout_ns))
         return outcomes[0] if len(outcomes) == 1 and _stands_alone(outcomes[0], head.hops) else None
 
-    def _look_closer(self, ways: list[Usual], taken: Lookups, ahead: Lookups) -> None:
+    def _look_closer(self, ways: list[Usual], taken: Lookups, ahead: Lookups, seen_until_ns: int) -> None:
         """Set apart those of a usual way that may not be usual after all."""
         known = set(ways)
         first_ns = taken.words("first_ns")[0]
@@ -233,7 +236,7 @@ class UsualLookups:
         if any(usual.kind.has_additional for usual in known):
             self._set_apart_options(ways, taken)
         if any(usual.server for usual in known):
-            self._set_apart_forwarded(ways, taken, ahead)
+            self._set_apart_forwarded(ways, taken, ahead, seen_until_ns)
         if self._knows_services:
             self._set_apart_services(ways, taken)
 
@@ -246,9 +249,9 @@ class UsualLookups:
 
     def _forget_old(self, known: set[Usual], now_ns: int) -> None:
         """Let what is known for long be concluded anew the next time."""
-        old = {usual for usual in known if usual.label is not None and usual.until_ns < now_ns}
-        if old:
-            self._ways = {way: usual for way, usual in self._ways.items() if usual not in old}
+        for usual in known:
+            if usual is not TOLD and usual.until_ns < now_ns:
+                self._ways.pop(usual.way, None)
 
     def _set_apart_asked_again(self, ways: list[Usual], taken: Lookups) -> None:
         """The same query of the same socket as one that was handed over, and waits for its reply."""
@@ -282,10 +285,9 @@ class UsualLookups:
             if name in missing and last_ns - missing[name] < WINDOW_NS:
                 ways[index] = TOLD
 
-    def _set_apart_forwarded(self, ways: list[Usual], taken: Lookups, ahead: Lookups) -> None:
+    def _set_apart_forwarded(self, ways: list[Usual], taken: Lookups, ahead: Lookups, seen_until_ns: int) -> None:
         """Lookups between whose query and reply the server asked something, or just behind it to renew its cache."""
         asked = self._asked_by_servers(taken, ahead)
-        seen_until_ns = max((*ahead.words("first_ns")[-1:], *taken.words("first_ns")[-1:]))
         replied = taken.words("replied_ns")
         if not asked and max(replied) <= seen_until_ns:
             return

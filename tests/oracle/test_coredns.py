@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from agent.lab import VIP, VIP6, Lab, Pod
+from agent.lab import VIP, VIP6, Lab, Pod, wait_until
 from tests.kernel.conftest import Line
 from tests.lab.scripted import scripted
 from tests.lab.servers import coredns
@@ -234,7 +234,6 @@ SLOW = ("ok.silent.test", "ok.unheard.test", "first.crowd.test", "ok.drop.test",
 REFRESHED = ("ok.prefetch.test", "ok.stale.test")
 CLOSED = "ok.closed.test"
 CHAINED, CHAINED_SILENT = "ok.ok.test", "chained.silent.test"
-FIRST_SETTLES_SECONDS = 0.3
 REFRESH_SECONDS = 0.3
 
 
@@ -286,7 +285,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         checks = stack.enter_context((folder / "checks").open("w"))
         silent.popen(["tcpdump", "-i", "eth0", "-n", "-l", "udp dst port 53"], stdout=checks)
         dnstrail = stack.enter_context(watching(folder, "--timeout", "3"))
-        ask_all(client)
+        ask_all(client, folder / "checks")
         put_load_on(loader, folder / "load")
         asked, load = len(CASES) + 3, len(LOAD) * LOAD_ROUNDS * len(LOAD_WAYS)
         lines_of(dnstrail, lab, client, asked)
@@ -320,13 +319,13 @@ def put_load_on(client: Pod, data: Path) -> None:
         client.run(["dnsperf", "-s", server, "-m", mode, "-d", str(data), "-n", "1", "-c", "4", "-q", "20"], timeout=30)
 
 
-def ask_all(client: Pod) -> None:
+def ask_all(client: Pod, checks: Path) -> None:
     """The slow ones beside the others; these one after the other, for nothing else to lie between query and reply."""
     fast = dict.fromkeys(case.name for case in CASES.values() if case.name not in SLOW)
     with ThreadPoolExecutor(len(SLOW) + 1) as pool:
         slow = [pool.submit(client.dig, name, "A", VIP, "+time=8") for name in SLOW]
         slow.append(pool.submit(client.dig, CHAINED_SILENT, "A", NODE_LOCAL, "+time=8"))
-        time.sleep(FIRST_SETTLES_SECONDS)
+        wait_until(lambda: "first.crowd.test" in checks.read_text(), "the upstream is asked")
         for name in fast:
             over_tcp = any(case.name == name and case.protocol == "TCP" for case in CASES.values())
             client.dig(name, "A", VIP, "+time=5", *(["+tcp"] if over_tcp else []))

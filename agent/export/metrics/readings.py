@@ -145,14 +145,14 @@ def _sessions(agent: Agent) -> Readings:
 
 
 def _capture(agent: Agent) -> Readings:
-    counters, counts = agent.capture.counters(), agent.table.counts
+    counters, counts, losses = agent.capture.counters(), agent.table.counts, agent.capture.losses
     return {
         catalogue.RECORDS: {(event,): number for event, number in counters.records.items()},
         catalogue.LOST_RECORDS: {
-            ("program", "nested"): counters.nested,
-            ("program", "skipped_run"): agent.capture.missed_runs,
-            ("log", "full"): counters.log_full,
-            ("ring", "full"): sum(counters.lost.values()),
+            ("program", "nested"): losses.nested,
+            ("program", "skipped_run"): losses.skipped_runs,
+            ("log", "full"): losses.log_full,
+            ("ring", "full"): losses.ring_full,
             ("join", "unmatched"): counts.unmatched,
             ("join", "overflowed"): counts.overflowed,
         },

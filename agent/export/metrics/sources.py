@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from agent.capture.counters import Counters
+    from agent.capture.losses import Losses
     from agent.export.metrics.clients import Clients
     from agent.session.table import SessionTable
 
@@ -25,8 +26,8 @@ class CaptureNumbers(Protocol):
     """What `agent.capture.live.Capture` tells of itself."""
 
     @property
-    def missed_runs(self) -> int:
-        """Runs of the programs that the kernel skipped."""
+    def losses(self) -> Losses:
+        """Records that the capture lost."""
 
     @property
     def backlog_bytes(self) -> int:

@@ -9,6 +9,7 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
 from agent.capture.counters import Counters
+from agent.capture.losses import Losses
 from agent.context.cluster import Pod
 from agent.context.counters import ConntrackCounters, NetnsCounters
 from agent.context.who import NOBODY, Who
@@ -42,7 +43,7 @@ class Captured:
     """The numbers of a capture that went on for a while."""
 
     def __init__(self):
-        self.missed_runs = 3
+        self.losses = Losses(ring_full=7, log_full=4, nested=8, skipped_runs=3)
         self.backlog_bytes = 4096
         self.ring_bytes = 16384
         self.programs = {}

@@ -79,7 +79,7 @@ def by_way(world, hops, turn_ns=TURN_NS, wanted=0):
         nonlocal records, handed_over
         taken, ahead = joiner.take(now_ns - hold_ns), joiner.peek(now_ns - hold_ns + AHEAD_NS)
         waiting.extend(records)
-        for index in usual.sift(taken, ahead, records, wanted):
+        for index in usual.sift(taken, ahead, records, wanted, now_ns - hold_ns + AHEAD_NS):
             waiting.extend(taken.hops(index))
             handed_over += 1
         records = []
@@ -305,3 +305,20 @@ def test_the_port_of_a_client_is_no_part_of_its_way(worlds, world):
     assert first.client != second.client
     hops = [*first.both(an=1), *second.both(world.START + world.MS, an=1)]
     assert compare(worlds, [replace(hop) for hop in hops]).handed_over <= 1
+
+
+def test_a_way_of_which_something_was_to_be_told_is_usual_again_later(world, monkeypatch):
+    asked = []
+    usual_label = Tally.usual_label
+
+    def first_is_told(self, outcome, verdict, who) -> object:
+        asked.append(outcome)
+        return None if len(asked) == 1 else usual_label(self, outcome, verdict, who)
+
+    monkeypatch.setattr(Tally, "usual_label", first_is_told)
+    hops = many(world, 300, step_ns=100 * world.MS)
+    assert by_way(world, [world.recorder.pack(hop) for hop in hops]).handed_over <= 105
+
+
+def test_a_lookup_alone_in_its_turn_needs_no_session(worlds, world):
+    assert compare(worlds, many(world, 50, step_ns=100 * world.MS)).handed_over == 0
