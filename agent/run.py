@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 0.1
 """Between two looks at the log of lookups, which does not wake its reader."""
+CALM_SECONDS = 0.5
+"""Between two turns of the loop while nothing presses: each costs a slow node as much as hundreds of lookups."""
 REPORT_SECONDS = 10.0
 STALL_SECONDS = 60.0
 """When the loop has not turned for so long, it never will. The kubelet may not find out: a full connection table keeps
@@ -163,7 +165,7 @@ class Agent:
 
     def turn(self) -> None:
         """Wait a little, take in what was recorded, print what is over."""
-        self._capture.wait(WAIT_SECONDS)
+        self._rest()
         self._beat()
         now_ns = time.monotonic_ns()
         # While a backlog waits, time is that of its records: what is overdue by the clock may be answered in there.
@@ -177,6 +179,15 @@ class Agent:
             log(line)
         if time.monotonic() - self._reported > REPORT_SECONDS:
             self._report()
+
+    def _rest(self) -> None:
+        """Until there is something to do, or it is time to look."""
+        begun = time.monotonic()
+        self._capture.wait(WAIT_SECONDS)
+        while (
+            not (self._stopped_at or self._capture.presses) and time.monotonic() - begun < CALM_SECONDS - WAIT_SECONDS
+        ):
+            self._capture.wait(WAIT_SECONDS)
 
     def finish(self) -> None:
         """Print what is still open, as far as the time allows, and the sums."""

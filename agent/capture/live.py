@@ -124,6 +124,12 @@ class Capture:
             time.sleep(GATHER_SECONDS)
 
     @property
+    def presses(self) -> bool:
+        """Whether something should be taken in soon: not so with a few lookups in the log, which are over by and by."""
+        log = self._log
+        return log is None or bool(self._waiting) or log.waiting > LOOKUPS // 8 or self._ring.backlog_bytes() > 0
+
+    @property
     def joins(self) -> bool:
         """Whether the program joins the hops of lookups."""
         return "lookups" in self._loaded.fds
