@@ -49,11 +49,12 @@ class LastAnswers:
         place = key.client.address, key.scope, key.name, key.rdclass
         # Taken out and put in again: the order is that of the newest answers.
         before = self._told.pop(place, None)
-        self._told[place] = told
         if before is None:
+            self._told[place] = told
             if len(self._told) > MAX_ANSWERS:
                 self._told.popitem(last=False)
             return None
-        if before.rcode == rcode or abs(told.ts_ns - before.ts_ns) > WINDOW_NS:
-            return None
-        return before
+        # Of lookups that are counted without a session the answer is known at once, of others only when they are over.
+        is_newer = told.ts_ns >= before.ts_ns
+        self._told[place] = told if is_newer else before
+        return before if is_newer and before.rcode != rcode and told.ts_ns - before.ts_ns <= WINDOW_NS else None

@@ -140,6 +140,10 @@ class SessionTable:
         """Take note of an answer to a lookup that was counted without a session."""
         self._answers.note(place, told)
 
+    def note_asked(self, place: tuple[bytes, int, int], ts_ns: int) -> None:
+        """Take note of a lookup that was counted without a session: client's address and scope, type, and when."""
+        self._last.note_asked(place, ts_ns)
+
     def record_loss(self, start_ns: int, end_ns: int) -> None:
         """Say that records were lost some time in this interval."""
         self._losses.add(start_ns, end_ns)

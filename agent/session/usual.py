@@ -21,65 +21,29 @@ from agent.hop.record import DADDR, ORIGIN, RESPONSE, TCP
 from agent.session.last_answers import WINDOW_NS
 from agent.session.model import SECOND_NS
 from agent.session.outcome import REFRESH_NS, Told
-from agent.session.related import OTHER_HALF
-from agent.session.table import SessionTable
+from agent.session.related import AAAA, OTHER_HALF
+from agent.session.search_lists import Searches, SearchLists, name_of
+from agent.session.ways import RCODE, TOLD, Usual, Ways, asked_by, is_answer, is_missing
 from agent.wire.message import summarize
-from agent.wire.rcodes import NOERROR, NXDOMAIN
+from agent.wire.rcodes import ANSWERED, NOERROR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from agent.hop.lookup import LookupHead, Lookups
     from agent.hop.record import Hop
-    from agent.session.node_state import Backend
     from agent.session.outcome import Outcome
+    from agent.session.table import SessionTable
 
-RENEW_NS = 10 * SECOND_NS
-"""How long a way is taken for granted: then one lookup that takes it is concluded again."""
-MAX_WAYS = 16384
-"""Beyond it all are forgotten, and those still in use are learned again."""
 MAX_NAMES = 8192
 """Client and name of so many answers at least are remembered."""
-SEARCH_NS = 200_000_000
-"""So long after a name without records a client may go on with the next one of its search list: Settings.linger_ns, and
-as much for the client."""
 AGAIN_NS = 200_000_000
 """So long a lookup that was handed over may get another query after its reply: as with search lists."""
-RCODE = 0xF
 DNS_HEADER, ID_BYTES, NO_RECORDS = 12, 2, bytes(2)
 SERVICE_LABEL = b"\x03svc"
 """In wire format: it stands in the names of Services."""
 OPT_BYTES = 11
 """Of an OPT record without options (RFC 6891 6.1.2)."""
-
-Way = tuple[int, int]
-"""Shape and kind of a lookup."""
-
-
-@dataclass(slots=True, eq=False)
-class Usual:
-    """What is known of lookups that take one way."""
-
-    way: Way
-    label: Hashable | None
-    """What they are counted as; None if there is something to tell of them."""
-    backend: Backend | None
-    asked: bytes
-    """Address that they ask."""
-    client: bytes
-    """Address that they come from, and its namespace; these are part of the way."""
-    home: int
-    server: int
-    """Namespace of the server; 0 if it is not on this node."""
-    has_client: bool
-    """Whether the client is on this node."""
-    kind: Kind
-    until_ns: int
-    """When to conclude one again."""
-
-
-TOLD = Usual((0, 0), None, None, b"", b"", home=0, server=0, has_client=False, kind=Kind.of(0), until_ns=0)
-"""Stands for what is handed over for reasons of its own."""
 
 
 class Sum(NamedTuple):
@@ -121,15 +85,13 @@ class UsualLookups:
         self._knows_services = knows_services
         self._answers: dict[tuple[bytes, bytes], int] = {}
         """Queries for Services' names and answers, without ids, of which nothing is to be told; and until when."""
-        self._label_of = label_of
         self._serving = table.node_state.serving
-        self._ways: dict[Way, Usual] = {}
-        self._searching: dict[tuple[bytes, int], int] = {}
-        """Client and type: their next lookup may go on with a search list if it begins before."""
+        self._ways = Ways(table, label_of)
+        self._search_lists = SearchLists(table.settings.linger_ns)
         self._missing: dict[int, int] = {}
         """Client and name: when it was told that there is no such name."""
         self._answered: dict[int, tuple[Usual, int]] = {}
-        """Client and name: how it was answered, and when."""
+        """Client and name: how it was answered, and when; `TOLD` for what the table knows."""
         self._answered_before: dict[int, tuple[Usual, int]] = {}
         self._asked: dict[int, list[int]] = {}
         """Namespace of a server: when it asked something itself, by hops that came one by one."""
@@ -156,11 +118,14 @@ class UsualLookups:
         self._note_hops(hops)
         if not taken.count:
             return []
-        ways = self._ways_of(taken)
+        ways = self._ways.of(taken)
         ways[: min(wanted, len(ways))] = [TOLD] * min(wanted, len(ways))
         self._look_closer(ways, taken, ahead, seen_until_ns)
-        self._see_pairs(ways, taken, ahead)
-        self._see_search_lists(ways, taken)
+        halves = self._see_pairs(ways, taken, ahead)
+        searches = self._see_search_lists(ways, taken, dict(halves), seen_until_ns)
+        _tell_together(ways, halves + searches.links)
+        self._say_what_is_behind(searches, ways, taken)
+        self._count_pairs(ways, halves)
         self._count(ways, taken)
         told = [index for index, usual in enumerate(ways) if usual.label is None]
         for index in told:
@@ -174,65 +139,19 @@ class UsualLookups:
             self._sums, self._times = [], Times()
         return sums, times
 
-    def _ways_of(self, taken: Lookups) -> list[Usual]:
-        """What is known of each, by the way that it took."""
-        keys = list(zip(taken.words("shape"), taken.words("kind"), strict=True))
-        found = list(map(self._ways.get, keys))
-        ways = [usual or TOLD for usual in found]
-        if None in found:
-            for index, usual in enumerate(found):
-                if usual is None:
-                    ways[index] = self._ways.get(keys[index]) or self._learn(taken, index)
-        for index, unusual in enumerate(taken.halves("unusual")):
-            if unusual:
-                ways[index] = TOLD
-        return ways
-
-    def _learn(self, taken: Lookups, index: int) -> Usual:
-        """Conclude a lookup by itself, as if there were no other, and remember what comes of it."""
-        head = taken.head(index)
-        kind = Kind.of(head.kind)
-        if head.unusual or not head.reply_bytes:
-            return TOLD
-        outcome = self._conclude(taken, index, head) if _is_answer(kind) else None
-        usual = Usual(
-            way=(head.shape, head.kind),
-            label=None if outcome is None else self._label_of(outcome),
-            backend=None if outcome is None else outcome.backend,
-            asked=next(taken.hops(index)).rest[DADDR],
-            client=head.client,
-            home=head.home,
-            server=head.server,
-            has_client=outcome is not None and outcome.client_netns is not None,
-            kind=kind,
-            until_ns=head.first_ns + RENEW_NS,
-        )
-        if len(self._ways) >= MAX_WAYS:
-            self._ways.clear()
-        self._ways[usual.way] = usual
-        return usual
-
-    def _conclude(self, taken: Lookups, index: int, head: LookupHead) -> Outcome | None:
-        """What would become of it in a table of its own; None if that is not one session without a doubt."""
-        table = SessionTable(self._table.settings, node_state=self._table.node_state)
-        for hop in taken.hops(index):
-            table.observe(hop)
-        outcomes = list(table.expire(head.last_ns + 2 * table.settings.timeout_ns))
-        return outcomes[0] if len(outcomes) == 1 and _stands_alone(outcomes[0], head.hops) else None
-
     def _look_closer(self, ways: list[Usual], taken: Lookups, ahead: Lookups, seen_until_ns: int) -> None:
         """Set apart those of a usual way that may not be usual after all."""
         known = set(ways)
         first_ns = taken.words("first_ns")[0]
-        self._forget_old(known, first_ns)
+        self._ways.forget_old(known, first_ns)
         # A server's own lookups look the same as those of a client in its namespace.
-        doubtful = {usual for usual in known if usual.label is not None and usual.home in self._serving}
+        doubtful = {usual for usual in known if usual.may_count and usual.home in self._serving}
         if doubtful:
             ways[:] = [TOLD if usual in doubtful else usual for usual in ways]
         if self._told:
             self._set_apart_asked_again(ways, taken)
-        if self._missing:
-            self._set_apart_missing(ways, taken)
+        if self._missing or any(usual.followed for usual in known):
+            self._set_apart_contradictory(ways, taken)
         if any(usual.kind.has_additional for usual in known):
             self._set_apart_options(ways, taken)
         if any(usual.server for usual in known):
@@ -244,14 +163,8 @@ class UsualLookups:
     def _set_apart_options(ways: list[Usual], taken: Lookups) -> None:
         """Replies whose OPT record says something."""
         for index, usual in enumerate(ways):
-            if usual.label is not None and usual.kind.has_additional and not _has_plain_opt(taken.reply(index)):
+            if usual.may_count and usual.kind.has_additional and not _has_plain_opt(taken.reply(index)):
                 ways[index] = TOLD
-
-    def _forget_old(self, known: set[Usual], now_ns: int) -> None:
-        """Let what is known for long be concluded anew the next time."""
-        for usual in known:
-            if usual is not TOLD and usual.until_ns < now_ns:
-                self._ways.pop(usual.way, None)
 
     def _set_apart_asked_again(self, ways: list[Usual], taken: Lookups) -> None:
         """The same query of the same socket as one that was handed over, and waits for its reply."""
@@ -270,20 +183,28 @@ class UsualLookups:
             head, answer = taken.head(index), (query[ID_BYTES:], taken.reply(index)[ID_BYTES:])
             if self._answers.get(answer, 0) >= head.first_ns:
                 continue
-            outcome = self._conclude(taken, index, head)
-            if outcome is None or self._label_of(outcome) is None:
+            if self._ways.label_of(taken, index) is None:
                 ways[index] = TOLD
                 continue
             if len(self._answers) > MAX_NAMES:
                 self._answers.clear()
             self._answers[answer] = head.first_ns + SECOND_NS
 
-    def _set_apart_missing(self, ways: list[Usual], taken: Lookups) -> None:
-        """A name that was said not to exist, and now has an answer."""
-        missing = self._missing
-        for index, (name, last_ns) in enumerate(zip(taken.words("name"), taken.words("last_ns"), strict=True)):
-            if name in missing and last_ns - missing[name] < WINDOW_NS:
+    def _set_apart_contradictory(self, ways: list[Usual], taken: Lookups) -> None:
+        """A name that was said not to exist, and now has an answer, or the other way round."""
+        names, last = taken.words("name"), taken.words("last_ns")
+        missing = {name for name, usual in zip(names, ways, strict=True) if usual.followed}
+        both = missing.intersection(name for name, usual in zip(names, ways, strict=True) if not usual.followed)
+        for index, (name, usual) in enumerate(zip(names, ways, strict=True)):
+            if name in both or (usual.may_count and self._is_contradicted(name, usual, last[index])):
                 ways[index] = TOLD
+
+    def _is_contradicted(self, name: int, usual: Usual, now_ns: int) -> bool:
+        """Whether this answer says the opposite of the one before."""
+        if usual.followed is None:
+            return now_ns - self._missing.get(name, -WINDOW_NS) < WINDOW_NS
+        before = self._answered.get(name) or self._answered_before.get(name)
+        return before is not None and not is_missing(before[0].kind) and now_ns - before[1] < WINDOW_NS
 
     def _set_apart_forwarded(self, ways: list[Usual], taken: Lookups, ahead: Lookups, seen_until_ns: int) -> None:
         """Lookups between whose query and reply the server asked something, or just behind it to renew its cache."""
@@ -293,7 +214,7 @@ class UsualLookups:
             return
         arrived = taken.words("asked_ns")
         for index, usual in enumerate(ways):
-            if usual.label is None or not usual.server:
+            if not usual.may_count or not usual.server:
                 continue
             times = asked.get(usual.server)
             until_ns = replied[index] + (REFRESH_NS if times else 0)
@@ -325,8 +246,10 @@ class UsualLookups:
         for hop in hops:
             if hop.flags & RESPONSE:
                 if _says_nothing(hop):
+                    address = hop.rest[DADDR]
                     for rdtype in OTHER_HALF:
-                        self._searching[hop.rest[DADDR], rdtype] = hop.ts_ns + SEARCH_NS
+                        who = address, hop.netns if is_loopback(address) else 0, rdtype
+                        self._search_lists.expect(who, None, hop.ts_ns)
             elif hop.flags & ORIGIN and hop.netns in self._serving:
                 self._asked.setdefault(hop.netns, []).append(hop.ts_ns)
         now_ns = hops[-1].ts_ns
@@ -335,11 +258,13 @@ class UsualLookups:
             for netns, times in self._asked.items()
             if (kept := [ts_ns for ts_ns in times if now_ns - ts_ns < SECOND_NS])
         }
-        if len(self._searching) > MAX_NAMES:
-            self._searching = {who: until for who, until in self._searching.items() if until > now_ns}
 
-    def _see_pairs(self, ways: list[Usual], taken: Lookups, ahead: Lookups) -> None:
-        """Find pairs: where one half is handed over, so is the other."""
+    def _see_pairs(self, ways: list[Usual], taken: Lookups, ahead: Lookups) -> list[tuple[int, int]]:
+        """Find pairs: where one half is handed over, so is the other.
+
+        Returns:
+            The earlier and the later half of each; both are here.
+        """
         pairs = taken.words("pair")
         sockets = set(pairs)
         ahead_of_it = sockets.intersection(ahead.words("pair"))
@@ -349,42 +274,64 @@ class UsualLookups:
                     ways[index] = TOLD
         self._parted = ahead_of_it
         if len(sockets) == len(pairs) and not ahead_of_it:
-            return
-        halves: dict[int, int] = {}
+            return []
+        halves: list[tuple[int, int]] = []
+        newest: dict[int, int] = {}
         for index, pair in enumerate(pairs):
             if pair in ahead_of_it:
                 ways[index] = TOLD
-            before = halves.get(pair)
-            halves[pair] = index
-            if before is not None:
-                self._see_pair(ways, taken, before, index)
+            before = newest.get(pair)
+            newest[pair] = index
+            if before is None:
+                continue
+            one, other = taken.head(before), taken.head(index)
+            if OTHER_HALF.get(Kind.of(one.kind).rdtype) == Kind.of(other.kind).rdtype:
+                halves.append((before, index))
+                if one.id == other.id:
+                    ways[before] = ways[index] = TOLD
+        return halves
 
-    def _see_pair(self, ways: list[Usual], taken: Lookups, before: int, index: int) -> None:
-        """Two lookups of one name from one socket."""
-        one, other = taken.head(before), taken.head(index)
-        if OTHER_HALF.get(Kind.of(one.kind).rdtype) != Kind.of(other.kind).rdtype:
-            return
-        if ways[index].label is None or ways[before].label is None or one.id == other.id:
-            ways[index] = ways[before] = TOLD
-        else:
-            self._sums.append(Sum(ways[index].label, 0, 1, 0))
+    def _count_pairs(self, ways: list[Usual], halves: list[tuple[int, int]]) -> None:
+        for _, index in halves:
+            label = ways[index].label
+            if label is not None:
+                self._sums.append(Sum(label, 0, 1, 0))
 
-    def _see_search_lists(self, ways: list[Usual], taken: Lookups) -> None:
-        """Of each client's lookups of one type the next one behind a name without records may be told with it."""
-        searching = self._searching
-        silent = {usual for usual in set(ways) if usual.label is None and not _is_answer(usual.kind)}
-        if not searching and not silent:
-            return
-        for index, usual in enumerate(ways):
-            who = usual.client, usual.kind.rdtype
-            if usual is TOLD:
-                head = taken.head(index)
-                who = head.client, Kind.of(head.kind).rdtype
-            until_ns = searching.pop(who, 0)
-            if until_ns and usual.label is not None and until_ns > taken.head(index).first_ns:
+    def _see_search_lists(
+        self, ways: list[Usual], taken: Lookups, halves: dict[int, int], seen_until_ns: int
+    ) -> Searches:
+        """Find out what is to be told of names without records, and of those that were asked for behind them."""
+        kinds = set(taken.words("kind"))
+        if not self._search_lists.is_expecting and all(is_answer(Kind.of(kind)) for kind in kinds):
+            return Searches()
+        roles = {usual: usual.asked_as for usual in set(ways)}
+        asked = [roles[usual] if usual is not TOLD else asked_by(taken.head(index)) for index, usual in enumerate(ways)]
+        found = self._search_lists.find(asked, taken, seen_until_ns)
+        for index in found.told:
+            ways[index] = TOLD
+        for index in found.followed:
+            ways[index] = ways[index].followed or ways[index]
+        other_half = halves | {later: before for before, later in halves.items()}
+        for index, step in found.steps.items():
+            usual = ways[index]
+            if usual.label is None or step.is_bare or is_missing(usual.kind):
+                continue
+            if is_answer(usual.kind):
+                ways[index] = self._ways.search_ended(taken, index, usual, step.prefix)
+            elif index not in found.followed and not _is_half_of_answer(ways, index, other_half):
                 ways[index] = TOLD
-            if usual in silent and (head := taken.head(index)).reply_bytes and not _is_answer(Kind.of(head.kind)):
-                searching[who] = head.last_ns + SEARCH_NS
+        return found
+
+    def _say_what_is_behind(self, searches: Searches, ways: list[Usual], taken: Lookups) -> None:
+        """What came, and may come, behind names without records that are handed over."""
+        for index in searches.apart:
+            if ways[index].label is not None:
+                head = taken.head(index)
+                who = asked_by(head).who
+                self._table.note_asked(who, head.first_ns)
+        for who, index in searches.newest.items():
+            if ways[index].label is None:
+                self._search_lists.expect(who, name_of(taken, index), taken.head(index).last_ns)
 
     def _count(self, ways: list[Usual], taken: Lookups) -> None:
         """Count those that have nothing to tell."""
@@ -428,27 +375,38 @@ class UsualLookups:
     def _remember(self, names: list[int], ways: list[Usual], last: list[int]) -> None:
         """How each name was answered last."""
         self._answered.update(zip(names, zip(ways, last, strict=True), strict=True))
+        if any(is_missing(usual.kind) for usual in set(ways)):
+            for name, usual, ts_ns in zip(names, ways, last, strict=True):
+                if is_missing(usual.kind):
+                    self._note_missing(name, ts_ns)
         if len(self._answered) > MAX_NAMES:
             self._answered_before, self._answered = self._answered, {}
+
+    def _note_missing(self, name: int, ts_ns: int) -> None:
+        if len(self._missing) > MAX_NAMES:
+            self._missing.clear()
+        self._missing[name] = ts_ns
 
     def _note_told(self, taken: Lookups, index: int) -> None:
         """Take note of a lookup that is handed over."""
         head = taken.head(index)
         kind = Kind.of(head.kind)
         self._note_number(head)
-        if not head.reply_bytes or kind.flags & RCODE != NXDOMAIN:
+        if not head.reply_bytes or kind.flags & RCODE not in ANSWERED:
             return
-        if len(self._missing) > MAX_NAMES:
-            self._missing.clear()
-        self._missing[head.name] = head.last_ns
-        answered = self._answered.pop(head.name, None) or self._answered_before.pop(head.name, None)
-        if answered is not None and head.query_bytes:
-            usual, ts_ns = answered
-            question = summarize(taken.query(index)).question
-            if question is not None:
-                scope = head.home if is_loopback(head.client) else 0
-                told = Told(usual.kind.rdtype, NOERROR, usual.asked, ts_ns)
-                self._table.note_answer((head.client, scope, question.name, question.rdclass), told)
+        counted = self._answered.pop(head.name, None) or self._answered_before.pop(head.name, None)
+        if is_missing(kind):
+            self._note_missing(head.name, head.last_ns)
+        else:
+            self._answered[head.name] = TOLD, head.last_ns
+        if counted is None or counted[0] is TOLD or is_missing(counted[0].kind) == is_missing(kind):
+            return
+        usual, ts_ns = counted
+        question = summarize(taken.query(index)).question
+        if question is not None:
+            scope = head.home if is_loopback(head.client) else 0
+            told = Told(usual.kind.rdtype, usual.kind.flags & RCODE, usual.asked, ts_ns)
+            self._table.note_answer((head.client, scope, question.name, question.rdclass), told)
 
     def _note_number(self, head: LookupHead) -> None:
         """Its client may ask again: at once, and as long as there is no reply."""
@@ -466,32 +424,31 @@ def _of_those(wanted: list[bool], columns: tuple[list[int], ...]) -> tuple[list[
     return columns if all(wanted) else tuple(list(compress(values, wanted)) for values in columns)
 
 
-def _is_answer(kind: Kind) -> bool:
-    return kind.flags & RCODE == NOERROR and kind.has_answers
+def _tell_together(ways: list[Usual], links: list[tuple[int, int]]) -> None:
+    """Hand over all that is linked with something that is handed over."""
+    linked: dict[int, list[int]] = {}
+    for one, other in links:
+        linked.setdefault(one, []).append(other)
+        linked.setdefault(other, []).append(one)
+    spreading = [index for index in linked if ways[index].label is None]
+    while spreading:
+        for other in linked[spreading.pop()]:
+            if ways[other].label is not None:
+                ways[other] = TOLD
+                spreading.append(other)
+
+
+def _is_half_of_answer(ways: list[Usual], index: int, other_half: dict[int, int]) -> bool:
+    """Whether a name without such records has others, as far as its client asked for them by the same socket."""
+    if index not in other_half:
+        return ways[index].kind.rdtype == AAAA
+    return is_answer(ways[other_half[index]].kind)
 
 
 def _says_nothing(reply: Hop) -> bool:
     """Whether a reply that came as a record has no records for its client, as far as it can be read."""
     message = reply.payload(reply.detail)[2 if reply.protocol == TCP else 0 :]
     return len(message) >= DNS_HEADER and (message[3] & RCODE != NOERROR or message[6:8] == NO_RECORDS)
-
-
-def _stands_alone(outcome: Outcome, hops: int) -> bool:
-    """Whether nothing but the hops of one lookup made this outcome."""
-    session = outcome.session
-    transmissions = (*session.queries.transmissions, *session.replies.transmissions)
-    return (
-        len(session.queries.transmissions) == len(session.replies.transmissions) == 1
-        and sum(len(transmission.hops) for transmission in transmissions) <= hops
-        and not session.upstream
-        and session.upstream_of is None
-        and not session.errors
-        and session.strays is None
-        and not session.ambiguous
-        and not session.search_prefix
-        and outcome.contradicted is None
-        and not outcome.lossy
-    )
 
 
 def _has_plain_opt(reply: bytes) -> bool:

@@ -40,7 +40,7 @@ Kind = tuple[str, str, int | None, bool, bool]
 """Vantage, type asked for, response code, whether truncated, and whether one of a pair."""
 Label = tuple[tuple[str, str, int | None, bool], bool, tuple[str, str] | None, tuple[str, ...]]
 """A kind without its last part; whether the client is on this node and counted one by one, and who it is; findings."""
-STEADY = frozenset({"ServerImbalance", "NodeLocalBypassed"})
+STEADY = frozenset({"ServerImbalance", "NodeLocalBypassed", "SearchPathNXDOMAIN"})
 """Findings that hold of all lookups of one way, and are counted with them."""
 
 TRUNCATED = "Truncated"

@@ -1,0 +1,208 @@
+"""What is known of lookups by the way that they took, and how it is learned: one is concluded by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from agent.hop.endpoint import is_loopback
+from agent.hop.lookup import Kind
+from agent.hop.record import DADDR
+from agent.session.model import SECOND_NS
+from agent.session.search_lists import Asked
+from agent.session.table import SessionTable
+from agent.wire.rcodes import ANSWERED, NOERROR, NXDOMAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from agent.hop.lookup import LookupHead, Lookups
+    from agent.session.node_state import Backend
+    from agent.session.outcome import Outcome
+
+RENEW_NS = 10 * SECOND_NS
+"""How long a way is taken for granted: then one lookup that takes it is concluded again."""
+MAX_WAYS = 16384
+"""Beyond it all are forgotten, and those still in use are learned again."""
+MAX_SEARCHED = 8192
+"""Names that ended search lists; beyond it all are forgotten."""
+RCODE = 0xF
+
+Way = tuple[int, int]
+"""Shape and kind of a lookup."""
+
+
+@dataclass(slots=True, eq=False)
+class Usual:
+    """What is known of lookups that take one way."""
+
+    way: Way
+    label: Hashable | None
+    """What they are counted as; None if there is something to tell of them."""
+    backend: Backend | None
+    asked: bytes
+    """Address that they ask."""
+    client: bytes
+    """Address that they come from, and its namespace; these are part of the way."""
+    home: int
+    server: int
+    """Namespace of the server; 0 if it is not on this node."""
+    has_client: bool
+    """Whether the client is on this node."""
+    kind: Kind
+    until_ns: int
+    """When to conclude one again."""
+    followed: Usual | None = None
+    """Of a name that does not exist: what it is where its client goes on with a search list."""
+
+    @property
+    def may_count(self) -> bool:
+        """Whether one may be counted, if nothing else is against it."""
+        return self.label is not None or self.followed is not None
+
+    @property
+    def asked_as(self) -> Asked:
+        """What it is to a search list."""
+        return _asked(self.client, self.home, self.kind)
+
+
+TOLD = Usual((0, 0), None, None, b"", b"", home=0, server=0, has_client=False, kind=Kind.of(0), until_ns=0)
+"""Stands for what is handed over for reasons of its own."""
+
+
+class Ways:
+    """All ways that are known.
+
+    Args:
+        table: whose settings and knowledge of the node hold.
+        label_of: what lookups with this outcome are counted as; None if there is something to tell of them.
+    """
+
+    def __init__(self, table: SessionTable, label_of: Callable[[Outcome], Hashable | None]) -> None:
+        self._table = table
+        self._label_of = label_of
+        self._ways: dict[Way, Usual] = {}
+        self._searched: dict[tuple[Way, int, bytes], tuple[Usual, int]] = {}
+        """What the last lookup of a search list is, by its name and what was looked for; and until when."""
+
+    def of(self, taken: Lookups) -> list[Usual]:
+        """What is known of each, by the way that it took."""
+        keys = list(zip(taken.words("shape"), taken.words("kind"), strict=True))
+        found = list(map(self._ways.get, keys))
+        ways = [usual or TOLD for usual in found]
+        if None in found:
+            for index, usual in enumerate(found):
+                if usual is None:
+                    ways[index] = self._ways.get(keys[index]) or self._learn(taken, index)
+        for index, unusual in enumerate(taken.halves("unusual")):
+            if unusual:
+                ways[index] = TOLD
+        return ways
+
+    def _learn(self, taken: Lookups, index: int) -> Usual:
+        """Conclude a lookup by itself, as if there were no other, and remember what comes of it."""
+        head = taken.head(index)
+        kind = Kind.of(head.kind)
+        if head.unusual or not head.reply_bytes:
+            return TOLD
+        outcome = self._conclude(taken, index, head) if kind.flags & RCODE in ANSWERED else None
+        usual = Usual(
+            way=(head.shape, head.kind),
+            label=None if outcome is None else self._label_of(outcome),
+            backend=None if outcome is None else outcome.backend,
+            asked=next(taken.hops(index)).rest[DADDR],
+            client=head.client,
+            home=head.home,
+            server=head.server,
+            has_client=outcome is not None and outcome.client_netns is not None,
+            kind=kind,
+            until_ns=head.first_ns + RENEW_NS,
+        )
+        if outcome is not None and is_missing(kind):
+            outcome.session.search_list_followed = True
+            label = self._label_of(outcome)
+            usual.followed = None if label is None else replace(usual, label=label)
+        if len(self._ways) >= MAX_WAYS:
+            self._ways.clear()
+        self._ways[usual.way] = usual
+        return usual
+
+    def label_of(self, taken: Lookups, index: int, prefix: bytes = b"") -> Hashable | None:
+        """What a lookup is counted as, whatever its way is; None if there is something to tell of it.
+
+        Args:
+            taken: some lookups.
+            index: which of them.
+            prefix: what its client looked for with a search list.
+        """
+        outcome = self._conclude(taken, index, taken.head(index))
+        if outcome is None:
+            return None
+        outcome.session.search_prefix = prefix
+        return self._label_of(outcome)
+
+    def _conclude(self, taken: Lookups, index: int, head: LookupHead) -> Outcome | None:
+        """What would become of it in a table of its own; None if that is not one session without a doubt."""
+        table = SessionTable(self._table.settings, node_state=self._table.node_state)
+        for hop in taken.hops(index):
+            table.observe(hop)
+        outcomes = list(table.expire(head.last_ns + 2 * table.settings.timeout_ns))
+        return outcomes[0] if len(outcomes) == 1 and _stands_alone(outcomes[0], head.hops) else None
+
+    def forget_old(self, known: set[Usual], now_ns: int) -> None:
+        """Let what is known for long be concluded anew the next time."""
+        for usual in known:
+            if usual is not TOLD and usual.until_ns < now_ns:
+                self._ways.pop(usual.way, None)
+
+    def search_ended(self, taken: Lookups, index: int, usual: Usual, prefix: bytes) -> Usual:
+        """What an answer is that ended a search list."""
+        head = taken.head(index)
+        key = usual.way, head.name, prefix
+        found, until_ns = self._searched.get(key, (TOLD, 0))
+        if until_ns < head.first_ns:
+            label = self.label_of(taken, index, prefix)
+            found = TOLD if label is None else replace(usual, label=label)
+            if len(self._searched) > MAX_SEARCHED:
+                self._searched.clear()
+            self._searched[key] = found, head.first_ns + RENEW_NS
+        return found
+
+
+def is_answer(kind: Kind) -> bool:
+    """Whether the name has records of this type."""
+    return kind.flags & RCODE == NOERROR and kind.has_answers
+
+
+def is_missing(kind: Kind) -> bool:
+    """Whether there is no such name."""
+    return kind.flags & RCODE == NXDOMAIN
+
+
+def _asked(client: bytes, home: int, kind: Kind) -> Asked:
+    scope = home if is_loopback(client) else 0
+    is_empty = is_missing(kind) or (kind.flags & RCODE == NOERROR and kind.has_reply and not kind.has_answers)
+    return Asked((client, scope, kind.rdtype), is_empty, is_empty and is_missing(kind))
+
+
+def asked_by(head: LookupHead) -> Asked:
+    """What a lookup is to a search list whose way tells nothing."""
+    return _asked(head.client, head.home, Kind.of(head.kind))
+
+
+def _stands_alone(outcome: Outcome, hops: int) -> bool:
+    """Whether nothing but the hops of one lookup made this outcome."""
+    session = outcome.session
+    transmissions = (*session.queries.transmissions, *session.replies.transmissions)
+    return (
+        len(session.queries.transmissions) == len(session.replies.transmissions) == 1
+        and sum(len(transmission.hops) for transmission in transmissions) <= hops
+        and not session.upstream
+        and session.upstream_of is None
+        and not session.errors
+        and session.strays is None
+        and not session.ambiguous
+        and not session.search_prefix
+        and outcome.contradicted is None
+        and not outcome.lossy
+    )
