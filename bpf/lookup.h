@@ -165,10 +165,10 @@ static __always_inline struct lookup *begin_lookup(const struct scratch *s)
 	l->replied_ns = 0;
 	l->name = mix(mix(s->name, ((u64 *)r->saddr)[0]), ((u64 *)r->saddr)[1]);
 	l->pair = mix(l->name, r->sport);
+	l->question = s->question;
 	l->kind = (u64)s->rdtype << 16;
 	l->query_header = 0;
 	l->reply_header = 0;
-	l->client_port = r->sport;
 	l->id = s->id;
 	l->home = r->netns;
 	l->server = 0;

@@ -90,17 +90,17 @@ struct lookup {
 	__u64 last_ns;
 	__u64 name;
 	__u64 pair;
+	__u64 question;
 	__u64 kind;
 	__u64 query_header;
 	__u64 reply_header;
-	__u16 client_port;
-	__u16 id;
+	__u32 id;
 	__u32 home;
 	__u32 server;
 	__u32 pad;
 	__u8 client[16];
 	struct record records[LOOKUP_HOPS];
-	__u8 query[160];
+	__u8 query[152];
 	__u8 reply[512];
 };
 

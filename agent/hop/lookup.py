@@ -19,7 +19,7 @@ LOOKUP_BYTES = 4096
 """Of each place in the log."""
 LOOKUP_HOPS = 12
 """Hops for which there is room; eight are the way through a Service's address and back."""
-QUERY_BYTES, REPLY_BYTES = 160, 512
+QUERY_BYTES, REPLY_BYTES = 152, 512
 """Room for the two messages."""
 
 
@@ -58,13 +58,14 @@ class LookupHead(NamedTuple):
     """Equal for all lookups of one name by one client address."""
     pair: U64
     """Equal for all lookups of one name by one client address and port."""
+    question: U64
+    """Equal for all lookups with one question, whoever asks."""
     kind: U64
     """Type asked for, and of the reply the header's flags and whether it has records: see `Kind`."""
     query_header: U64
     reply_header: U64
     """A number of the message's header without its id: another message has another one."""
-    client_port: U16
-    id: U16
+    id: U32
     home: U32
     """Namespace of the first hop."""
     server: U32

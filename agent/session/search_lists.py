@@ -60,6 +60,8 @@ class Searches:
     """How those were reached that are not the first of their list."""
     links: list[tuple[int, int]] = field(default_factory=list)
     """One behind the other: both are counted, or none."""
+    onward: list[tuple[int, int]] = field(default_factory=list)
+    """The same of a name without a search domain: where it is handed over, nothing is told of the one before."""
     apart: list[int] = field(default_factory=list)
     """Those behind one without records that have nothing to do with it."""
     newest: dict[Who, int] = field(default_factory=dict)
@@ -145,7 +147,7 @@ class SearchLists:
             return
         found.followed.add(before)
         found.steps[index] = step
-        found.links.append(places)
+        (found.onward if step.is_bare else found.links).append(places)
 
     def _step(self, taken: Lookups, places: tuple[int, int], names: tuple[int, int], found: Searches) -> Step | None:
         before, index = places

@@ -8,7 +8,6 @@ that may go on with a search list, what a server asks, and what it was asked for
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import compress
@@ -18,9 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.hop.endpoint import is_loopback
 from agent.hop.lookup import Kind
 from agent.hop.record import DADDR, ORIGIN, RESPONSE, TCP
+from agent.session.forwarded import ForwardedLookups
 from agent.session.last_answers import WINDOW_NS
 from agent.session.model import SECOND_NS
-from agent.session.outcome import REFRESH_NS, Told
+from agent.session.outcome import Told
 from agent.session.related import AAAA, OTHER_HALF
 from agent.session.search_lists import Searches, SearchLists, name_of
 from agent.session.ways import RCODE, TOLD, Usual, Ways, asked_by, is_answer, is_missing
@@ -93,8 +93,7 @@ class UsualLookups:
         self._answered: dict[int, tuple[Usual, int]] = {}
         """Client and name: how it was answered, and when; `TOLD` for what the table knows."""
         self._answered_before: dict[int, tuple[Usual, int]] = {}
-        self._asked: dict[int, list[int]] = {}
-        """Namespace of a server: when it asked something itself, by hops that came one by one."""
+        self._forwarded = ForwardedLookups(self._serving)
         self._told: dict[int, int] = {}
         """Numbers of lookups that were handed over: until when their clients may go on asking."""
         self._parted: set[int] = set()
@@ -123,7 +122,7 @@ class UsualLookups:
         self._look_closer(ways, taken, ahead, seen_until_ns)
         halves = self._see_pairs(ways, taken, ahead)
         searches = self._see_search_lists(ways, taken, dict(halves), seen_until_ns)
-        _tell_together(ways, halves + searches.links)
+        _tell_together(ways, halves + searches.links, searches.onward)
         self._say_what_is_behind(searches, ways, taken)
         self._count_pairs(ways, halves)
         self._count(ways, taken)
@@ -155,7 +154,8 @@ class UsualLookups:
         if any(usual.kind.has_additional for usual in known):
             self._set_apart_options(ways, taken)
         if any(usual.server for usual in known):
-            self._set_apart_forwarded(ways, taken, ahead, seen_until_ns)
+            for index in list(self._forwarded.find(ways, taken, ahead, seen_until_ns)):
+                ways[index] = TOLD
         if self._knows_services:
             self._set_apart_services(ways, taken)
 
@@ -206,39 +206,6 @@ class UsualLookups:
         before = self._answered.get(name) or self._answered_before.get(name)
         return before is not None and not is_missing(before[0].kind) and now_ns - before[1] < WINDOW_NS
 
-    def _set_apart_forwarded(self, ways: list[Usual], taken: Lookups, ahead: Lookups, seen_until_ns: int) -> None:
-        """Lookups between whose query and reply the server asked something, or just behind it to renew its cache."""
-        asked = self._asked_by_servers(taken, ahead)
-        replied = taken.words("replied_ns")
-        if not asked and max(replied) <= seen_until_ns:
-            return
-        arrived = taken.words("asked_ns")
-        for index, usual in enumerate(ways):
-            if not usual.may_count or not usual.server:
-                continue
-            times = asked.get(usual.server)
-            until_ns = replied[index] + (REFRESH_NS if times else 0)
-            if until_ns > seen_until_ns:
-                ways[index] = TOLD
-            elif times:
-                after = bisect_left(times, arrived[index])
-                if after < len(times) and times[after] <= until_ns:
-                    ways[index] = TOLD
-
-    def _asked_by_servers(self, taken: Lookups, ahead: Lookups) -> dict[int, list[int]]:
-        """When each server asked something itself."""
-        asked = {netns: list(times) for netns, times in self._asked.items()}
-        for lookups in (taken, ahead):
-            homes = lookups.halves("home")
-            if self._serving.keys().isdisjoint(homes):
-                continue
-            for home, first_ns in zip(homes, lookups.words("first_ns"), strict=True):
-                if home in self._serving:
-                    asked.setdefault(home, []).append(first_ns)
-        for times in asked.values():
-            times.sort()
-        return asked
-
     def _note_hops(self, hops: list[Hop]) -> None:
         """Take note of what came one by one: whose lookups may belong to it, and what servers asked."""
         if not hops:
@@ -250,14 +217,9 @@ class UsualLookups:
                     for rdtype in OTHER_HALF:
                         who = address, hop.netns if is_loopback(address) else 0, rdtype
                         self._search_lists.expect(who, None, hop.ts_ns)
-            elif hop.flags & ORIGIN and hop.netns in self._serving:
-                self._asked.setdefault(hop.netns, []).append(hop.ts_ns)
-        now_ns = hops[-1].ts_ns
-        self._asked = {
-            netns: kept
-            for netns, times in self._asked.items()
-            if (kept := [ts_ns for ts_ns in times if now_ns - ts_ns < SECOND_NS])
-        }
+            elif hop.flags & ORIGIN:
+                self._forwarded.note(hop)
+        self._forwarded.forget_before(hops[-1].ts_ns)
 
     def _see_pairs(self, ways: list[Usual], taken: Lookups, ahead: Lookups) -> list[tuple[int, int]]:
         """Find pairs: where one half is handed over, so is the other.
@@ -424,15 +386,17 @@ def _of_those(wanted: list[bool], columns: tuple[list[int], ...]) -> tuple[list[
     return columns if all(wanted) else tuple(list(compress(values, wanted)) for values in columns)
 
 
-def _tell_together(ways: list[Usual], links: list[tuple[int, int]]) -> None:
-    """Hand over all that is linked with something that is handed over."""
+def _tell_together(ways: list[Usual], links: list[tuple[int, int]], onward: list[tuple[int, int]]) -> None:
+    """Hand over all that is linked with something that is handed over; of `onward` the second with the first."""
     linked: dict[int, list[int]] = {}
     for one, other in links:
         linked.setdefault(one, []).append(other)
         linked.setdefault(other, []).append(one)
+    for one, other in onward:
+        linked.setdefault(one, []).append(other)
     spreading = [index for index in linked if ways[index].label is None]
     while spreading:
-        for other in linked[spreading.pop()]:
+        for other in linked.get(spreading.pop(), ()):
             if ways[other].label is not None:
                 ways[other] = TOLD
                 spreading.append(other)

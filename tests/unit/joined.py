@@ -119,7 +119,7 @@ class Joiner:
             "first_ns": hop.ts_ns,
             "name": name,
             "pair": number(name, detail.sport),
-            "client_port": detail.sport,
+            "question": number(summary.question),
             "id": summary.id,
             "kind": summary.question.rdtype << 16,
             "home": hop.netns,
