@@ -22,6 +22,8 @@ VM_PACKAGES := qemu-system-x86 busybox-static kmod python3-venv
 CLUSTER_PACKAGES := openssl
 # runc: runs the image as a container runtime would
 IMAGE_PACKAGES := runc
+# chromium chromium-driver: the browser that shows the page, and what steers it
+PAGE_PACKAGES := chromium chromium-driver
 PROGRAMS := .cache/bin
 CRDS := .cache/crds
 VM := .cache/vm
@@ -32,7 +34,7 @@ GO_BUILD = go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@
 WITH_GO = $(if $(shell command -v go),$(1))
 
 .PHONY: help setup setup-lab setup-dev oracles coredns cluster prometheus image run demo test test-cluster test-prometheus test-slow
-.PHONY: test-install test-image verdicts dataplanes healthy vm test-vm check bench bench-compare dashboard lock clean
+.PHONY: test-page pictures test-install test-image verdicts dataplanes healthy vm test-vm check bench bench-compare dashboard lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -163,6 +165,14 @@ test-install: setup-dev $(call WITH_GO,$(INSTALL)) ## the Helm chart and the kus
 
 test-prometheus: setup-dev oracles prometheus ## a real Prometheus watches a node that breaks: alerts, dashboard, log queries
 	$(BIN)/python -m pytest tests/prometheus tests/kernel/test_log_queries.py $(ARGS)
+
+test-page: setup-dev ## the page in a real browser (Debian's Chromium)
+	@bash deploy/apt-install $(PAGE_PACKAGES)
+	$(BIN)/python -m pytest tests/page $(ARGS)
+
+pictures: setup-dev ## docs/pictures: the page as a browser shows it
+	@bash deploy/apt-install $(PAGE_PACKAGES)
+	$(BIN)/python -m tests.page.pictures docs/pictures
 
 test-image: setup-dev image $(call WITH_GO,cluster) ## the image, run with exactly what daemonset.yaml grants
 	$(BIN)/python -m pytest tests/image $(ARGS)

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import sys
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from agent import __version__
@@ -29,9 +30,16 @@ MIN_FILE_BYTES = 256 << 10
 MIN_LINES_BYTES = 128 << 10
 """The part of it that is for incidents has room for one of their lines."""
 MAX_PORTS = 16
+USAGE = 2
+"""Exit code for options that cannot be."""
 UNLIMITED = "unlimited"
+PAGES = ("none", "redacted", "names")
 LOGS = ("all", "problems", "none")
 REDACTION_KEY_BYTES = 16
+
+
+class PageError(Exception):
+    """The options do not go together; the text says why and what to do."""
 
 
 def ports(text: str) -> tuple[int, ...]:
@@ -207,6 +215,7 @@ def add_run(parser: EnvironmentParser) -> None:
     )
     add_kubernetes(parser)
     add_metrics(parser)
+    add_page(parser)
     add_client_filters(parser)
 
 
@@ -263,6 +272,46 @@ def add_metrics(parser: EnvironmentParser) -> None:
         metavar="CLIENTS",
         help="count at most this many clients one by one (default 200)",
     )
+
+
+def add_page(parser: EnvironmentParser) -> None:
+    """Whether people can look."""
+    parser.add_option(
+        "page",
+        choices=PAGES,
+        default="none",
+        help="serve a page for browsers beside the metrics, on loopback only (kubectl port-forward): with the "
+        "names that were looked up (names) or meaningless words for them (redacted) (default none)",
+    )
+
+
+def page_of(arguments: argparse.Namespace) -> str:
+    """How names are shown on the page, if there is one.
+
+    Raises:
+        PageError: nobody could see it, or it would show what is to be hidden.
+    """
+    where, page = arguments.metrics_address, str(arguments.page)
+    if page == "none":
+        return page
+    if where is None:
+        raise PageError(
+            "--page needs a port, and --metrics-address is none: give it an address, such as 127.0.0.1:9353"
+        )
+    if where.host and not is_reached_by_loopback(where.host):
+        raise PageError(
+            f"--page is served on loopback, which --metrics-address {where} leaves out: use :{where.port} or "
+            f"127.0.0.1:{where.port}"
+        )
+    if page == "names" and arguments.redact:
+        raise PageError("--page names would show the names that --redact hides: use --page redacted")
+    return page
+
+
+def is_reached_by_loopback(host: str) -> bool:
+    """Whether a port on this address takes connections to loopback addresses."""
+    found = ip_address(host)
+    return found.is_loopback or found.is_unspecified
 
 
 def add_replay(parser: EnvironmentParser) -> None:
@@ -475,6 +524,7 @@ def command_run(arguments: argparse.Namespace) -> int:
         metrics=arguments.metrics_address,
         metrics_by=arguments.metrics_by,
         metrics_cap=arguments.metrics_cap,
+        page=page_of(arguments),
         access=access_by(arguments.kubernetes),
     )
     if has_no_token(arguments.kubernetes):
@@ -555,5 +605,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             tell_kubelet(str(error))
         return 1
+    except PageError as error:
+        print(f"dnstrail: {error}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import secrets
 import signal
 import sys
 import time
@@ -24,9 +25,10 @@ from agent.export.metrics.sources import Agent as Numbers
 from agent.export.metrics.sources import Sources
 from agent.export.outlet import Outlet
 from agent.export.printer import LineOptions, Printer, RateLimit
+from agent.export.redaction import Redaction
 from agent.export.unnamed import Unnamed
 from agent.process import arm_watchdog, freeze_gc, leave, log
-from agent.serve import Server
+from agent.serve import Private, Server
 from agent.session.model import SECOND_NS, Settings
 from agent.session.table import SessionTable
 from agent.session.usual import UsualLookups
@@ -43,9 +45,13 @@ if TYPE_CHECKING:
     from agent.hop.endpoint import Endpoint
     from agent.hop.lookup import Lookups
     from agent.hop.record import Hop
+    from agent.page.flows import Flow
+    from agent.page.watcher import Watcher
     from agent.serve import Address
     from agent.session.outcome import Outcome
 
+KEY_BYTES = 16
+"""Of the key for the words that stand for names on the page."""
 WAIT_SECONDS = 0.1
 """Between two looks at the log of lookups, which does not wake its reader."""
 CALM_SECONDS = 0.5
@@ -85,6 +91,8 @@ class Options(NamedTuple):
     """Numbers by `namespace` or `workload` too."""
     metrics_cap: int = 200
     """Of so many at most."""
+    page: str = "none"
+    """Whether there is a page for browsers, and how it shows names that were looked up: `redacted` or `names`."""
     access: Access | None = None
     """How to get at the Kubernetes API; None without a cluster."""
 
@@ -96,6 +104,8 @@ class Together(NamedTuple):
     client: tuple[int | None, bytes]
     """Namespace, if it is on this node, and address."""
     server: Endpoint
+    flow: Flow | None = None
+    """What the page counts them in, if there is one."""
 
 
 class Once:
@@ -117,11 +127,14 @@ class Once:
 class Agent:
     """One node's agent: everything between the ring and the lines."""
 
-    def __init__(self, options: Options, capture: Capture, out: Outlet, sources: Sources) -> None:
+    def __init__(
+        self, options: Options, capture: Capture, out: Outlet, sources: Sources, watcher: Watcher | None = None
+    ) -> None:
         self._options = options
         self._sources = sources
         self._capture = capture
         self._out = out
+        self._watcher = watcher
         self.printer = Printer(options.lines, out, wall_offset_ns())
         self._known = Enrichment(options.ports, capture.was_read, options.access, options.lines.node)
         self.table = SessionTable(
@@ -141,7 +154,7 @@ class Agent:
         sources.agent = Numbers(capture, self.table, self.printer, out, watches)
         self._announcer = StateAnnouncer(sources)
         self._unnamed = Unnamed()
-        self._reporter = IncidentReporter(sources, self.printer, options.metrics_by)
+        self._reporter = IncidentReporter(sources, self.printer, options.metrics_by, watcher)
         self._losses = LossReport(self.printer, out)
         self._teacher = Teacher(capture, options.ports)
         self._looked_ns = 0
@@ -230,9 +243,14 @@ class Agent:
 
     def _label_of(self, outcome: Outcome) -> Together | None:
         who = self._who(outcome)
-        label = self._sources.tally.usual_label(outcome, self._explain(outcome, who), who)
-        client = outcome.client_netns, outcome.session.key.client.address
-        return None if label is None else Together(label, client, outcome.server)
+        verdict = self._explain(outcome, who)
+        label = self._sources.tally.usual_label(outcome, verdict, who)
+        if label is None:
+            return None
+        client, flow = (outcome.client_netns, outcome.session.key.client.address), None
+        if self._watcher is not None:
+            flow = self._watcher.flow_of(outcome, verdict, who, time.monotonic_ns())
+        return Together(label, client, outcome.server, flow)
 
     def _count_usual(self) -> None:
         """Count the lookups that nobody looked at."""
@@ -244,6 +262,8 @@ class Agent:
             self._sources.tally.count_together(together.label, *numbers)
             self._sources.incidents.count(together.client, together.server, numbers[0])
             self.printer.hold_back(numbers[0])
+            if together.flow is not None:
+                together.flow.count_together(numbers[0], numbers[2])
         self._sources.tally.count_times(times)
 
     def _read_rest(self, end: float) -> None:
@@ -282,7 +302,10 @@ class Agent:
             live.expect_clients_from_elsewhere()
         verdict = self._explain(outcome, who)
         self._sources.tally.count(outcome, verdict, who)
-        incident = self._sources.incidents.note(outcome, verdict, who, time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        incident = self._sources.incidents.note(outcome, verdict, who, now_ns)
+        if self._watcher is not None:
+            self._watcher.note(outcome, verdict, who, incident, now_ns)
         rank = self.printer.admits(outcome, verdict, who, incident)
         if rank is None:
             return
@@ -333,11 +356,32 @@ class Agent:
         offset = wall_offset_ns()
         self.printer.context = self.printer.context._replace(wall_offset_ns=offset)
         self._known.who.wall_offset_ns = offset
+        if self._watcher is not None:
+            self._watcher.context = self.printer.context
 
 
-def serving(where: Address | None, sources: Sources) -> AbstractContextManager[Server | None]:
+def serving(options: Options, sources: Sources, watcher: Watcher | None) -> AbstractContextManager[Server | None]:
     """The HTTP server, before there is anything to tell: readiness begins with the reason for its lack."""
-    return nullcontext() if where is None else Server(where, Pages(sources).by_path, sources.traffic)
+    if options.metrics is None:
+        return nullcontext()
+    private = None
+    if watcher is not None:
+        from agent.page.pages import Node, PrivatePages  # noqa: PLC0415  its memory is for those who want a page
+
+        private = Private(PrivatePages(sources, watcher, Node(options.lines.node, options.page)).by_path)
+    return Server(options.metrics, Pages(sources).by_path, sources.traffic, private=private)
+
+
+def watching(options: Options, sources: Sources) -> Watcher | None:
+    """What keeps problems for the page; None without one."""
+    if options.page == "none":
+        return None
+    from agent.page.watcher import Watcher  # noqa: PLC0415  as above
+
+    # The words are those of the lines, where these have words too.
+    key = options.lines.redaction_key or secrets.token_bytes(KEY_BYTES)
+    redaction = None if options.page == "names" else Redaction(key)
+    return Watcher(redaction, sources.tally, time.monotonic_ns())
 
 
 def run(options: Options) -> NoReturn:
@@ -350,11 +394,12 @@ def run(options: Options) -> NoReturn:
     begun = time.monotonic()
     clients = None if options.metrics_by == "none" else Clients(ByClient(options.metrics_by, options.metrics_cap))
     sources = Sources(clients)
+    watcher = watching(options, sources)
     with (
-        serving(options.metrics, sources) as server,
+        serving(options, sources, watcher) as server,
         Capture(list(options.ports), options.ring_bytes) as capture,
     ):
-        agent = Agent(options, capture, Outlet(sys.stdout.fileno()), sources)
+        agent = Agent(options, capture, Outlet(sys.stdout.fileno()), sources, watcher)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, agent.stop)
         log(
@@ -363,6 +408,8 @@ def run(options: Options) -> NoReturn:
         )
         if server is not None:
             log(f"metrics and health at {server.address}")
+            if watcher is not None:
+                log(f"a page for browsers at http://localhost:{server.address.port}/, on loopback only")
         for limit in capture.limits:
             log(f"limited: {limit}")
         freeze_gc()

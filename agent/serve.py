@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import signal
 import socket
 import sys
 import threading
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from http import HTTPStatus
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from agent.export.metrics.pages import PLAIN, Page
+from agent.export.metrics.pages import NOTHING, PLAIN, Page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from types import TracebackType
 
     from agent.export.metrics.sources import Traffic
@@ -38,6 +39,10 @@ STOP_SECONDS = 1.0
 STUCK_SECONDS = 0.1
 """Wait so long when the system has no descriptor left for another connection."""
 METHODS = ("GET", "HEAD")
+HEADERS = ("accept", "host", "sec-fetch-site")
+LOCAL_NAME = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
+SAME_SITE = ("", "none", "same-origin")
+ELSEWHERE = "this page is served on loopback only: use kubectl port-forward, or ssh -L"
 
 
 class ServeError(Exception):
@@ -78,7 +83,32 @@ class Request(NamedTuple):
     method: str
     path: str
     accept: str
-    """The header of that name."""
+    """The header of that name, like those below."""
+    query: str = ""
+    """What stands behind the question mark."""
+    host: str = ""
+    site: str = ""
+    """Sec-Fetch-Site: how the page that asks is related to what it asks for. Only browsers say so."""
+
+
+class Stream(NamedTuple):
+    """An answer that goes on until the reader goes away or is too slow."""
+
+    status: int
+    content_type: str
+    parts: Callable[[], AsyncGenerator[bytes, None]]
+    """Each is written before the next one is made."""
+
+
+class Private(NamedTuple):
+    """Pages for who sits at this machine."""
+
+    pages: Mapping[str, Callable[[Request], Page | Stream]]
+    """By path, what makes the answer. Called in the server's thread."""
+    streams: int = 4
+    """Open at once; they are among the connections, and make room for others first."""
+    stream_seconds: float = 600.0
+    """A browser asks anew for a stream that ended."""
 
 
 def address(text: str) -> Address | None:
@@ -109,7 +139,7 @@ def _is_ip(text: str) -> bool:
 
 
 def parse(data: bytes) -> Request:
-    """Read the request line and the header that matters (RFC 9112 2 to 5).
+    """Read the request line and the headers that matter (RFC 9112 2 to 5).
 
     Raises:
         BadRequestError: It cannot be read, or does not end.
@@ -119,9 +149,33 @@ def parse(data: bytes) -> Request:
     parts = line.split(" ")
     if not end or len(parts) != 3 or not parts[2].startswith("HTTP/1.") or not parts[1].startswith("/"):  # noqa: PLR2004  RFC 9112 3
         raise BadRequestError(line)
-    named = (field.partition(":") for field in fields)
-    accept = ",".join(value.strip() for name, _, value in named if name.lower() == "accept")
-    return Request(parts[0], parts[1].partition("?")[0], accept)
+    named = [(name.lower(), value.strip()) for name, _, value in (field.partition(":") for field in fields)]
+    accept, host, site = (",".join(value for name, value in named if name == wanted) for wanted in HEADERS)
+    path, _, query = parts[1].partition("?")
+    return Request(parts[0], path, accept, query, host, site)
+
+
+def is_loopback(connection: socket.socket) -> bool:
+    """Whether the client connected to a loopback address of this host."""
+    try:
+        local = ip_address(connection.getsockname()[0].partition("%")[0])
+    except (OSError, ValueError):
+        return False
+    mapped = local.ipv4_mapped if isinstance(local, IPv6Address) else None
+    return (mapped or local).is_loopback
+
+
+def why_not_private(request: Request) -> str | None:
+    """Why a request over loopback gets no private page; None if it does.
+
+    A page of another site that a browser shows may point a name of its own at this host (DNS rebinding): the name that
+    the browser asked for stands in Host. Or it may ask straight: then the browser says that it is of another site.
+    """
+    if not LOCAL_NAME.fullmatch(request.host):
+        return "ask for this page as localhost, 127.0.0.1 or [::1]"
+    if request.site not in SAME_SITE:
+        return "this page is not for other sites: type its address"
+    return None
 
 
 class Server:
@@ -137,6 +191,7 @@ class Server:
         pages: Mapping[str, Callable[[str], Page]],
         traffic: Traffic,
         limits: Limits = Limits(),  # noqa: B008  immutable
+        private: Private | None = None,
     ) -> None:
         """Open the port; connections wait until the context is entered.
 
@@ -145,12 +200,15 @@ class Server:
             pages: By path, what makes the answer from the header Accept. Called in the server's thread.
             traffic: Counts what happens.
             limits: What clients may cost.
+            private: Pages for clients on loopback alone.
         """
         self._listener = listen(where)
         self.address = Address(where.host, self._listener.getsockname()[1])
         self._pages = pages
         self._traffic = traffic
         self._limits = limits
+        self._private = private or Private({})
+        self._streams: dict[asyncio.Task[None], None] = {}
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -195,8 +253,8 @@ class Server:
 
     def _admit(self, connection: socket.socket) -> None:
         if len(self._open) >= self._limits.connections:
-            # An honest client needs a millisecond, so it is not the oldest.
-            next(iter(self._open)).cancel()
+            # An honest client needs a millisecond, so it is not the oldest. A stream is asked for anew.
+            next(iter(self._streams or self._open)).cancel()
             self._traffic.refused += 1
         task = asyncio.create_task(self._serve(connection))
         self._open[task] = None
@@ -208,18 +266,26 @@ class Server:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
                 async with asyncio.timeout(self._limits.seconds):
-                    await self._converse(connection)
+                    stream = await self._converse(connection)
             except TimeoutError:
                 self._traffic.count(HTTPStatus.REQUEST_TIMEOUT)
+                return
+            if stream is not None:
+                await self._go_on(connection, stream)
 
-    async def _converse(self, connection: socket.socket) -> None:
+    async def _converse(self, connection: socket.socket) -> Stream | None:
+        """Answer; a stream is left to the caller."""
         loop = asyncio.get_running_loop()
         head = await self._read_head(connection)
         if not head:
-            return
-        page, wants_body = self._answer(head)
+            return None
+        page, wants_body = self._answer(head, connection)
         self._traffic.count(page.status)
+        if isinstance(page, Stream) and wants_body:
+            self._note_stream()
         await loop.sock_sendall(connection, _head_of(page))
+        if isinstance(page, Stream):
+            return page if wants_body else None
         if wants_body:
             await loop.sock_sendall(connection, page.body)
         # Closed with unread bytes, a connection is reset, and the client may lose the answer.
@@ -227,6 +293,31 @@ class Server:
         for _ in range(READS):
             if not await loop.sock_recv(connection, READ_BYTES):
                 break
+        return None
+
+    async def _go_on(self, connection: socket.socket, stream: Stream) -> None:
+        """Write a stream, until its reader is gone or takes too long for one part of it."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._private.stream_seconds
+        try:
+            async with aclosing(stream.parts()) as parts:
+                async for part in parts:
+                    async with asyncio.timeout(self._limits.seconds):
+                        await loop.sock_sendall(connection, part)
+                    if loop.time() > end:
+                        return
+        except TimeoutError:
+            self._traffic.count(HTTPStatus.REQUEST_TIMEOUT)
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001  as with pages
+            print(f"dnstrail: a stream failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+    def _note_stream(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  each connection has one
+        self._streams[task] = None
+        task.add_done_callback(self._streams.pop)
 
     async def _read_head(self, connection: socket.socket) -> bytes:
         """The request line and the header, or what came instead; nothing if the client went away."""
@@ -238,22 +329,33 @@ class Server:
                 return head[: self._limits.head_bytes] if data else b""
         return head
 
-    def _answer(self, head: bytes) -> tuple[Page, bool]:
-        """The page, and whether its body is wanted."""
+    def _answer(self, head: bytes, connection: socket.socket) -> tuple[Page | Stream, bool]:
+        """The answer, and whether its body is wanted."""
         try:
             request = parse(head)
         except BadRequestError:
             return _problem(HTTPStatus.BAD_REQUEST), True
         if request.method not in METHODS:
             return _problem(HTTPStatus.METHOD_NOT_ALLOWED), True
-        make = self._pages.get(request.path)
-        if make is None:
-            return _problem(HTTPStatus.NOT_FOUND), request.method == "GET"
+        wants_body = request.method == "GET"
         try:
-            return make(request.accept), request.method == "GET"
+            return self._page_of(request, here=is_loopback(connection)), wants_body
         except Exception as error:  # noqa: BLE001  a page that fails must not take the port with it
             print(f"dnstrail: {request.path}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             return _problem(HTTPStatus.INTERNAL_SERVER_ERROR), True
+
+    def _page_of(self, request: Request, *, here: bool) -> Page | Stream:
+        """A private page for a client on loopback (`here`), else a public one."""
+        public, private = self._pages.get(request.path), self._private.pages.get(request.path)
+        if private is None or (public is not None and not here):
+            return _problem(HTTPStatus.NOT_FOUND) if public is None else public(request.accept)
+        reason = why_not_private(request) if here else ELSEWHERE
+        if reason is not None:
+            return _problem(HTTPStatus.FORBIDDEN, reason)
+        found = private(request)
+        if isinstance(found, Stream) and len(self._streams) >= self._private.streams:
+            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, f"{len(self._streams)} are looking at this page already")
+        return found
 
 
 def listen(where: Address) -> socket.socket:
@@ -281,18 +383,21 @@ def _reason(error: OSError) -> str:
     return f"{error.strerror}; {remedy}"
 
 
-def _problem(status: HTTPStatus) -> Page:
-    return Page(status, PLAIN, f"{status.value} {status.phrase}\n".encode())
+def _problem(status: HTTPStatus, reason: str = "") -> Page:
+    words = f"{status.value} {status.phrase}" + (f": {reason}" if reason else "")
+    return Page(status, PLAIN, f"{words}\n".encode())
 
 
-def _head_of(page: Page) -> bytes:
+def _head_of(page: Page | Stream) -> bytes:
     lines = (
         f"HTTP/1.1 {page.status} {HTTPStatus(page.status).phrase}",
         f"Content-Type: {page.content_type}",
-        f"Content-Length: {len(page.body)}",
+        *([f"Content-Length: {len(page.body)}"] if isinstance(page, Page) else []),
         "Cache-Control: no-store",
         "X-Content-Type-Options: nosniff",
-        "Content-Security-Policy: default-src 'none'",
+        "Referrer-Policy: no-referrer",
+        "Cross-Origin-Resource-Policy: same-origin",
+        f"Content-Security-Policy: {page.policy if isinstance(page, Page) else NOTHING}",
         *(["Allow: GET, HEAD"] if page.status == HTTPStatus.METHOD_NOT_ALLOWED else []),
         "Connection: close",
     )

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from agent.export.clock import SECOND_NS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agent.explain.incidents import Account
+    from agent.export.incident_line import IncidentLine
     from agent.export.metrics.sources import Sources
     from agent.export.printer import Printer
 
 LOOK_NS = SECOND_NS
 """How often it is looked whether there is something to tell: soon enough for a person."""
+
+
+class IncidentWatcher(Protocol):
+    """Who else wants to see them."""
+
+    def put_up(
+        self,
+        going: Iterable[tuple[Account, IncidentLine]],
+        ended: Iterable[tuple[Account, IncidentLine]],
+        now_ns: int,
+        /,
+    ) -> None:
+        """Take them: those that go on, the most important ones first, and those that are over, the latest first."""
 
 
 class IncidentReporter:
@@ -21,13 +38,17 @@ class IncidentReporter:
         sources: Where they are, and where the list is put up.
         printer: Writes their lines.
         metrics_by: What the HTTP port may tell of clients.
+        watcher: Gets all of them once a second, if there is a page.
     """
 
-    def __init__(self, sources: Sources, printer: Printer, metrics_by: str) -> None:
+    def __init__(
+        self, sources: Sources, printer: Printer, metrics_by: str, watcher: IncidentWatcher | None = None
+    ) -> None:
         self._incidents = sources.incidents
         self._board = sources.board
         self._printer = printer
         self._metrics_by = metrics_by
+        self._watcher = watcher
         self._looked_ns = -LOOK_NS
 
     def report(self, now_ns: int) -> None:
@@ -41,5 +62,8 @@ class IncidentReporter:
         for incident, account in self._incidents.due(now_ns, self._printer.room_for_incidents()):
             self._printer.write_incident(incident, account)
         line = self._printer.incident_line
-        going = [line(account) for account in self._incidents.accounts()]
-        self._board.put_up(going, [line(account) for account in reversed(self._incidents.recent)], self._metrics_by)
+        going = [(account, line(account)) for account in self._incidents.accounts()]
+        ended = [(account, line(account)) for account in reversed(self._incidents.recent)]
+        self._board.put_up([one for _, one in going], [one for _, one in ended], self._metrics_by)
+        if self._watcher is not None:
+            self._watcher.put_up(going, ended, now_ns)

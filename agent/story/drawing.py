@@ -103,7 +103,7 @@ def name_of(place: Place, line: Line) -> str:
 
 def _end(way: Way, line: Line, arrow: Arrows) -> list[Piece]:
     if way.end is End.DROPPED:
-        return [Piece(f"{arrow.broken} {_lost(way.drop)}", RED)]
+        return [Piece(f"{arrow.broken} {loss_words(way.drop)}", RED)]
     far = ENDS[way.leg][1]
     beyond = name_of(far, line) if way.inferred else way.stops[-1].destination
     rest = [] if way.is_taken_here or way.end is End.LOST_SIGHT else [Piece(f"{arrow.unseen} {beyond}")]
@@ -114,7 +114,7 @@ def _end(way: Way, line: Line, arrow: Arrows) -> list[Piece]:
     return rest
 
 
-def _lost(drop: HopLine | None) -> str:
+def loss_words(drop: HopLine | None) -> str:
     """That the packet was dropped, if the kernel said so, and what it said."""
     if drop is None or not (drop.reason or drop.location):
         return "lost"

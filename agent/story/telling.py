@@ -56,29 +56,30 @@ def stories(problems: Problems, look: Look) -> Iterator[str]:
 def story(group: Group, look: Look) -> Iterator[str]:
     """One problem."""
     line = group.example
-    outcome = _outcome(line)
+    outcome = outcome_of(line)
     node = f" on {line.node}" if line.node else ""
     code = line.cause.code if line.cause else NO_PROBLEM if outcome is FINE else NO_CAUSE
     title = f"{code}{node}: {number(group.lookups, 'lookup')} {outcome.words}"
     yield painted(Piece(title, outcome.colour), look)
-    yield from paragraph(" ".join(_beginning(line)), look, INDENT, INDENT)
+    yield from paragraph(" ".join(beginning(line)), look, INDENT, INDENT)
     if group.lookups > 1:
         yield from paragraph(" ".join(_repeats(group)), look, INDENT, INDENT)
     yield ""
     yield from drawing(line, look)
     if line.cause is not None or line.findings:
         yield ""
-    for label, text in _explanation(line):
+    for label, text in explanation(line):
         yield from paragraph(text, look, f"{INDENT}{label:<{LABEL_COLUMNS}}", " " * (len(INDENT) + LABEL_COLUMNS))
 
 
-def _outcome(line: Line) -> Outcome:
+def outcome_of(line: Line) -> Outcome:
+    """How the lookup ended, for people."""
     if line.cause is None and line.status == Status.SUCCEEDED:
         return FINE
     return next((words for status, words in OUTCOMES.items() if line.status == status), OUTCOMES[Status.FAILED])
 
 
-def _beginning(line: Line) -> Iterator[str]:
+def beginning(line: Line) -> Iterator[str]:
     """Who asked whom for what, and when; how it went on."""
     yield f"{_client(line)} asked {_server(line)} for {_question(line)} at {time_words(line.time)}."
     if line.upstream_of is not None:
@@ -150,7 +151,7 @@ def _examples(words: list[str]) -> str:
     return listed(words) if words == first else f"{', '.join(first)} and others"
 
 
-def _explanation(line: Line) -> Iterator[tuple[str, str]]:
+def explanation(line: Line) -> Iterator[tuple[str, str]]:
     """Labels and what stands behind them."""
     for label, texts in EXPLANATION:
         for position, text in enumerate(texts(line)):

@@ -65,6 +65,9 @@ class Stop(NamedTuple):
     devices: tuple[str, ...]
     source: str
     destination: str
+    first_seconds: float
+    """When it was seen there first, since the lookup began."""
+    last_seconds: float
 
 
 class End(Enum):
@@ -112,6 +115,31 @@ def ways(line: Line) -> list[Way]:
     return [way for way in found if way is not None]
 
 
+def every_way(line: Line, most: int) -> list[Way]:
+    """As `ways`, and each copy by itself where the client sent several.
+
+    Args:
+        line: the lookup.
+        most: of each message; those between the first ones and the last are left out.
+    """
+    found = ways(line)
+    return [way for one in found for way in ([one] if one.copies == 1 else _attempts(line, one, most))]
+
+
+def _attempts(line: Line, chosen: Way, most: int) -> list[Way]:
+    if chosen.leg not in CLIENTS:
+        return [chosen]
+    copies = _copies(_hops(line, chosen.leg))
+    numbers = sorted({*range(len(copies))[: most - 1], len(copies) - 1, chosen.copy - 1})
+    is_loss = bool(line.path_bit_map & DROPPED[chosen.leg])
+    return [
+        chosen
+        if number == chosen.copy - 1
+        else _way_of(line, chosen.leg, copies, number, is_lost=is_loss and copies[number][-1].event == DROP)
+        for number in numbers
+    ]
+
+
 def _is_lost_upstream(line: Line) -> bool:
     """Whether the cause is the loss of a packet, and that was none between client and server."""
     text = CAUSES.get(line.cause.code) if line.cause else None
@@ -135,9 +163,22 @@ def _way(line: Line, leg: Leg, *, is_loss: bool) -> Way | None:
     if not copies:
         return None
     lost = _lost(copies) if is_loss else None
-    copy = copies[-1 if lost is None else lost]
-    if lost is not None:
-        copy = copy[: 1 + max(number for number, hop in enumerate(copy) if hop.event == DROP)]
+    return _way_of(line, leg, copies, len(copies) - 1 if lost is None else lost, is_lost=lost is not None)
+
+
+def _way_of(line: Line, leg: Leg, copies: list[list[HopLine]], number: int, *, is_lost: bool) -> Way:
+    """The way of one copy.
+
+    Args:
+        line: the lookup.
+        leg: which message.
+        copies: all of it.
+        number: which of them.
+        is_lost: whether it was lost where it was dropped.
+    """
+    copy = copies[number]
+    if is_lost:
+        copy = copy[: 1 + max(position for position, hop in enumerate(copy) if hop.event == DROP)]
     stops = _stops(copy, line, leg)
     near, far = ENDS[leg]
     return Way(
@@ -148,9 +189,9 @@ def _way(line: Line, leg: Leg, *, is_loss: bool) -> Way | None:
         stops=stops,
         is_taken_here=stops[-1].place is far,
         inferred=leg in ARRIVED and ARRIVED[leg].name in line.inferred,
-        end=_END[leg](line, stops) if lost is None else End.DROPPED,
-        drop=None if lost is None else copy[-1],
-        copy=1 + (len(copies) - 1 if lost is None else lost),
+        end=End.DROPPED if is_lost else _END[leg](line, stops),
+        drop=copy[-1] if is_lost else None,
+        copy=1 + number,
         copies=len(copies),
     )
 
@@ -207,10 +248,11 @@ def _stops(copy: list[HopLine], line: Line, leg: Leg) -> tuple[Stop, ...]:
     stops: list[Stop] = []
     for hop in copy:
         place = _place(hop, line, leg)
-        devices = (hop.interface,) if hop.interface else ()
+        devices, since = (hop.interface,) if hop.interface else (), hop.offset_seconds
         if stops and (stops[-1].place, stops[-1].netns) == (place, hop.netns):
-            devices = tuple(dict.fromkeys((*stops.pop().devices, *devices)))
-        stops.append(Stop(place, hop.netns, devices, hop.source, hop.destination))
+            before = stops.pop()
+            devices, since = tuple(dict.fromkeys((*before.devices, *devices))), before.first_seconds
+        stops.append(Stop(place, hop.netns, devices, hop.source, hop.destination, since, hop.offset_seconds))
     return tuple(stops)
 
 

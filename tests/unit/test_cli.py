@@ -43,6 +43,7 @@ WRONG = [
     ("max-sessions", "x"),
     ("type", "NOSUCHTYPE"),
     ("status", "failed?"),
+    ("page", "yes"),
 ]
 RIGHT = [
     ("ports", "53,5353", (53, 5353)),
@@ -66,6 +67,7 @@ RIGHT = [
     ("status", "Failed", ["Failed"]),
     ("rcode", "SERVFAIL", ["SERVFAIL"]),
     ("cause", "LeftNode", ["LeftNode"]),
+    ("page", "redacted", "redacted"),
 ]
 
 
@@ -132,7 +134,15 @@ def test_an_option_and_its_variable_mean_the_same(name, value, result, monkeypat
 
 @pytest.mark.parametrize(("name", "value", "result"), RIGHT)
 def test_the_command_line_wins_over_the_variable(name, value, result, monkeypatch):
-    other = {"ports": "54", "log": "none", "output": "json", "status": "Succeeded", "type": "MX", "ring-size": "4096"}
+    other = {
+        "ports": "54",
+        "log": "none",
+        "output": "json",
+        "status": "Succeeded",
+        "type": "MX",
+        "ring-size": "4096",
+        "page": "names",
+    }
     monkeypatch.setenv(variable(name), other.get(name, "3"))
     assert parsed(f"--{name}", value)[name.replace("-", "_")] == result
 
@@ -254,6 +264,35 @@ def test_incidents_alone_can_be_asked_for_where_there_are_some(capsys):
     with pytest.raises(SystemExit):
         build_parser().parse_args(["replay", "--log=incidents", "x.pcap"])
     assert "--log" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--page=names", "--metrics-address=none"], "--page needs a port"),
+        (["--page=redacted", "--metrics-address=192.0.2.1:9353"], "use :9353 or 127.0.0.1:9353"),
+        (["--page=redacted", "--metrics-address=[2001:db8::1]:80"], "use :80 or 127.0.0.1:80"),
+        (["--page=names", "--redact"], "use --page redacted"),
+    ],
+)
+def test_a_page_that_nobody_could_see_or_that_shows_what_is_to_be_hidden_is_a_usage_error(
+    arguments, words, monkeypatch, capsys
+):
+    monkeypatch.setitem(cli.COMMANDS, "run", cli.page_of)
+    assert main(["run", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert words in err
+
+
+@pytest.mark.parametrize("where", [":9353", "127.0.0.1:9353", "127.0.0.2:1", "[::1]:9353", "0.0.0.0:9353", "[::]:9353"])
+def test_a_page_is_served_where_loopback_is_among_the_addresses(where):
+    arguments = build_parser().parse_args(["run", "--page=redacted", "--redact", f"--metrics-address={where}"])
+    assert cli.page_of(arguments) == "redacted"
+
+
+def test_there_is_no_page_unless_it_is_asked_for():
+    assert cli.page_of(build_parser().parse_args(["run", "--metrics-address=none"])) == "none"
 
 
 def test_failures_are_limited_live_and_never_in_replay():

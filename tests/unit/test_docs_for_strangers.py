@@ -26,7 +26,7 @@ OWN_WORDS = (
     *(README, CONTRIBUTING, ROOT / "SECURITY.md"),
     *(
         DOCS / f"{name}.md"
-        for name in ("costs", "design", "explain", "glossary", "install", "kernels", "limits", "logs")
+        for name in ("costs", "design", "explain", "glossary", "install", "kernels", "limits", "logs", "page")
     ),
     *(DOCS / f"{name}.md" for name in ("security", "usage")),
     *sorted((DOCS / "runbooks").glob("*.md")),

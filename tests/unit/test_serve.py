@@ -211,7 +211,7 @@ def test_any_bytes_are_a_request_or_none(data):
 
 def test_the_header_that_chooses_the_format_is_read_in_any_spelling():
     data = b"GET /metrics?name[]=up HTTP/1.1\r\nhost: a\r\naCCept:text/plain \r\nACCEPT: */*\r\n\r\n"
-    assert parse(data) == Request("GET", "/metrics", "text/plain,*/*")
+    assert parse(data) == Request("GET", "/metrics", "text/plain,*/*", "name[]=up", "a")
 
 
 def test_a_request_that_comes_in_pieces_is_understood():

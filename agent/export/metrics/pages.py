@@ -22,6 +22,7 @@ OK, UNAVAILABLE = 200, 503
 JSON = "application/json"
 PLAIN = "text/plain; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text"
+NOTHING = "default-src 'none'"
 ALIVE_SECONDS = 10.0
 """A turn takes a tenth of a second, or some when the ring is full; after this long without one the loop hangs."""
 START_SECONDS = 60.0
@@ -36,6 +37,8 @@ class Page(NamedTuple):
     status: int
     content_type: str
     body: bytes
+    policy: str = NOTHING
+    """Content-Security-Policy: what a browser may load and run for it."""
 
 
 class Pages:

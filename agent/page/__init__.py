@@ -1,0 +1,1 @@
+"""The page: what goes on at this node, for a person with a browser."""
