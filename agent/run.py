@@ -20,12 +20,15 @@ from agent.export.incident_reporter import IncidentReporter
 from agent.export.loss_report import LossReport
 from agent.export.metrics.clients import ByClient, Clients
 from agent.export.metrics.pages import ALIVE_SECONDS, Pages
-from agent.export.metrics.sources import Agent as Numbers
+from agent.export.metrics.sources import Agent as AgentNumbers
 from agent.export.metrics.sources import Sources
 from agent.export.outlet import Outlet
 from agent.export.printer import LineOptions, Printer, RateLimit
 from agent.export.unnamed import Unnamed
 from agent.process import arm_watchdog, freeze_gc, leave, log
+from agent.readers.feed import Feed, Numbers
+from agent.readers.hub import Hub
+from agent.readers.place import Place, PlaceError
 from agent.serve import Server
 from agent.session.model import SECOND_NS, Settings
 from agent.session.table import SessionTable
@@ -87,6 +90,8 @@ class Options(NamedTuple):
     """Of so many at most."""
     access: Access | None = None
     """How to get at the Kubernetes API; None without a cluster."""
+    readers: str = ""
+    """Path of the socket for `dnstrail trace` and its like; empty for none."""
 
 
 class Together(NamedTuple):
@@ -117,7 +122,9 @@ class Once:
 class Agent:
     """One node's agent: everything between the ring and the lines."""
 
-    def __init__(self, options: Options, capture: Capture, out: Outlet, sources: Sources) -> None:
+    def __init__(
+        self, options: Options, capture: Capture, out: Outlet, sources: Sources, hub: Hub | None = None
+    ) -> None:
         self._options = options
         self._sources = sources
         self._capture = capture
@@ -138,9 +145,10 @@ class Agent:
         self._examples = RateLimit(options.lines.log_rate if options.lines.log == "all" else 0)
         self._set_clock()
         watches = (lambda: self._known.watches) if options.access else None
-        sources.agent = Numbers(capture, self.table, self.printer, out, watches)
+        sources.agent = AgentNumbers(capture, self.table, self.printer, out, watches)
         self._announcer = StateAnnouncer(sources)
         self._unnamed = Unnamed()
+        self._feed = Feed(hub, self.printer, sources.incidents, self._numbers)
         self._reporter = IncidentReporter(sources, self.printer, options.metrics_by)
         self._losses = LossReport(self.printer, out)
         self._teacher = Teacher(capture, options.ports)
@@ -175,6 +183,7 @@ class Agent:
         self._look_around(now_ns)
         self._show_unnamed(time.monotonic())
         self._reporter.report(now_ns)
+        self._feed.flush(now_ns)
         for line in self._announcer.lines(time.monotonic()):
             log(line)
         if time.monotonic() - self._reported > REPORT_SECONDS:
@@ -184,9 +193,9 @@ class Agent:
         """Until there is something to do, or it is time to look."""
         begun = time.monotonic()
         self._capture.wait(WAIT_SECONDS)
-        while (
-            not (self._stopped_at or self._capture.presses) and time.monotonic() - begun < CALM_SECONDS - WAIT_SECONDS
-        ):
+        while not (self._stopped_at or self._capture.presses or self._feed.readers):
+            if time.monotonic() - begun >= CALM_SECONDS - WAIT_SECONDS:
+                return
             self._capture.wait(WAIT_SECONDS)
 
     def finish(self) -> None:
@@ -197,6 +206,7 @@ class Agent:
         self._show_open(end - WRITE_SECONDS)
         self._show_unnamed(float("inf"))
         self._reporter.tell(time.monotonic_ns())
+        self._feed.flush(time.monotonic_ns())
         self._out.close(max(WRITE_SECONDS, end - time.monotonic()))
         self._say_losses()
         self._known.close(max(0.0, end - time.monotonic()))
@@ -225,7 +235,8 @@ class Agent:
     def _sift(self, taken: Lookups, ahead: Lookups, hops: list[Hop], seen_until_ns: int) -> list[int]:
         """Those lookups that need a session: of the others a few do, while there is room for their lines."""
         assert self._usual is not None  # noqa: S101  the caller has seen to it
-        wanted = self._examples.take(taken.count, time.monotonic())
+        now = time.monotonic()
+        wanted = max(self._examples.take(taken.count, now), self._feed.examples(taken.count, now))
         return self._usual.sift(taken, ahead, hops, wanted, seen_until_ns)
 
     def _label_of(self, outcome: Outcome) -> Together | None:
@@ -244,6 +255,7 @@ class Agent:
             self._sources.tally.count_together(together.label, *numbers)
             self._sources.incidents.count(together.client, together.server, numbers[0])
             self.printer.hold_back(numbers[0])
+            self._feed.pass_over(numbers[0])
         self._sources.tally.count_times(times)
 
     def _read_rest(self, end: float) -> None:
@@ -283,6 +295,8 @@ class Agent:
         verdict = self._explain(outcome, who)
         self._sources.tally.count(outcome, verdict, who)
         incident = self._sources.incidents.note(outcome, verdict, who, time.monotonic_ns())
+        if self._feed.readers:
+            self._feed.show(outcome, verdict, who)
         rank = self.printer.admits(outcome, verdict, who, incident)
         if rank is None:
             return
@@ -309,6 +323,12 @@ class Agent:
         for outcome in self._unnamed.due(now):
             who = self._who(outcome)
             self.printer.write(outcome, self._explain(outcome, who), who())
+        for outcome in self._feed.due(now):
+            who = self._who(outcome)
+            self._feed.send(outcome, self._explain(outcome, who), who)
+
+    def _numbers(self) -> Numbers:
+        return Numbers(self.table.counts.sessions, len(self.table), self._capture.losses.total)
 
     def _lose(self, loss: Loss) -> None:
         self.table.record_loss(loss.start_ns, loss.end_ns)
@@ -340,6 +360,17 @@ def serving(where: Address | None, sources: Sources) -> AbstractContextManager[S
     return nullcontext() if where is None else Server(where, Pages(sources).by_path, sources.traffic)
 
 
+def hearing(path: str) -> AbstractContextManager[Hub | None]:
+    """The socket for readers, where it can be had; else the reason why not is said, once."""
+    if not path:
+        return nullcontext()
+    try:
+        return Hub(Place(path))
+    except PlaceError as error:
+        log(f"dnstrail trace and top cannot read along: {path}: {error} (--trace-socket)")
+        return nullcontext()
+
+
 def run(options: Options) -> NoReturn:
     """Be the agent, to the end of the process.
 
@@ -352,9 +383,10 @@ def run(options: Options) -> NoReturn:
     sources = Sources(clients)
     with (
         serving(options.metrics, sources) as server,
+        hearing(options.readers) as hub,
         Capture(list(options.ports), options.ring_bytes) as capture,
     ):
-        agent = Agent(options, capture, Outlet(sys.stdout.fileno()), sources)
+        agent = Agent(options, capture, Outlet(sys.stdout.fileno()), sources, hub)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, agent.stop)
         log(
@@ -373,4 +405,6 @@ def run(options: Options) -> NoReturn:
             if server is not None:
                 # Before the memory that it reads is gone.
                 server.stop()
+            if hub is not None:
+                hub.stop()
     leave()
