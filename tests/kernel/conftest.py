@@ -41,7 +41,7 @@ class Watch:
         self.err = folder / "diagnostics"
         with self.out.open("w") as out, self.err.open("w") as err:
             # Several run at once, and only one can have the port.
-            command = [*within, *DNSTRAIL, "run", "--metrics-address=none", *EVERY_FAILURE, *options]
+            command = [*within, *DNSTRAIL, "run", "--metrics-address=none", "--trace-socket=none", *EVERY_FAILURE, *options]
             self.process = subprocess.Popen(command, stdout=out, stderr=err)
         self._until(lambda: "ready in" in self.diagnostics(), READY_SECONDS, "it says that it watches")
 
