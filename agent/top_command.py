@@ -20,7 +20,7 @@ from agent.story.problems import bound, make_showable
 from agent.story.text import Look, time_words
 from agent.watch.board import Board, rows
 from agent.watch.keys import ESCAPE, REDRAW
-from agent.watch.live import TICK_SECONDS, Clock, Rate, checked, received
+from agent.watch.live import TICK_SECONDS, Clock, Rate, checked, end_by_signals, received
 from agent.watch.losses import losses
 from agent.watch.out import look_of, write
 from agent.watch.screen import Screen, is_usable
@@ -92,6 +92,7 @@ def _of_files(options: Options) -> int:
 
 def _of_now(options: Options) -> int:
     on_screen = not options.once and is_usable(os.environ)
+    end_by_signals()
     try:
         with Source(
             options.socket, Wanted(options.wanted, problems=True, incidents=True), is_quiet=on_screen
@@ -128,14 +129,10 @@ class Now:
         for text in texts:
             found = checked(message(text))
             if isinstance(found, Line):
-                bound(found)
                 self._troubles.add(found)
             elif isinstance(found, Incidents):
-                for incident in found.open:
-                    make_showable(incident)
                 self._incidents, self.knows_incidents = found, True
             elif isinstance(found, State):
-                make_showable(found)
                 self._first = self._first or found
                 self._state, self._lookups_a_second = found, self._rate.of(found, time.monotonic())
 

@@ -13,10 +13,9 @@ from agent.process import abandon_stdout, log, wants_colour
 from agent.readers.notices import State, is_notice
 from agent.readers.requests import Wanted
 from agent.story.drawing import drawing
-from agent.story.problems import bound
 from agent.watch import rows
 from agent.watch.keys import REDRAW
-from agent.watch.live import TICK_SECONDS, Clock, Rate, checked, received
+from agent.watch.live import TICK_SECONDS, Clock, Rate, checked, end_by_signals, received
 from agent.watch.losses import losses
 from agent.watch.out import look_of, write
 from agent.watch.screen import Screen, is_usable
@@ -56,6 +55,7 @@ def trace(options: Options) -> int:
         0; 1 if there is nothing to read from, or not any more.
     """
     on_screen = options.output in SCREENS and is_usable(os.environ)
+    end_by_signals()
     wanted = Wanted(options.wanted, messages=options.output == "json")
     try:
         with Source(options.socket, wanted, is_quiet=on_screen) as source:
@@ -115,7 +115,6 @@ def _take(view: View, text: bytes, rate: Rate) -> int:
     if isinstance(found, State):
         view.tell(found, rate.of(found, time.monotonic()))
     elif isinstance(found, Line):
-        bound(found)
         view.add(found)
         return 1
     return 0
@@ -176,11 +175,8 @@ class Told:
 
 
 def _readable(text: bytes) -> Line | None:
-    found = message(text)
-    if not isinstance(found, Line):
-        return None
-    bound(found)
-    return found
+    found = checked(message(text))
+    return found if isinstance(found, Line) else None
 
 
 def _json(text: bytes, _look: Look) -> Iterator[str]:

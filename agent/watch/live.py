@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import select
+import signal
 import sys
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from agent.export.line import Line
 from agent.readers.notices import Refused
-from agent.story.problems import make_showable
+from agent.story.problems import bound, make_showable
 from agent.watch.source import Source, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent.export.line import Line
     from agent.readers.notices import Notice, State
 
 TICK_SECONDS = 0.25
 """So long at most until a key, a new size or the end is noticed."""
+
+
+def end_by_signals() -> None:
+    """What asks this process to end is like Ctrl-C: whatever was begun is cleared away."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 class Clock:
@@ -48,16 +54,19 @@ class Rate:
         return max(0, state.lookups - before[1]) / (now - before[0])
 
 
-def checked(notice: Line | Notice | None) -> Line | Notice | None:
-    """A message, if the agent goes on.
+def checked(found: Line | Notice | None) -> Line | Notice | None:
+    """A message with texts that can be shown, if the agent goes on.
 
     Raises:
         SourceError: It refuses to.
     """
-    if isinstance(notice, Refused):
-        make_showable(notice)
-        raise SourceError(f"the agent refuses: {notice.reason}")
-    return notice
+    if isinstance(found, Line):
+        bound(found)
+    elif found is not None:
+        make_showable(found)
+    if isinstance(found, Refused):
+        raise SourceError(f"the agent refuses: {found.reason}")
+    return found
 
 
 def received(source: Source, clock: Clock) -> Iterator[bytes]:
@@ -68,8 +77,7 @@ def received(source: Source, clock: Clock) -> Iterator[bytes]:
     """
     poll = select.poll()
     poll.register(source.fileno(), select.POLLIN)
-    with suppress(OSError):
-        poll.register(sys.stdout.fileno(), 0)  # errors alone
+    poll.register(sys.stdout.fileno(), 0)  # errors alone
     ready = dict(poll.poll(max(0.0, min(TICK_SECONDS, clock.left)) * 1000))
     if ready.get(sys.stdout.fileno(), 0) & select.POLLERR:
         raise BrokenPipeError

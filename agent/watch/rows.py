@@ -64,10 +64,10 @@ def _server(line: Line, look: Look) -> str:
 
 
 def result(line: Line) -> str:
-    """What the client got, or why not; of an answer that came late, what became of the first attempt."""
+    """Why it did not go well, and what the client got."""
     rcode = line.rcode or "no reply"
     if line.cause is not None:
-        return line.cause.code if line.rcode is None else f"{rcode} {line.cause.code}"
+        return line.cause.code if line.rcode is None else f"{line.cause.code} {rcode}"
     return rcode if line.status == Status.SUCCEEDED else f"{line.status} {rcode}"
 
 
@@ -83,8 +83,8 @@ COLUMNS = (
     Column("CLIENT", 28, 12, 3, 0, _client),
     Column("TYPE", 5, 5, 0, 50, _type),
     Column("NAME", 40, 12, 4, 0, _name),
-    Column("SERVER", 22, 22, 1, 100, _server),
-    Column("RESULT", 24, 12, 2, 0, lambda line, _: result(line)),
+    Column("SERVER", 22, 22, 1, 130, _server),
+    Column("RESULT", 24, 16, 3, 0, lambda line, _: result(line)),
     Column("LATENCY", 8, 8, 0, 60, _latency),
     Column("HOPS", 4, 4, 0, 80, lambda line, _: str(len(line.path))),
 )

@@ -172,11 +172,9 @@ class Source:
         return self._connection.fileno()
 
     def ask(self, wanted: Wanted) -> None:
-        """Say what to be sent from now on."""
-        try:
+        """Say what to be sent from now on. Why that is in vain, if it is, `receive` finds out."""
+        with suppress(OSError):
             self._connection.sendall(write_request(wanted))
-        except OSError as error:
-            raise self._ended() from error
 
     def receive(self) -> Iterator[bytes]:
         """The lines that have come, without their line feeds, after waiting for some if need be.

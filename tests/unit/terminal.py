@@ -13,6 +13,7 @@ import subprocess
 import termios
 import time
 from collections.abc import Callable, Sequence
+from typing import Self
 
 from agent.lab.processes import PATIENCE
 
@@ -26,7 +27,7 @@ class Shown:
     def __init__(self, columns: int, rows: int) -> None:
         self.columns, self.size = columns, rows
         self.cells = [[" "] * columns for _ in range(rows)]
-        self.row = self.column = 0
+        self.row = self.column = self.most_column = 0
         self.modes: dict[str, bool] = {}
         self.colours: set[str] = set()
         self._begun = ""
@@ -61,6 +62,7 @@ class Shown:
             if self.row < self.size and self.column < self.columns:
                 self.cells[self.row][self.column] = char
             self.column += 1
+            self.most_column = max(self.most_column, self.column)
 
     def _obey(self, words: str, what: str) -> None:
         if what == "H":
@@ -90,12 +92,12 @@ class Terminal:
         environment = own | {"TERM": "xterm", "PYTHONIOENCODING": "utf-8"} | variables
         self._name = os.ttyname(follower)
         self.process = subprocess.Popen(
-            command, stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True
+            command, stdin=follower, stdout=follower, stderr=follower, env=environment, process_group=0
         )
         os.close(follower)
         self.raw = b""
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_error: object) -> None:
