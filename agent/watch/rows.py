@@ -82,9 +82,9 @@ COLUMNS = (
     Column("TIME", 12, 12, 0, 0, lambda line, _: line.time[11:23]),
     Column("CLIENT", 28, 12, 3, 0, _client),
     Column("TYPE", 5, 5, 0, 50, _type),
-    Column("NAME", 40, 12, 4, 0, _name),
+    Column("NAME", 40, 12, 5, 0, _name),
     Column("SERVER", 22, 22, 1, 130, _server),
-    Column("RESULT", 24, 16, 3, 0, lambda line, _: result(line)),
+    Column("RESULT", 24, 16, 1, 0, lambda line, _: result(line)),
     Column("LATENCY", 8, 8, 0, 60, _latency),
     Column("HOPS", 4, 4, 0, 80, lambda line, _: str(len(line.path))),
 )
