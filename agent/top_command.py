@@ -102,6 +102,8 @@ def _of_now(options: Options) -> int:
         if str(error):
             log(str(error))
         return FAILED
+    except BrokenPipeError:
+        abandon_stdout()
     except KeyboardInterrupt:
         pass  # that is how it is ended
     return 0
@@ -140,12 +142,12 @@ class Now:
         """What there is to show."""
         state = self._state
         if state is None or self._first is None:
-            return Board("dnstrail top  waiting for the agent", [], 0, self._troubles, "so far")
+            return Board("dnstrail top  waiting for the agent", None, 0, self._troubles, "so far")
         rate = "" if self._lookups_a_second is None else f"  {self._lookups_a_second:,.0f} lookups/s"
         title = f"dnstrail top  {state.node} {time_words(state.time)}{rate}  {state.open:,} open"
         return Board(
             title,
-            self._incidents.open,
+            self._incidents.open if self.knows_incidents else None,
             self._incidents.left_out,
             self._troubles,
             f"since {self._first.time[11:19]}, when this began to look",
@@ -177,6 +179,8 @@ def _once(options: Options, source: Source) -> None:
     now, first_word = Now(), Clock(STATE_SECONDS)
     while not (now.has_state and now.knows_incidents) and first_word.left > 0:
         now.take(received(source, first_word))
+    if not now.has_state:
+        raise SourceError(f"the agent has said nothing for {STATE_SECONDS:.0f} s")
     clock = Clock(options.duration_seconds or ONCE_SECONDS)
     while clock.left > 0:
         now.take(received(source, clock))

@@ -65,9 +65,7 @@ class Feed:
 
     def examples(self, lookups: int, now: float) -> int:
         """How many of so many lookups, which seem to be usual, are to be handed over; `now` is in seconds."""
-        if not any(reader.wanted.wants_healthy for reader in self.readers):
-            return 0
-        return self._examples.take(lookups, now)
+        return self._examples.take(lookups, now) if self._somebody_wants_healthy() else 0
 
     def pass_over(self, lookups: int) -> None:
         """Take note of healthy lookups that were not handed over."""
@@ -77,6 +75,8 @@ class Feed:
 
     def show(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who]) -> None:
         """Send a lookup to those who want it; one whose pod is not known yet a moment later."""
+        if not is_problem(outcome, verdict) and not self._somebody_wants_healthy():
+            return  # whose it is costs more to find out
         if not (who().expected and self._unnamed.keeps(outcome, time.monotonic())):
             self.send(outcome, verdict, who)
 
@@ -108,6 +108,9 @@ class Feed:
             self._told_ns = now_ns
             self._tell()
         self._hub.wake()
+
+    def _somebody_wants_healthy(self) -> bool:
+        return any(reader.wanted.wants_healthy for reader in self.readers)
 
     def _tell(self) -> None:
         numbers = self._numbers()

@@ -8,14 +8,14 @@ from agent.export.incident_line import IncidentLine  # noqa: TC001  msgspec read
 
 
 class State(msgspec.Struct, rename="pascal", tag_field="Kind", tag="State"):
-    """How the agent and this reader fare, once a second. Numbers only grow, but for those of what is open."""
+    """How the agent and this reader fare, once a second."""
 
     time: str
     """UTC, RFC 3339."""
     node: str
     version: str
     lookups: int
-    """All that the agent saw since its start."""
+    """All that the agent saw since its start. It may step back by one that turns out to be a part of another."""
     open: int
     """Lookups that are not over."""
     lost_records: int

@@ -26,7 +26,8 @@ class Board(NamedTuple):
     """All that there is to show."""
 
     title: str
-    incidents: list[IncidentLine]
+    incidents: list[IncidentLine] | None
+    """None: they are not known yet."""
     incidents_left_out: int
     troubles: Troubles
     since: str
@@ -91,10 +92,10 @@ def rows(board: Board, look: Look, height: int | None = None) -> list[str]:
 def _room(board: Board, height: int | None) -> tuple[int, int]:
     """For incidents, and for each of the tables."""
     if height is None:
-        return max(1, len(board.incidents)), ROWS
+        return max(1, len(board.incidents or ())), ROWS
     heads = 4 + 2 * (1 + len(KINDS))
     room = max(4, height - heads)
-    incidents = max(1, min(len(board.incidents), room // 2))
+    incidents = max(1, min(len(board.incidents or ()), room // 2))
     return incidents, max(1, (room - incidents) // len(KINDS))
 
 
@@ -112,6 +113,9 @@ def _rows(board: Board, look: Look, incidents: int, troubles: int) -> Iterator[s
 
 def _incidents(board: Board, look: Look, room: int) -> Iterator[str]:
     lines = board.incidents
+    if lines is None:
+        yield "Incidents are not known yet"
+        return
     if not lines:
         yield "No open incidents"
         return

@@ -9,9 +9,9 @@ from agent.explain.causes import CAUSES, RUNBOOKS
 from agent.explain.findings import NAMES
 from agent.export.catalogue import document
 from agent.story.drawing import ASCII, BOXES
-from deploy.prometheus.alerts import ALERTS
 from agent.watch.losses import LOSSES
 from agent.watch.view import ACTIONS
+from deploy.prometheus.alerts import ALERTS
 from tests.unit import made_lines
 from tests.unit.consoles import CONSOLE, renewed
 

@@ -232,6 +232,23 @@ def test_at_a_terminal_it_is_renewed_each_second(agent: SocketAgent):
         assert terminal.attributes() == terminal.before
 
 
+def test_a_reader_that_goes_away_is_no_error(agent: SocketAgent):
+    command = [*COMMAND, "--trace-socket", agent.path, "--once"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        agent.wait_for(1)
+        child.stdout.close()
+        assert child.wait(SECONDS) == 0
+        assert child.stderr.read() == b""
+
+
+def test_what_is_not_known_yet_is_said_so(agent: SocketAgent):
+    with Terminal([*COMMAND, "--trace-socket", agent.path], 100, 20) as terminal:
+        agent.wait_for(1)
+        rows = terminal.until(lambda rows: "waiting for the agent" in rows[0], "it is drawn")
+        assert "Incidents are not known yet" in rows
+        assert "No open incidents" not in rows
+
+
 def test_an_agent_that_ends_is_said(agent: SocketAgent):
     with subprocess.Popen(
         [*COMMAND, "--trace-socket", agent.path, "--once"], stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -117,13 +117,14 @@ def test_healthy_lookups_beyond_the_bound_are_counted_and_leave_room_for_failure
 
 def test_usual_lookups_are_asked_for_while_somebody_wants_them_and_never_more_than_the_bound(agent: SocketAgent):
     assert agent.feed.examples(100, 1.0) == 0
-    Client(agent, Wanted(problems=True))
+    troubled = Client(agent, Wanted(problems=True))
     assert agent.feed.examples(100, 1.0) == 0
     healthy = Client(agent)
     assert [agent.feed.examples(3, 1.0), agent.feed.examples(100, 1.5), agent.feed.examples(2, 2.0)] == [3, 2, 2]
     agent.feed.pass_over(98)
     agent.flush()
     assert healthy.until_state()[1]["PassedOver"] == 98
+    assert troubled.until_state()[1]["PassedOver"] == 0
 
 
 def test_without_readers_nothing_is_made_and_nothing_is_said(agent: SocketAgent):
