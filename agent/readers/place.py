@@ -59,11 +59,14 @@ class Place:
             self.socket.listen(BACKLOG)
 
     def close(self) -> None:
-        """Listen no more; the file goes, unless it is another's by now."""
-        self.socket.close()
+        """Listen no more; the file goes, unless it is another's by now. May be called twice."""
+        if self.socket.fileno() < 0:
+            return
+        # As long as the socket is open, no other file can have its inode.
         with suppress(OSError):
             if self.path.lstat().st_ino == self._inode:
                 self.path.unlink()
+        self.socket.close()
 
 
 @contextmanager

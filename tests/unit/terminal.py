@@ -27,7 +27,7 @@ class Shown:
     def __init__(self, columns: int, rows: int) -> None:
         self.columns, self.size = columns, rows
         self.cells = [[" "] * columns for _ in range(rows)]
-        self.row = self.column = self.most_column = 0
+        self.row = self.column = self.most_column = self.cleared = 0
         self.modes: dict[str, bool] = {}
         self.colours: set[str] = set()
         self._begun = ""
@@ -67,10 +67,12 @@ class Shown:
     def _obey(self, words: str, what: str) -> None:
         if what == "H":
             row, _, column = words.partition(";")
-            self.row, self.column = int(row or 1) - 1, int(column or 1) - 1
+            self.row, self.column = min(int(row or 1), self.size) - 1, min(int(column or 1), self.columns) - 1
         elif what == "K":
             self.cells[self.row][self.column :] = [" "] * (self.columns - self.column)
         elif what == "J":
+            if words == "2":  # drawn anew, for the size that it has now
+                self.cleared, self.most_column = self.cleared + 1, 0
             first = 0 if words == "2" else self.row
             self.cells[first:] = [[" "] * self.columns for _ in range(self.size - first)]
         elif what in "hl":

@@ -372,10 +372,10 @@ def test_it_fits_whatever_size_the_terminal_gets(agent: SocketAgent, size: tuple
             agent.send(line)
         terminal.until(lambda shown: "ServerError" in "".join(shown), "lookups are shown")
         terminal.resize(columns, rows)
-        terminal.until(lambda shown: "".join(shown).strip(), "it is drawn anew")
-        time.sleep(0.2)
-        terminal.press("wg\r")
-        time.sleep(0.2)
+        terminal.until(lambda shown: terminal.shown.cleared and "".join(shown).strip(), "it is drawn anew")
+        terminal.press("wg\r?")
+        if columns >= 40:
+            terminal.until(lambda shown: "Keys" in shown[1], "the last key was heard")
         terminal.press("qq")
         assert terminal.wait() == 0
         assert terminal.shown.most_column <= columns

@@ -88,6 +88,7 @@ def test_the_socket_of_a_later_agent_is_not_removed(tmp_path: Path):
     path.unlink()
     second = Place(str(path))
     first.close()
+    first.close()
     assert path.exists()
     second.close()
 
