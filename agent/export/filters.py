@@ -55,7 +55,7 @@ class Filter(NamedTuple):
         rcode = "" if outcome.rcode is None else rcode_to_text(outcome.rcode)
         cause = verdict.cause.code if verdict.cause else ""
         status = outcome.status.value
-        if not (self._wants_time(outcome.duration_ns) and self._wants_lookup(status, asked, rcode, cause)):
+        if not (self._wants_time(_seconds(outcome.duration_ns)) and self._wants_lookup(status, asked, rcode, cause)):
             return False
         if not (self.namespaces or self.pods):
             return True
@@ -67,9 +67,8 @@ class Filter(NamedTuple):
         question = line.question
         asked = None if question is None else Asked(question.type, question.name.lower())
         cause = line.cause.code if line.cause else ""
-        seconds = line.duration_seconds
-        took_ns = None if seconds is None else round(seconds * SECOND_NS)
-        if not (self._wants_time(took_ns) and self._wants_lookup(line.status, asked, line.rcode or "", cause)):
+        took = line.duration_seconds
+        if not (self._wants_time(took) and self._wants_lookup(line.status, asked, line.rcode or "", cause)):
             return False
         if not (self.namespaces or self.pods):
             return True
@@ -81,8 +80,9 @@ class Filter(NamedTuple):
         rdtype = rdtype_to_text(key.rdtype) if self.types else ""
         return Asked(rdtype, name_to_text(key.name) if self.names else "")
 
-    def _wants_time(self, took_ns: int | None) -> bool:
-        return self.slow_seconds is None or took_ns is None or took_ns >= self.slow_seconds * SECOND_NS
+    def _wants_time(self, took: float | None) -> bool:
+        """Whether so many seconds are enough; None: there was no reply."""
+        return self.slow_seconds is None or took is None or took >= self.slow_seconds
 
     def _wants_lookup(self, status: str, asked: Asked | None, rcode: str, cause: str) -> bool:
         return (
@@ -100,6 +100,10 @@ class Filter(NamedTuple):
     def _wants_client(self, namespace: str, name: str) -> bool:
         named = not self.pods or any(fnmatchcase(name, pattern) for pattern in self.pods)
         return named and _among(namespace, self.namespaces)
+
+
+def _seconds(ns: int | None) -> float | None:
+    return None if ns is None else ns / SECOND_NS
 
 
 def _among(value: str, wanted: tuple[str, ...]) -> bool:
