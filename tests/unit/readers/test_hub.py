@@ -128,7 +128,7 @@ def test_half_a_request_is_waited_for_a_while_and_then_not(hub: Hub):
 
 def test_there_is_a_bound_on_readers_and_who_is_too_many_is_told(hub: Hub):
     connections = [reader(hub) for _ in range(LIMITS.readers)]
-    assert "3 readers already" in json.loads(rest(connect(hub)))["Reason"]
+    assert "3 readers already" in json.loads(rest(connect(hub, b"")))["Reason"]
     assert len(hub.readers) == len(connections)
 
 
