@@ -34,7 +34,10 @@ USAGE = 2
 """Exit code for options that cannot be."""
 UNLIMITED = "unlimited"
 PAGES = ("none", "redacted", "names")
+TRACE_SOCKET = "/run/dnstrail/trace.sock"
 LOGS = ("all", "problems", "none")
+SHORT = {"output": "-o", "namespace": "-n"}
+"""Options that have a letter."""
 REDACTION_KEY_BYTES = 16
 
 
@@ -123,6 +126,23 @@ def metrics_address(text: str) -> Address | None:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def seconds(text: str) -> float:
+    """`100ms`, `1.5s` or `0.1` as seconds, above zero."""
+    for unit, part in (("ms", 0.001), ("s", 1.0)):
+        if text.endswith(unit):
+            return positive(text.removesuffix(unit)) * part
+    return positive(text)
+
+
+def socket_path(text: str) -> str:
+    """A path that a socket can have; empty for `none` and for nothing."""
+    from agent.readers.place import MAX_PATH_BYTES, NOWHERE  # noqa: PLC0415  only where it is needed
+
+    if len(os.fsencode(text)) > MAX_PATH_BYTES or "\0" in text:
+        raise argparse.ArgumentTypeError(f"a path of up to {MAX_PATH_BYTES} bytes, or none")
+    return "" if text == NOWHERE else text
+
+
 def variable_of(option: str) -> str:
     """The variable that means the same as `--option`."""
     return ENVIRONMENT_PREFIX + option.upper().replace("-", "_")
@@ -145,7 +165,7 @@ class EnvironmentParser(argparse.ArgumentParser):
     def add_option(self, name: str, **settings: Any) -> None:  # noqa: ANN401  argparse's own
         """Add `--name`, and its variable to the help."""
         variable = variable_of(name)
-        spellings = ("-o", "--output") if name == "output" else (f"--{name}",)
+        spellings = (SHORT[name], f"--{name}") if name in SHORT else (f"--{name}",)
         self._variables[variable] = spellings
         self.add_argument(*spellings, **(settings | {"help": f"{settings['help']} [{variable}]"}))
 
@@ -191,6 +211,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_explain(
         commands.add_parser("explain", help="tell what went wrong in session lines: each problem as a short story")
     )
+    add_trace(commands.add_parser("trace", help="show the lookups of this node while they happen"))
+    add_top(commands.add_parser("top", help="show what goes wrong now: incidents, and who and what has most trouble"))
     add_record(commands.add_parser("record", help="write every captured packet and drop to rotating pcapng files"))
     add_kubernetes(
         commands.add_parser(
@@ -216,7 +238,19 @@ def add_run(parser: EnvironmentParser) -> None:
     add_kubernetes(parser)
     add_metrics(parser)
     add_page(parser)
+    add_socket(parser, "let `dnstrail trace` and `dnstrail top` read along by this socket, or none")
     add_client_filters(parser)
+
+
+def add_socket(parser: EnvironmentParser, purpose: str) -> None:
+    """Where agent and readers meet."""
+    parser.add_option(
+        "trace-socket",
+        type=socket_path,
+        default=TRACE_SOCKET,
+        metavar="PATH",
+        help=f"{purpose} (default {TRACE_SOCKET})",
+    )
 
 
 def add_rates(parser: EnvironmentParser) -> None:
@@ -349,12 +383,68 @@ def add_explain(parser: EnvironmentParser) -> None:
     parser.add_flag("all", help="tell lookups without a problem, too")
     add_filters(parser)
     add_client_filters(parser)
+    add_colour(parser)
+
+
+def add_colour(parser: EnvironmentParser) -> None:
+    """Whether text has colours."""
     parser.add_option(
         "color",
         choices=("auto", "always", "never"),
         default="auto",
         help="colors: auto (at a terminal, unless NO_COLOR is set), always or never",
     )
+
+
+def add_trace(parser: EnvironmentParser) -> None:
+    """The options of `trace`."""
+    parser.epilog = (
+        "It reads from the agent of this node, and captures by itself where none runs. At a terminal ? shows the keys. "
+        "Exit code: 0 when it is ended or its reader is gone; 1 if there is nothing to read from, or the agent ends; 2 "
+        "if an option is wrong."
+    )
+    parser.add_option(
+        "output",
+        choices=("table", "wide", "detail", "json"),
+        default="table",
+        help="table, wide (with the way of each message), detail (each lookup told whole, hop by hop) or json (session "
+        "lines) (default table)",
+    )
+    add_watching(parser)
+    parser.add_option("count", type=count, default=None, metavar="LOOKUPS", help="stop after so many lookups")
+
+
+def add_top(parser: EnvironmentParser) -> None:
+    """The options of `top`."""
+    parser.epilog = (
+        "Without a file it reads from the agent of this node, and captures by itself where none runs. Exit code: 0; 1 "
+        "if there is nothing to read from, the agent ends, or a file is damaged or cut off; 2 if an option is wrong or "
+        "a file cannot be opened."
+    )
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="file of session lines, plain or compressed by gzip; - reads standard input (default: what happens now)",
+    )
+    parser.add_flag("once", help="print it once, after --duration (1 s without)")
+    add_watching(parser)
+
+
+def add_watching(parser: EnvironmentParser) -> None:
+    """Options of everything that shows what happens."""
+    add_filters(parser)
+    add_client_filters(parser)
+    parser.add_option(
+        "slow",
+        type=seconds,
+        default=None,
+        metavar="TIME",
+        help="only lookups that took at least so long or got no reply, such as 100ms or 1.5s",
+    )
+    parser.add_option("duration", type=positive, default=None, metavar="SECONDS", help="stop after this time")
+    add_socket(parser, "where the agent listens, or none to capture without it")
+    add_colour(parser)
 
 
 def add_record(parser: EnvironmentParser) -> None:
@@ -487,6 +577,7 @@ def wanted_lookups(arguments: argparse.Namespace) -> Filter:
         causes=tuple(arguments.cause),
         namespaces=tuple(getattr(arguments, "namespace", ())),
         pods=tuple(getattr(arguments, "pod", ())),
+        slow_seconds=getattr(arguments, "slow", None),
     )
 
 
@@ -526,6 +617,7 @@ def command_run(arguments: argparse.Namespace) -> int:
         metrics_cap=arguments.metrics_cap,
         page=page_of(arguments),
         access=access_by(arguments.kubernetes),
+        readers=arguments.trace_socket,
     )
     if has_no_token(arguments.kubernetes):
         log(f"{NO_TOKEN}: lines lack names (automountServiceAccountToken)")
@@ -551,6 +643,38 @@ def command_explain(arguments: argparse.Namespace) -> int:
     files = tuple(arguments.files) or (STDIN,)
     wanted = wanted_lookups(arguments)
     return explain_command.explain(explain_command.Options(files, wanted, arguments.all, arguments.color))
+
+
+def command_trace(arguments: argparse.Namespace) -> int:
+    """Translate the options and show lookups."""
+    from agent import trace_command  # noqa: PLC0415  as above
+
+    return trace_command.trace(
+        trace_command.Options(
+            wanted=wanted_lookups(arguments),
+            output=arguments.output,
+            colour=arguments.color,
+            socket=arguments.trace_socket,
+            duration_seconds=arguments.duration,
+            lookups=arguments.count,
+        )
+    )
+
+
+def command_top(arguments: argparse.Namespace) -> int:
+    """Translate the options and show what goes wrong."""
+    from agent import top_command  # noqa: PLC0415  as above
+
+    return top_command.top(
+        top_command.Options(
+            files=tuple(arguments.files),
+            wanted=wanted_lookups(arguments),
+            once=arguments.once,
+            colour=arguments.color,
+            socket=arguments.trace_socket,
+            duration_seconds=arguments.duration,
+        )
+    )
 
 
 def command_record(arguments: argparse.Namespace) -> int:
@@ -587,6 +711,8 @@ COMMANDS = {
     "run": command_run,
     "replay": command_replay,
     "explain": command_explain,
+    "trace": command_trace,
+    "top": command_top,
     "record": command_record,
     "check": command_check,
     "demo": command_demo,

@@ -232,6 +232,7 @@ def command() -> list[str]:
         "run",
         "--output=json",
         "--metrics-address=none",
+        "--trace-socket=none",
         *limits,
         *names,
     ]

@@ -6,26 +6,18 @@ Nothing is told before the end of the input, because only then it is known how o
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from agent.capturefile.inputs import STDIN, InputError
 from agent.export.filters import Filter
 from agent.kept.inputs import LineInputs
 from agent.kept.lines import KeptLines
-from agent.process import abandon_stdout, log, wants_colour
-from agent.story.drawing import BOXES
+from agent.process import abandon_stdout, log
 from agent.story.problems import Problems
 from agent.story.telling import stories
-from agent.story.text import Look
+from agent.watch.out import look_of, write
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import TextIO
-
-MAX_WIDTH = 120
-"""Longer rows are hard to read."""
 USAGE, PROBLEMS, INTERRUPTED = 2, 1, 130
 
 
@@ -36,28 +28,6 @@ class Options(NamedTuple):
     wanted: Filter = Filter()
     tell_all: bool = False
     colour: str = "auto"
-
-
-def look_of(out: TextIO, environment: Mapping[str, str], colour: str) -> Look:
-    """What the reader can be shown. Only for a terminal, or a width that the user has set, rows are broken."""
-    terminal = out.isatty()
-    known = terminal or environment.get("COLUMNS", "").isdecimal()
-    width = min(shutil.get_terminal_size().columns, MAX_WIDTH) if known else None
-    return Look(width, wants_colour(environment, terminal=terminal, choice=colour), _can_show("".join(BOXES), out))
-
-
-def _can_show(text: str, out: TextIO) -> bool:
-    try:
-        text.encode(out.encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
-
-
-def write(text: str, out: TextIO) -> None:
-    """A row; what the encoding does not have is escaped."""
-    encoding = out.encoding or "ascii"
-    out.write(f"{text.encode(encoding, 'backslashreplace').decode(encoding)}\n")
 
 
 def explain(options: Options) -> int:

@@ -21,13 +21,16 @@ from agent.export.incident_reporter import IncidentReporter
 from agent.export.loss_report import LossReport
 from agent.export.metrics.clients import ByClient, Clients
 from agent.export.metrics.pages import ALIVE_SECONDS, Pages
-from agent.export.metrics.sources import Agent as Numbers
+from agent.export.metrics.sources import Agent as AgentNumbers
 from agent.export.metrics.sources import Sources
 from agent.export.outlet import Outlet
 from agent.export.printer import LineOptions, Printer, RateLimit
 from agent.export.redaction import Redaction
 from agent.export.unnamed import Unnamed
 from agent.process import arm_watchdog, freeze_gc, leave, log
+from agent.readers.feed import Feed, Numbers
+from agent.readers.hub import Hub
+from agent.readers.place import Place, PlaceError
 from agent.serve import Private, Server
 from agent.session.model import SECOND_NS, Settings
 from agent.session.table import SessionTable
@@ -95,6 +98,8 @@ class Options(NamedTuple):
     """Whether there is a page for browsers, and how it shows names that were looked up: `redacted` or `names`."""
     access: Access | None = None
     """How to get at the Kubernetes API; None without a cluster."""
+    readers: str = ""
+    """Path of the socket for `dnstrail trace` and its like; empty for none."""
 
 
 class Together(NamedTuple):
@@ -106,6 +111,18 @@ class Together(NamedTuple):
     server: Endpoint
     flow: Flow | None = None
     """What the page counts them in, if there is one."""
+
+
+class Audience(NamedTuple):
+    """Who looks on beside those who read the lines."""
+
+    watcher: Watcher | None = None
+    """Keeps problems for the page."""
+    hub: Hub | None = None
+    """Programs that read along by the local socket."""
+
+
+NOBODY_LOOKS = Audience()
 
 
 class Once:
@@ -128,13 +145,18 @@ class Agent:
     """One node's agent: everything between the ring and the lines."""
 
     def __init__(
-        self, options: Options, capture: Capture, out: Outlet, sources: Sources, watcher: Watcher | None = None
+        self,
+        options: Options,
+        capture: Capture,
+        out: Outlet,
+        sources: Sources,
+        audience: Audience = NOBODY_LOOKS,
     ) -> None:
         self._options = options
         self._sources = sources
         self._capture = capture
         self._out = out
-        self._watcher = watcher
+        self._watcher = audience.watcher
         self.printer = Printer(options.lines, out, wall_offset_ns())
         self._known = Enrichment(options.ports, capture.was_read, options.access, options.lines.node)
         self.table = SessionTable(
@@ -151,10 +173,11 @@ class Agent:
         self._examples = RateLimit(options.lines.log_rate if options.lines.log == "all" else 0)
         self._set_clock()
         watches = (lambda: self._known.watches) if options.access else None
-        sources.agent = Numbers(capture, self.table, self.printer, out, watches)
+        sources.agent = AgentNumbers(capture, self.table, self.printer, out, watches)
         self._announcer = StateAnnouncer(sources)
         self._unnamed = Unnamed()
-        self._reporter = IncidentReporter(sources, self.printer, options.metrics_by, watcher)
+        self._feed = Feed(audience.hub, self.printer, sources.incidents, self._numbers)
+        self._reporter = IncidentReporter(sources, self.printer, options.metrics_by, audience.watcher)
         self._losses = LossReport(self.printer, out)
         self._teacher = Teacher(capture, options.ports)
         self._looked_ns = 0
@@ -188,6 +211,7 @@ class Agent:
         self._look_around(now_ns)
         self._show_unnamed(time.monotonic())
         self._reporter.report(now_ns)
+        self._feed.flush(now_ns)
         for line in self._announcer.lines(time.monotonic()):
             log(line)
         if time.monotonic() - self._reported > REPORT_SECONDS:
@@ -197,9 +221,9 @@ class Agent:
         """Until there is something to do, or it is time to look."""
         begun = time.monotonic()
         self._capture.wait(WAIT_SECONDS)
-        while (
-            not (self._stopped_at or self._capture.presses) and time.monotonic() - begun < CALM_SECONDS - WAIT_SECONDS
-        ):
+        while not (self._stopped_at or self._capture.presses or self._feed.readers):
+            if time.monotonic() - begun >= CALM_SECONDS - WAIT_SECONDS:
+                return
             self._capture.wait(WAIT_SECONDS)
 
     def finish(self) -> None:
@@ -210,6 +234,7 @@ class Agent:
         self._show_open(end - WRITE_SECONDS)
         self._show_unnamed(float("inf"))
         self._reporter.tell(time.monotonic_ns())
+        self._feed.flush(time.monotonic_ns())
         self._out.close(max(WRITE_SECONDS, end - time.monotonic()))
         self._say_losses()
         self._known.close(max(0.0, end - time.monotonic()))
@@ -238,7 +263,8 @@ class Agent:
     def _sift(self, taken: Lookups, ahead: Lookups, hops: list[Hop], seen_until_ns: int) -> list[int]:
         """Those lookups that need a session: of the others a few do, while there is room for their lines."""
         assert self._usual is not None  # noqa: S101  the caller has seen to it
-        wanted = self._examples.take(taken.count, time.monotonic())
+        now = time.monotonic()
+        wanted = max(self._examples.take(taken.count, now), self._feed.examples(taken.count, now))
         return self._usual.sift(taken, ahead, hops, wanted, seen_until_ns)
 
     def _label_of(self, outcome: Outcome) -> Together | None:
@@ -264,6 +290,7 @@ class Agent:
             self.printer.hold_back(numbers[0])
             if together.flow is not None:
                 together.flow.count_together(numbers[0], numbers[2])
+            self._feed.pass_over(numbers[0])
         self._sources.tally.count_times(times)
 
     def _read_rest(self, end: float) -> None:
@@ -306,6 +333,8 @@ class Agent:
         incident = self._sources.incidents.note(outcome, verdict, who, now_ns)
         if self._watcher is not None:
             self._watcher.note(outcome, verdict, who, incident, now_ns)
+        if self._feed.readers:
+            self._feed.show(outcome, verdict, who)
         rank = self.printer.admits(outcome, verdict, who, incident)
         if rank is None:
             return
@@ -332,6 +361,12 @@ class Agent:
         for outcome in self._unnamed.due(now):
             who = self._who(outcome)
             self.printer.write(outcome, self._explain(outcome, who), who())
+        for outcome in self._feed.due(now):
+            who = self._who(outcome)
+            self._feed.send(outcome, self._explain(outcome, who), who)
+
+    def _numbers(self) -> Numbers:
+        return Numbers(self.table.counts.sessions, len(self.table), self._capture.losses.total)
 
     def _lose(self, loss: Loss) -> None:
         self.table.record_loss(loss.start_ns, loss.end_ns)
@@ -384,6 +419,17 @@ def watching(options: Options, sources: Sources) -> Watcher | None:
     return Watcher(redaction, sources.tally, time.monotonic_ns())
 
 
+def hearing(path: str) -> AbstractContextManager[Hub | None]:
+    """The socket for readers, where it can be had; else the reason why not is said, once."""
+    if not path:
+        return nullcontext()
+    try:
+        return Hub(Place(path))
+    except PlaceError as error:
+        log(f"dnstrail trace and top cannot read along: {path}: {error} (--trace-socket)")
+        return nullcontext()
+
+
 def run(options: Options) -> NoReturn:
     """Be the agent, to the end of the process.
 
@@ -397,9 +443,10 @@ def run(options: Options) -> NoReturn:
     watcher = watching(options, sources)
     with (
         serving(options, sources, watcher) as server,
+        hearing(options.readers) as hub,
         Capture(list(options.ports), options.ring_bytes) as capture,
     ):
-        agent = Agent(options, capture, Outlet(sys.stdout.fileno()), sources, watcher)
+        agent = Agent(options, capture, Outlet(sys.stdout.fileno()), sources, Audience(watcher, hub))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, agent.stop)
         log(
@@ -420,4 +467,6 @@ def run(options: Options) -> NoReturn:
             if server is not None:
                 # Before the memory that it reads is gone.
                 server.stop()
+            if hub is not None:
+                hub.stop()
     leave()

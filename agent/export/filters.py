@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.context.who import NOBODY
+from agent.export.clock import SECOND_NS
 from agent.session.outcome import Outcome, Status
 from agent.wire.message import name_to_text
 from agent.wire.render import rcode_to_text, rdtype_to_text
@@ -39,6 +40,13 @@ class Filter(NamedTuple):
     """Kubernetes namespaces of the client."""
     pods: tuple[str, ...] = ()
     """Shell patterns of the client's pod."""
+    slow_seconds: float | None = None
+    """Only lookups that took at least so long, or got no reply."""
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether it keeps anything out."""
+        return self != Filter()
 
     def wants(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who] = lambda: NOBODY) -> bool:
         """Whether this session passes; `who` is asked only if it is needed."""
@@ -46,7 +54,8 @@ class Filter(NamedTuple):
         asked = None if outcome.session.connecting else self._asked(key)
         rcode = "" if outcome.rcode is None else rcode_to_text(outcome.rcode)
         cause = verdict.cause.code if verdict.cause else ""
-        if not self._wants_lookup(outcome.status.value, asked, rcode, cause):
+        status = outcome.status.value
+        if not (self._wants_time(_seconds(outcome.duration_ns)) and self._wants_lookup(status, asked, rcode, cause)):
             return False
         if not (self.namespaces or self.pods):
             return True
@@ -58,7 +67,8 @@ class Filter(NamedTuple):
         question = line.question
         asked = None if question is None else Asked(question.type, question.name.lower())
         cause = line.cause.code if line.cause else ""
-        if not self._wants_lookup(line.status, asked, line.rcode or "", cause):
+        took = line.duration_seconds
+        if not (self._wants_time(took) and self._wants_lookup(line.status, asked, line.rcode or "", cause)):
             return False
         if not (self.namespaces or self.pods):
             return True
@@ -69,6 +79,10 @@ class Filter(NamedTuple):
         """As far as it is needed."""
         rdtype = rdtype_to_text(key.rdtype) if self.types else ""
         return Asked(rdtype, name_to_text(key.name) if self.names else "")
+
+    def _wants_time(self, took: float | None) -> bool:
+        """Whether so many seconds are enough; None: there was no reply."""
+        return self.slow_seconds is None or took is None or took >= self.slow_seconds
 
     def _wants_lookup(self, status: str, asked: Asked | None, rcode: str, cause: str) -> bool:
         return (
@@ -86,6 +100,10 @@ class Filter(NamedTuple):
     def _wants_client(self, namespace: str, name: str) -> bool:
         named = not self.pods or any(fnmatchcase(name, pattern) for pattern in self.pods)
         return named and _among(namespace, self.namespaces)
+
+
+def _seconds(ns: int | None) -> float | None:
+    return None if ns is None else ns / SECOND_NS
 
 
 def _among(value: str, wanted: tuple[str, ...]) -> bool:

@@ -164,18 +164,23 @@ class Printer:
             incident: That it belongs to.
         """
         kind = None
-        built = line.build(outcome, verdict, self.context, who)
+        built = self.build(outcome, verdict, who)
         if not self.failures.is_unlimited and is_problem(outcome, verdict):
             kind = kind_of(outcome, verdict)
             built.held_back = self.failures.held_before(kind)
-        if self._redaction:
-            self._redaction.apply(built)
         text = table.row(built) if self.options.output == "table" else self._encoder.encode(built).decode()
         if self._put(text, rank):
             self._give_example(incident, outcome)
         elif kind is not None:
             self.failures.hold(kind, built.held_back + 1)
             _hold_back(incident)
+
+    def build(self, outcome: Outcome, verdict: Verdict, who: Who, *, with_messages: bool = True) -> line.Line:
+        """The line of a session, as it may be shown: names are redacted where the user has said so."""
+        built = line.build(outcome, verdict, self.context, who, with_messages=with_messages)
+        if self._redaction:
+            self._redaction.apply(built)
+        return built
 
     def room_for_incidents(self) -> int | None:
         """How many of their lines may be written now; None: any number."""

@@ -10,7 +10,7 @@ import msgspec
 from agent.export.line import Line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 MAX_LINE_BYTES = 32 << 20
 """Longer than any line that is written: a zone transfer of 16 messages has about 10 MiB."""
@@ -46,9 +46,14 @@ def read_line(text: bytes) -> Line | Unread:
 
 
 class KeptLines:
-    """Reads the lines of one input after another, and counts what it could not read."""
+    """Reads the lines of one input after another, and counts what it could not read.
 
-    def __init__(self) -> None:
+    Args:
+        take_other: is given lines of another kind, from their first brace; says whether it can use them.
+    """
+
+    def __init__(self, take_other: Callable[[bytes], bool] | None = None) -> None:
+        self._take_other = take_other
         self.read = 0
         """Session lines."""
         self.unread: dict[Unread, int] = {}
@@ -65,6 +70,8 @@ class KeptLines:
             if not text.strip():
                 continue
             found = read_line(text)
+            if found is Unread.OTHER_KIND and self._take_other and self._take_other(text[text.find(b"{") :]):
+                continue
             if isinstance(found, Unread):
                 self._count(found, f"line {number} of {title}")
             else:

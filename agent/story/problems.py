@@ -223,10 +223,11 @@ def bound(line: Line) -> None:
     All its texts can be shown on a terminal afterwards.
     """
     line.messages = []
-    _bound(line)
+    make_showable(line)
 
 
-def _bound(struct: msgspec.Struct) -> None:
+def make_showable(struct: msgspec.Struct) -> None:
+    """The same of what is part of a line, or is another kind of line."""
     for name in struct.__struct_fields__:
         value = getattr(struct, name)
         if isinstance(value, list):
@@ -237,5 +238,5 @@ def _bound(struct: msgspec.Struct) -> None:
 
 def _bounded(value: object) -> object:
     if isinstance(value, msgspec.Struct):
-        _bound(value)
+        make_showable(value)
     return shown(value) if isinstance(value, str) else value

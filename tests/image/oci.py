@@ -204,7 +204,12 @@ def _mounts(manifest: Manifest) -> list[Json]:
 
 
 def _volume(volume: Json, mount: Json) -> Json:
-    _known(volume, {"name", "hostPath"})
+    _known(volume, {"name", "hostPath", "emptyDir"})
+    if "emptyDir" in volume:
+        _known(volume["emptyDir"], {"medium", "sizeLimit"})
+        assert volume["emptyDir"]["medium"] == "Memory"
+        options = ["nosuid", "nodev", "mode=777", f"size={quantity(volume['emptyDir']['sizeLimit'])}"]
+        return {"destination": mount["mountPath"], "type": "tmpfs", "source": "tmpfs", "options": options}
     path = Path(volume["hostPath"]["path"])
     assert volume["hostPath"]["type"] == "Directory"
     assert path.is_dir()

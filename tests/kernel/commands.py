@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 from agent.lab.processes import PATIENCE
 
 CHECK = [sys.executable, "-m", "agent", "check"]
-RUN = [sys.executable, "-m", "agent", "run", "--metrics-address=none", "--duration", "0.2"]
+RUN = [sys.executable, "-m", "agent", "run", "--metrics-address=none", "--trace-socket=none", "--duration", "0.2"]
 SECONDS = 60 * PATIENCE
 
 

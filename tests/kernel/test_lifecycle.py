@@ -24,13 +24,13 @@ import pytest
 from agent.lab import VIP, Lab, drop_queries, wait_until
 from agent.lab.namespaces import udp_socket
 from agent.lab.processes import PATIENCE
-from tests.kernel.conftest import DNSTRAIL, EVERY_FAILURE, Line, Watch, end_all
+from tests.kernel.conftest import ALONE, DNSTRAIL, EVERY_FAILURE, Line, Watch, end_all
 
 pytestmark = pytest.mark.kernel
 
 NAME = "redis-master.default.svc.cluster.local"
 EXIT_SECONDS = 2.0 * PATIENCE
-RUN = [*DNSTRAIL, "run", "--metrics-address=none", *EVERY_FAILURE]
+RUN = [*DNSTRAIL, "run", *ALONE, *EVERY_FAILURE]
 READY_SECONDS = 20.0 * PATIENCE
 LINE_SECONDS = 15.0 * PATIENCE
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}

@@ -58,6 +58,7 @@ class Running:
             "agent",
             "run",
             f"--metrics-address={WHERE}",
+            "--trace-socket=none",
             "--log-rate=1000000",
             *EVERY_FAILURE,
         ]

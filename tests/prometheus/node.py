@@ -55,7 +55,7 @@ def watched_node(folder: Path) -> Iterator[Node]:
 def running_agent(lab: Lab, folder: Path) -> Iterator[Popen[str]]:
     """In the node's own namespace, as with hostNetwork: that is the one whose connection table is `host`."""
     words = folder / "words"
-    command = [sys.executable, "-m", "agent", "run", f"--metrics-address={ADDRESS}:{PORT}"]
+    command = [sys.executable, "-m", "agent", "run", "--trace-socket=none", f"--metrics-address={ADDRESS}:{PORT}"]
     settings = [f"--timeout={TIMEOUT_SECONDS}", "--log=problems", f"--node={NODE}"]
     with words.open("w") as err, (folder / LINES).open("w") as out:
         agent = lab.node.popen([*command, *settings], stdout=out, stderr=err)

@@ -10,6 +10,7 @@ from agent import cli
 from agent.cli import build_parser, main, ports, ring_size
 from agent.export.failures import UNLIMITED
 from agent.kernel.errors import CaptureError
+from agent.readers.place import DEFAULT
 
 WRONG = [
     ("ports", "0"),
@@ -44,6 +45,7 @@ WRONG = [
     ("type", "NOSUCHTYPE"),
     ("status", "failed?"),
     ("page", "yes"),
+    ("trace-socket", "x" * 108),
 ]
 RIGHT = [
     ("ports", "53,5353", (53, 5353)),
@@ -68,6 +70,8 @@ RIGHT = [
     ("rcode", "SERVFAIL", ["SERVFAIL"]),
     ("cause", "LeftNode", ["LeftNode"]),
     ("page", "redacted", "redacted"),
+    ("trace-socket", "/run/other.sock", "/run/other.sock"),
+    ("trace-socket", "none", ""),
 ]
 
 
@@ -171,7 +175,11 @@ def variables_of(command: str) -> list[str]:
     return sorted(set(re.findall(r"\[(DNSTRAIL_[A-Z_]+)", "".join(text.split()))))
 
 
-COMMAND_LINES = {"run": [], "check": [], "demo": [], "explain": [], "record": ["--write", "x"], "replay": ["x.pcap"]}
+COMMAND_LINES = {
+    **{command: [] for command in ("run", "check", "demo", "explain", "trace", "top")},
+    "record": ["--write", "x"],
+    "replay": ["x.pcap"],
+}
 
 
 @pytest.mark.parametrize("empty", ["", " ", "\n"], ids=["empty", "blank", "line feed"])
@@ -222,6 +230,23 @@ def test_defaults_are_those_of_the_documentation():
     defaults = parsed()
     assert (defaults["ports"], defaults["output"], defaults["log"]) == ((53,), "json", "all")
     assert (defaults["timeout"], defaults["ring_size"], defaults["duration"]) == (10.0, 16 << 20, None)
+
+
+def test_agent_and_readers_look_for_the_socket_at_one_place():
+    assert cli.TRACE_SOCKET == DEFAULT
+    found = {build_parser().parse_args([command]).trace_socket for command in ("run", "trace", "top")}
+    assert found == {DEFAULT}
+
+
+@pytest.mark.parametrize(("text", "value"), [("100ms", 0.1), ("1.5s", 1.5), ("2", 2.0)])
+def test_a_time_has_a_unit_or_is_in_seconds(text, value):
+    assert build_parser().parse_args(["trace", "--slow", text]).slow == pytest.approx(value)
+
+
+def test_a_namespace_has_a_letter(monkeypatch):
+    monkeypatch.setenv("DNSTRAIL_NAMESPACE", "other")
+    assert build_parser().parse_args(["trace", "-n", "shop"]).namespace == ["shop"]
+    assert build_parser().parse_args(["explain", "-n", "shop"]).namespace == ["shop"]
 
 
 @pytest.mark.parametrize(("text", "data"), [("4096", 4096), ("512K", 512 << 10), ("16m", 16 << 20), ("1G", 1 << 30)])

@@ -9,6 +9,8 @@ from agent.explain.causes import CAUSES, RUNBOOKS
 from agent.explain.findings import NAMES
 from agent.export.catalogue import document
 from agent.story.drawing import ASCII, BOXES
+from agent.watch.losses import LOSSES
+from agent.watch.view import ACTIONS
 from deploy.prometheus.alerts import ALERTS
 from tests.unit import made_lines
 from tests.unit.consoles import CONSOLE, renewed
@@ -65,6 +67,18 @@ def test_what_the_page_about_explain_shows_is_what_the_commands_print():
     text = (ROOT / "docs/explain.md").read_text()
     assert len(CONSOLE.findall(text)) == 3
     assert text == renewed(text), "run: python -m tests.unit.consoles docs/explain.md"
+
+
+def test_what_the_page_about_trace_shows_of_a_file_is_what_the_command_prints():
+    text = (ROOT / "docs/trace.md").read_text()
+    assert len(CONSOLE.findall(text)) == 1
+    assert text == renewed(text), "run: python -m tests.unit.consoles docs/trace.md"
+
+
+def test_the_page_about_trace_has_every_key_and_every_loss():
+    text = (ROOT / "docs/trace.md").read_text()
+    assert all(f"`{key}`" in text for key in ACTIONS if len(key) == 1 and key not in " hf")
+    assert all(f"| `{words}` |" in text for _, words in LOSSES)
 
 
 def test_the_page_about_explain_has_every_arrow():

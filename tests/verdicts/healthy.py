@@ -135,6 +135,7 @@ class Agent:
                 *DNSTRAIL,
                 "run",
                 "--metrics-address=none",
+                "--trace-socket=none",
                 "--timeout",
                 "5",
                 "--log-rate",

@@ -11,7 +11,7 @@ import yaml
 
 from agent import __version__
 from agent.capture import privileges
-from agent.cli import ENVIRONMENT_PREFIX, build_parser
+from agent.cli import ENVIRONMENT_PREFIX, TRACE_SOCKET, build_parser
 from agent.enrich.kube import rbac
 from agent.export.metrics.pages import Pages
 from agent.export.metrics.sources import Sources
@@ -79,10 +79,19 @@ def test_nothing_else_of_the_node_is_taken():
     assert SECURITY["readOnlyRootFilesystem"]
     assert SECURITY["seccompProfile"] == {"type": "RuntimeDefault"}
     assert {"hostPID", "hostNetwork"} == {key for key in POD if key.startswith("host")}
-    assert [volume["hostPath"]["path"] for volume in POD["volumes"]] == ["/sys/fs/cgroup"]
-    assert all(mount["readOnly"] for mount in CONTAINER["volumeMounts"])
+    of_node = {volume["name"]: volume["hostPath"]["path"] for volume in POD["volumes"] if "hostPath" in volume}
+    assert list(of_node.values()) == ["/sys/fs/cgroup"]
+    assert all(mount["readOnly"] for mount in CONTAINER["volumeMounts"] if mount["name"] in of_node)
     for word in ("hostPID", "hostNetwork", "/sys/fs/cgroup", "RuntimeDefault", "Unconfined"):
         assert word in SECURITY_PAGE
+
+
+def test_the_only_place_to_write_is_memory_for_the_socket_that_readers_use():
+    places = {mount["mountPath"]: mount["name"] for mount in CONTAINER["volumeMounts"] if not mount.get("readOnly")}
+    assert list(places) == [str(Path(TRACE_SOCKET).parent)]
+    volumes = {volume.pop("name"): volume for volume in map(dict, POD["volumes"])}
+    assert volumes[places["/run/dnstrail"]] == {"emptyDir": {"medium": "Memory", "sizeLimit": "64Ki"}}
+    assert "/run/dnstrail" in SECURITY_PAGE
 
 
 def test_every_object_is_in_the_one_namespace_and_bears_the_one_label():

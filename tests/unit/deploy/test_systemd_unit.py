@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from agent.capture import privileges
+from agent.cli import TRACE_SOCKET
 
 ROOT = Path(__file__).parents[3]
 
@@ -21,6 +22,11 @@ def test_its_capabilities_are_those_that_the_code_asks_for():
     names = [one.name for one in privileges.CAPABILITIES]
     assert service()["CapabilityBoundingSet"].split() == names
     assert service()["AmbientCapabilities"].split() == names
+
+
+def test_readers_meet_it_where_they_look_for_it():
+    assert Path("/run") / service()["RuntimeDirectory"] == Path(TRACE_SOCKET).parent
+    assert service()["RuntimeDirectoryMode"] == "0700"
 
 
 def test_its_memory_is_that_of_the_manifest():

@@ -359,7 +359,9 @@ def test_a_line_that_is_held_back_is_not_made(monkeypatch: pytest.MonkeyPatch):
     sessions = several(BURST + 30)
     made = []
     build = printing.line.build
-    monkeypatch.setattr(printing.line, "build", lambda *arguments: made.append(1) or build(*arguments))
+    monkeypatch.setattr(
+        printing.line, "build", lambda *arguments, **options: made.append(1) or build(*arguments, **options)
+    )
     printed(LineOptions(rates=RATES), *sessions)
     assert len(made) == BURST
 
