@@ -35,6 +35,8 @@ READ_BYTES = 4096
 READS = 16
 """An honest request comes in one or two pieces; a client that sends byte by byte is not heard out."""
 STOP_SECONDS = 1.0
+ASK_AGAIN_SECONDS = 0.1
+"""While it is too early for an answer."""
 STUCK_SECONDS = 0.1
 """Wait so long when the system has no descriptor left for another connection."""
 METHODS = ("GET", "HEAD")
@@ -68,7 +70,7 @@ class Limits(NamedTuple):
     connections_a_second: int = 200
     """Others wait in the kernel's queue."""
     seconds: float = 10.0
-    """From the connection to the last byte of the answer."""
+    """From the connection to the last byte of the answer, without the time that it is too early for one."""
     head_bytes: int = 8192
 
 
@@ -134,7 +136,7 @@ class Server:
     def __init__(
         self,
         where: Address,
-        pages: Mapping[str, Callable[[str], Page]],
+        pages: Mapping[str, Callable[[str], Page | None]],
         traffic: Traffic,
         limits: Limits = Limits(),  # noqa: B008  immutable
     ) -> None:
@@ -142,7 +144,8 @@ class Server:
 
         Args:
             where: To listen.
-            pages: By path, what makes the answer from the header Accept. Called in the server's thread.
+            pages: By path, what makes the answer from the header Accept, or None as long as the client shall wait.
+                Called in the server's thread.
             traffic: Counts what happens.
             limits: What clients may cost.
         """
@@ -207,17 +210,20 @@ class Server:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                async with asyncio.timeout(self._limits.seconds):
-                    await self._converse(connection)
+                async with asyncio.timeout(self._limits.seconds) as limit:
+                    await self._converse(connection, limit)
             except TimeoutError:
                 self._traffic.count(HTTPStatus.REQUEST_TIMEOUT)
 
-    async def _converse(self, connection: socket.socket) -> None:
+    async def _converse(self, connection: socket.socket, limit: asyncio.Timeout) -> None:
         loop = asyncio.get_running_loop()
         head = await self._read_head(connection)
         if not head:
             return
-        page, wants_body = self._answer(head)
+        while (answer := self._answer(head)) is None:
+            limit.reschedule(loop.time() + self._limits.seconds)
+            await asyncio.sleep(ASK_AGAIN_SECONDS)
+        page, wants_body = answer
         self._traffic.count(page.status)
         await loop.sock_sendall(connection, _head_of(page))
         if wants_body:
@@ -238,8 +244,8 @@ class Server:
                 return head[: self._limits.head_bytes] if data else b""
         return head
 
-    def _answer(self, head: bytes) -> tuple[Page, bool]:
-        """The page, and whether its body is wanted."""
+    def _answer(self, head: bytes) -> tuple[Page, bool] | None:
+        """The page, and whether its body is wanted; None as long as it is too early."""
         try:
             request = parse(head)
         except BadRequestError:
@@ -250,10 +256,11 @@ class Server:
         if make is None:
             return _problem(HTTPStatus.NOT_FOUND), request.method == "GET"
         try:
-            return make(request.accept), request.method == "GET"
+            page = make(request.accept)
         except Exception as error:  # noqa: BLE001  a page that fails must not take the port with it
             print(f"dnstrail: {request.path}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             return _problem(HTTPStatus.INTERNAL_SERVER_ERROR), True
+        return None if page is None else (page, request.method == "GET")
 
 
 def listen(where: Address) -> socket.socket:
