@@ -128,6 +128,12 @@ class Node:
         self.kubectl("create", "namespace", name)
         self.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name, "--timeout=30s")
 
+    def renew(self, pod: str, manifest: str) -> None:
+        """Delete a pod and make it anew, so that nothing it waits for is left."""
+        self.kubectl("-n", SHOP, "delete", "pod", pod, "--now")
+        self.apply(manifest)
+        self.kubectl("-n", SHOP, "wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=60s")
+
     def wait_rolled_out(self, workload: str, namespace: str) -> None:
         """Return when all pods of a workload are ready, as their probes say."""
         limit = f"--timeout={ROLLOUT_SECONDS:.0f}s"
