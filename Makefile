@@ -24,7 +24,11 @@ CLUSTER_PACKAGES := openssl
 IMAGE_PACKAGES := runc
 # chromium chromium-driver: the browser that shows the page, and what steers it
 PAGE_PACKAGES := chromium chromium-driver
+# openssl: the credentials of the node's cluster; runc: runs its containers; musl-tools gcc: the programs in its pods, with
+# both C libraries; iproute2 iptables nftables conntrack dnsmasq-base: its network, kube-proxy, and the rest of the world
+NODE_PACKAGES := openssl runc musl-tools gcc libc6-dev iproute2 iptables nftables conntrack dnsmasq-base
 PROGRAMS := .cache/bin
+NODE := .cache/node
 CRDS := .cache/crds
 VM := .cache/vm
 # Another Debian release whose kernel to boot, such as trixie or trixie-backports; this machine's own without it.
@@ -33,8 +37,9 @@ VM_KERNEL := $(VM)$(addprefix /,$(VM_RELEASE))
 GO_BUILD = go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@
 WITH_GO = $(if $(shell command -v go),$(1))
 
-.PHONY: help setup setup-lab setup-dev oracles coredns cluster prometheus image run demo test test-cluster test-prometheus test-slow
-.PHONY: test-page pictures test-install test-image verdicts dataplanes healthy vm test-vm check bench bench-compare dashboard lock clean
+.PHONY: help setup setup-lab setup-dev oracles coredns cluster node prometheus image run demo test test-cluster test-prometheus test-slow
+.PHONY: test-page pictures test-install test-image test-node verdicts dataplanes healthy vm test-vm check bench bench-compare
+.PHONY: dashboard lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -71,19 +76,19 @@ coredns: $(PROGRAMS)/coredns
 $(PROGRAMS)/coredns: $(wildcard tests/oracle/coredns/*)
 	cd tests/oracle/coredns && $(GO_BUILD)
 
-CLUSTER := $(PROGRAMS)/control-plane $(PROGRAMS)/coredns-kubernetes $(PROGRAMS)/kubectl $(PROGRAMS)/helm
+CLUSTER := $(PROGRAMS)/kubernetes $(PROGRAMS)/coredns-kubernetes $(PROGRAMS)/kubectl $(PROGRAMS)/helm
 CLUSTER += $(CRDS)/.got $(CRDS)/openshift/.got
 cluster: $(CLUSTER) ## a Kubernetes control plane for the tests, in .cache
 	@bash deploy/apt-install $(CLUSTER_PACKAGES)
 
-# Six minutes of CPU time with nothing compiled before; kept in .cache until its sources change.
-$(PROGRAMS)/control-plane: $(wildcard tests/cluster/apiserver/*)
-	cd tests/cluster/apiserver && version=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes) && \
+# Control plane, kubelet and kube-proxy: nine minutes of CPU time with nothing compiled before; kept in .cache until its sources change.
+$(PROGRAMS)/kubernetes: $(wildcard tests/cluster/kubernetes/*)
+	cd tests/cluster/kubernetes && version=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes) && \
 	go build -trimpath -buildvcs=false -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version" -o $(CURDIR)/$@ .
 
-# Two minutes of CPU time, likewise.
+# Two minutes of CPU time, likewise. Without libc, so that it is an image by itself.
 $(PROGRAMS)/coredns-kubernetes: $(wildcard tests/cluster/coredns/*)
-	cd tests/cluster/coredns && $(GO_BUILD)
+	cd tests/cluster/coredns && CGO_ENABLED=0 $(GO_BUILD)
 
 $(PROGRAMS)/kubectl: $(wildcard tests/cluster/kubectl/*)
 	cd tests/cluster/kubectl && $(GO_BUILD)
@@ -108,6 +113,18 @@ $(CRDS)/openshift/.got: tests/cluster/openshift/go.mod
 	cd tests/cluster/openshift && go mod download $(OPENSHIFT) && \
 	install -m 644 -t $(CURDIR)/$(@D) "$$(go list -m -f '{{.Dir}}' $(OPENSHIFT))"/security/v1/zz_generated.crd-manifests/*.yaml
 	@touch $@
+
+NODE_PROGRAMS := $(addprefix $(PROGRAMS)/,kubernetes coredns-kubernetes kubectl) $(NODE)/containerd $(NODE)/cni/bridge
+node: $(call WITH_GO,image $(NODE_PROGRAMS)) ## a Kubernetes node for the tests, in .cache
+	@bash deploy/apt-install $(NODE_PACKAGES)
+
+# Only the programs: the package would start a container runtime on this machine.
+$(NODE)/containerd: deploy/apt-extract
+	@bash deploy/apt-extract containerd $(NODE) $(addprefix usr/bin/,containerd containerd-shim-runc-v2 ctr)
+
+$(NODE)/cni/bridge: deploy/apt-extract
+	@bash deploy/apt-extract containernetworking-plugins $(NODE)/cni \
+		$(addprefix usr/lib/cni/,bridge host-local loopback portmap)
 
 # Only the programs: the package would start a server on this machine.
 $(PROGRAMS)/prometheus: deploy/apt-extract
@@ -176,6 +193,9 @@ pictures: setup-dev ## docs/pictures: the page as a browser shows it
 
 test-image: setup-dev image $(call WITH_GO,cluster) ## the image, run with exactly what daemonset.yaml grants
 	$(BIN)/python -m pytest tests/image $(ARGS)
+
+test-node: setup-dev node ## a whole Kubernetes node, and dnstrail on it (needs Go)
+	$(BIN)/python -m pytest tests/node $(ARGS)
 
 verdicts: setup-dev oracles ## break a node in every way, many times, and compare fault and verdict
 	$(BIN)/python -m tests.verdicts $(ARGS)

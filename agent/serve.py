@@ -36,6 +36,8 @@ READ_BYTES = 4096
 READS = 16
 """An honest request comes in one or two pieces; a client that sends byte by byte is not heard out."""
 STOP_SECONDS = 1.0
+ASK_AGAIN_SECONDS = 0.1
+"""While it is too early for an answer."""
 STUCK_SECONDS = 0.1
 """Wait so long when the system has no descriptor left for another connection."""
 METHODS = ("GET", "HEAD")
@@ -73,7 +75,7 @@ class Limits(NamedTuple):
     connections_a_second: int = 200
     """Others wait in the kernel's queue."""
     seconds: float = 10.0
-    """From the connection to the last byte of the answer."""
+    """From the connection to the last byte of the answer, without the time that it is too early for one."""
     head_bytes: int = 8192
 
 
@@ -188,7 +190,7 @@ class Server:
     def __init__(
         self,
         where: Address,
-        pages: Mapping[str, Callable[[str], Page]],
+        pages: Mapping[str, Callable[[str], Page | None]],
         traffic: Traffic,
         limits: Limits = Limits(),  # noqa: B008  immutable
         private: Private | None = None,
@@ -197,7 +199,8 @@ class Server:
 
         Args:
             where: To listen.
-            pages: By path, what makes the answer from the header Accept. Called in the server's thread.
+            pages: By path, what makes the answer from the header Accept, or None as long as the client shall wait.
+                Called in the server's thread.
             traffic: Counts what happens.
             limits: What clients may cost.
             private: Pages for clients on loopback alone.
@@ -265,21 +268,24 @@ class Server:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
-                async with asyncio.timeout(self._limits.seconds):
-                    stream = await self._converse(connection)
+                async with asyncio.timeout(self._limits.seconds) as limit:
+                    stream = await self._converse(connection, limit)
             except TimeoutError:
                 self._traffic.count(HTTPStatus.REQUEST_TIMEOUT)
                 return
             if stream is not None:
                 await self._go_on(connection, stream)
 
-    async def _converse(self, connection: socket.socket) -> Stream | None:
+    async def _converse(self, connection: socket.socket, limit: asyncio.Timeout) -> Stream | None:
         """Answer; a stream is left to the caller."""
         loop = asyncio.get_running_loop()
         head = await self._read_head(connection)
         if not head:
             return None
-        page, wants_body = self._answer(head, connection)
+        while (answer := self._answer(head, connection)) is None:
+            limit.reschedule(loop.time() + self._limits.seconds)
+            await asyncio.sleep(ASK_AGAIN_SECONDS)
+        page, wants_body = answer
         self._traffic.count(page.status)
         if isinstance(page, Stream) and wants_body:
             self._note_stream()
@@ -329,8 +335,8 @@ class Server:
                 return head[: self._limits.head_bytes] if data else b""
         return head
 
-    def _answer(self, head: bytes, connection: socket.socket) -> tuple[Page | Stream, bool]:
-        """The answer, and whether its body is wanted."""
+    def _answer(self, head: bytes, connection: socket.socket) -> tuple[Page | Stream, bool] | None:
+        """The answer, and whether its body is wanted; None as long as it is too early."""
         try:
             request = parse(head)
         except BadRequestError:
@@ -339,12 +345,13 @@ class Server:
             return _problem(HTTPStatus.METHOD_NOT_ALLOWED), True
         wants_body = request.method == "GET"
         try:
-            return self._page_of(request, here=is_loopback(connection)), wants_body
+            page = self._page_of(request, here=is_loopback(connection))
         except Exception as error:  # noqa: BLE001  a page that fails must not take the port with it
             print(f"dnstrail: {request.path}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             return _problem(HTTPStatus.INTERNAL_SERVER_ERROR), True
+        return None if page is None else (page, wants_body)
 
-    def _page_of(self, request: Request, *, here: bool) -> Page | Stream:
+    def _page_of(self, request: Request, *, here: bool) -> Page | Stream | None:
         """A private page for a client on loopback (`here`), else a public one."""
         public, private = self._pages.get(request.path), self._private.pages.get(request.path)
         if private is None or (public is not None and not here):

@@ -229,11 +229,17 @@ class NodeState:
         return refused_ns is not None and abs(hop.ts_ns - refused_ns) <= ICMP_PAUSE_NS
 
     def owns(self, netns: int, address: bytes) -> bool | None:
-        """Whether the namespace has, or had when it answered, this address: pods go while lookups wait."""
+        """Whether the namespace has, or had when it answered, this address: pods go while lookups wait.
+
+        One that is there and has others is another namespace: the kernel gives the number of one that is gone to the
+        next pod.
+        """
         servers = self.serving.get(netns)
-        if servers is not None and address in servers.addresses:
+        if servers is None or address not in servers.addresses:
+            return self.is_local(netns, address)
+        if address in servers.given or address in servers.unsure:
             return True
-        return self.is_local(netns, address)
+        return self.is_local(netns, address) is not False
 
     def may_be_server(self, asking: Hop) -> bool:
         """Whether what sends this query may be a DNS server of its namespace: not if other programs are known to be.

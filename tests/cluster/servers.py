@@ -18,7 +18,7 @@ from tests.cluster.credentials import ISSUER, Credentials, key_of
 from tests.cluster.rest import ApiError, Manifest
 from tests.lab.servers import find_program
 
-PROGRAM = "control-plane"
+PROGRAM = "kubernetes"
 LOOPBACK = "127.0.0.1"
 SERVICE_RANGES = "10.96.0.0/16,fd00:10:96::/112"
 ETCD_SECONDS = 30.0

@@ -65,7 +65,7 @@ def test_probes_of_the_manifest_find_it_alive_and_ready(agent: Container, lab: L
     (port,) = granted.container["ports"]
     assert port["containerPort"] == DEFAULT_PORT
     probes = {granted.container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
-    assert probes == {"/healthz", "/readyz"}
+    assert probes == {"/startz", "/healthz", "/readyz"}
     for path in probes:
         agent.wait_until(lambda path=path: probe(lab, path) == HTTPStatus.OK, path, PROBE_SECONDS)
 

@@ -382,6 +382,36 @@ with Server(Address("127.0.0.1", 0), {}, Traffic()) as server:
     assert done.stdout == "True\n"
 
 
+# What is not known yet
+
+
+def test_a_client_that_asks_too_early_gets_its_answer_when_there_is_one():
+    answers = iter([None, None, Page(200, PLAIN, b"at last\n")])
+    with serving(contents={"/": lambda _accept: next(answers)}) as (server, traffic):
+        assert get(server, "/")[2] == b"at last\n"
+        assert traffic.answered == {200: 1}
+
+
+def test_the_time_that_it_is_too_early_is_not_the_clients():
+    with serving(Limits(seconds=0.25), {"/": too_early_until(time.monotonic() + 0.6)}) as (server, traffic):
+        assert get(server, "/")[0] == 200
+        assert traffic.answered == {200: 1}
+
+
+def test_a_server_stops_while_a_client_waits_for_an_answer():
+    asked = threading.Event()
+    with serving(contents={"/": lambda _accept: asked.set()}) as (server, traffic), connect(server) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert asked.wait(PATIENCE_SECONDS)
+        server.stop()
+        assert read_all(client) == b""
+        assert traffic.answered == {}
+
+
+def too_early_until(moment: float):
+    return lambda _accept: Page(200, PLAIN, b"") if time.monotonic() > moment else None
+
+
 # The agent's own pages
 
 

@@ -91,6 +91,10 @@ class LiveCluster:
             self._stateful_sets,
             self._elsewhere,
         )
+        for feed in (self._here, self._all_services, self._headless_slices, self._stateful_sets):
+            feed.watch.select(UNRESTRICTED)
+        # Which ones, the Services will say; until then the agent is not ready for want of them.
+        self._server_slices.watch.health.wanted = True
 
     @property
     def health(self) -> tuple[WatchHealth, ...]:
@@ -116,8 +120,6 @@ class LiveCluster:
         """Begin to watch. Threads are started: nothing may fork after this."""
         for feed in self._feeds:
             feed.watch.start()
-        for feed in (self._here, self._all_services, self._headless_slices, self._stateful_sets):
-            feed.watch.select(UNRESTRICTED)
         self._jobs.start()
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:

@@ -96,7 +96,7 @@ class Watch(Generic[Facts]):
         self._doubts = 0
 
     def start(self) -> None:
-        """Begin; nothing happens until something is selected."""
+        """Begin with what is selected, or when something is."""
         self._thread.start()
 
     def stop(self, seconds: float) -> None:
@@ -108,10 +108,10 @@ class Watch(Generic[Facts]):
 
     def select(self, selection: Selection | None) -> None:
         """Say what is wanted from now on; None is nothing. A list of it follows, unless it is wanted already."""
+        self.health.wanted = selection is not None
         if selection == self._selection:
             return
         self._selection = selection
-        self.health.wanted = selection is not None
         self._interrupt()
 
     def take(self) -> Step[Facts] | None:

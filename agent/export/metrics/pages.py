@@ -27,6 +27,8 @@ ALIVE_SECONDS = 10.0
 """A turn takes a tenth of a second, or some when the ring is full; after this long without one the loop hangs."""
 START_SECONDS = 60.0
 """The same for the first turn: the BPF programs are compiled before it."""
+WAIT_FOR_START_SECONDS = 25.0
+"""From the start of the process: so long /startz waits for the answer that is hoped for."""
 FRESH_SECONDS = 1.0
 """Whoever asks again within this time gets the same numbers: nobody can make the agent busy by asking."""
 
@@ -59,12 +61,13 @@ class Pages:
         self._rendered: dict[str, tuple[float, bytes]] = {}
 
     @property
-    def by_path(self) -> Mapping[str, Callable[[str], Page]]:
-        """What answers for each path; it is given the request's header Accept."""
+    def by_path(self) -> Mapping[str, Callable[[str], Page | None]]:
+        """What answers for each path, or None while it is too early; it is given the request's header Accept."""
         return {
             "/": self.home,
             "/incidents": self.incidents,
             "/metrics": self.metrics,
+            "/startz": self.startz,
             "/healthz": self.healthz,
             "/readyz": self.readyz,
         }
@@ -79,6 +82,17 @@ class Pages:
             body = generate(self._registry)
             self._rendered[content_type] = (now, body)
         return Page(OK, content_type, body)
+
+    def startz(self, _accept: str = "") -> Page | None:
+        """Whether it has started: as soon as it is ready; the kubelet makes an event of each answer that is no.
+
+        None while a start takes no longer than usual. After that what /healthz says: what keeps it from being ready,
+        /readyz tells, and it is no reason to be started again.
+        """
+        if not self._sources.waiting_for():
+            return _words(OK, "started")
+        is_young = self._clock() - self._sources.pulse.begun < WAIT_FOR_START_SECONDS
+        return None if is_young else self.healthz()
 
     def healthz(self, _accept: str = "") -> Page:
         """Whether the event loop turns."""

@@ -13,7 +13,7 @@ from agent import __version__
 from agent.capture import privileges
 from agent.cli import ENVIRONMENT_PREFIX, TRACE_SOCKET, build_parser
 from agent.enrich.kube import rbac
-from agent.export.metrics.pages import Pages
+from agent.export.metrics.pages import WAIT_FOR_START_SECONDS, Pages
 from agent.export.metrics.sources import Sources
 from agent.run import STALL_SECONDS
 from agent.serve import DEFAULT_PORT
@@ -129,10 +129,14 @@ def test_the_port_and_the_probes_are_what_the_agent_serves():
     assert all(one["port"] == port["name"] and one["path"] in pages for one in paths.values())
     # That Kubernetes cannot be asked is a reason not to be ready, and none to be restarted.
     assert {kind: one["path"] for kind, one in paths.items()} == {
-        "startupProbe": "/healthz",
+        "startupProbe": "/startz",
         "livenessProbe": "/healthz",
         "readinessProbe": "/readyz",
     }
+
+
+def test_the_startup_probe_waits_longer_than_the_agent_lets_it_wait():
+    assert CONTAINER["startupProbe"]["timeoutSeconds"] > WAIT_FOR_START_SECONDS
 
 
 @pytest.mark.parametrize("kind", ["startupProbe", "livenessProbe"])

@@ -293,3 +293,16 @@ def test_a_pod_of_the_cluster_does_not_load_what_only_a_kubeconfig_takes():
     assert not imported_by(inside) & {"oauthlib", "requests", "websocket", "pydantic", "aiohttp"}
     after = imported_by(f"{inside}; import kubernetes; assert kubernetes.config.load_kube_config")
     assert "kubernetes" in after, "whoever wants all of it gets it"
+
+
+def test_what_the_agent_needs_is_waited_for_from_the_first_moment(tmp_path: Path):
+    watching = LiveCluster(kubeconfig(tmp_path, "http://127.0.0.1:1"), "node-a")
+    missing = {watch.name for watch in watching.health if watch.required and watch.wanted and not watch.synced}
+    assert missing == {"pods-here", "services", "slices-of-servers", "slices-of-headless"}
+
+
+def test_a_cluster_without_dns_services_does_not_wait_for_their_slices(tmp_path: Path):
+    watching = LiveCluster(kubeconfig(tmp_path, "http://127.0.0.1:1"), "node-a")
+    watching._all_services.mirror.synced = True
+    watching.poll()
+    assert not next(watch for watch in watching.health if watch.name == "slices-of-servers").wanted

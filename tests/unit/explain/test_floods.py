@@ -95,6 +95,28 @@ def test_a_copy_that_nobody_refused_came_to_the_server_whosever_address_it_is(wo
     assert cause.code != "NeighbourFailure"
 
 
+def asked_again(world):
+    """The way of a query, a while after the server has answered another one."""
+    world.outcome(world.Lookup().query(), world.Lookup().reply())
+    return world.Lookup(identifier=7).query(world.now + world.SECOND)
+
+
+def test_the_next_pod_with_the_number_of_a_namespace_that_is_gone_is_not_the_server_that_lived_there(world):
+    hops = asked_again(world)
+    world.addresses[SERVER] = {"10.244.1.54"}
+    outcome = world.outcome(flooded(hops[:3], SERVER))
+    cause = cause_of(outcome)
+    assert (cause.code, outcome.server_netns) == ("NeighbourFailure", None)
+    assert "cni0" in cause.text
+
+
+def test_a_namespace_that_is_gone_when_the_lookup_is_told_was_its_servers(world):
+    hops = asked_again(world)
+    world.knows_addresses = False
+    outcome = world.outcome(hops)
+    assert (cause_of(outcome).code, outcome.server_netns) == ("ServerNoReply", SERVER)
+
+
 def test_a_flooded_lookup_that_is_answered_is_fine(world):
     lookup = world.Lookup()
     others = [hop for hop in flooded(lookup.query()[:3], OTHER) if hop.netns == OTHER]

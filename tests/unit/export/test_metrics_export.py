@@ -20,7 +20,14 @@ from agent.export.metrics import catalogue
 from agent.export.metrics.catalogue import METRICS, Kind
 from agent.export.metrics.clients import BARE, GONE_SECONDS, IDLE_SECONDS, ByClient, Clients
 from agent.export.metrics.kernel import KernelCounts
-from agent.export.metrics.pages import ALIVE_SECONDS, FRESH_SECONDS, START_SECONDS, Pages
+from agent.export.metrics.pages import (
+    ALIVE_SECONDS,
+    FRESH_SECONDS,
+    PLAIN,
+    START_SECONDS,
+    WAIT_FOR_START_SECONDS,
+    Pages,
+)
 from agent.export.metrics.programs import Runs, runs_of, statistics_enabled
 from agent.export.metrics.pulse import PEAK_SECONDS, Pulse
 from agent.export.metrics.sources import NOT_ATTACHED, Agent, Sources
@@ -499,6 +506,26 @@ def test_the_agent_is_alive_while_its_loop_turns():
         503,
         b"the event loop has not turned for 11 s (limit 10 s)\n",
     )
+
+
+def test_who_asks_whether_it_has_started_waits_while_a_start_may_take_so_long_and_then_learns_whether_it_lives(world):
+    clock = Clock()
+    sources = Sources()
+    sources.pulse = Pulse(clock)
+    pages = Pages(sources, clock)
+    assert pages.startz() is None
+    services = WatchHealth("services", required=True)
+    services.wanted = True
+    sources.agent = agent(world, lambda: [services])
+    sources.pulse.beat()
+    assert pages.startz() is None
+    clock.now += WAIT_FOR_START_SECONDS
+    sources.pulse.beat()
+    assert pages.startz() == (200, PLAIN, b"ok\n")
+    clock.now += ALIVE_SECONDS + 1
+    assert pages.startz().status == 503
+    services.synced = True
+    assert pages.startz() == (200, PLAIN, b"started\n")
 
 
 def test_the_agent_is_ready_when_all_is_attached_and_the_cluster_is_known_and_says_what_is_missing(world):
