@@ -204,7 +204,7 @@ BPF_TABLE("array", int, struct passing, passings, PASSING_SLOTS);
 
 #ifdef LOOKUPS
 /*
- * The lookups of the last moments, 4 KiB each. Full: those that begin are lost,
+ * The lookups of the last moments, about 4 KiB each. Full: those that begin are lost,
  * but for what is unusual about them; `log_full` counts their hops.
  */
 BPF_F_TABLE("array", int, struct lookup, lookups, LOOKUPS, BPF_F_MMAPABLE);

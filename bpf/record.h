@@ -100,7 +100,7 @@ struct lookup {
 	__u32 pad;
 	__u8 client[16];
 	struct record records[LOOKUP_HOPS];
-	__u8 query[152];
+	__u8 query[216];
 	__u8 reply[512];
 };
 

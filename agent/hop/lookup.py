@@ -15,11 +15,12 @@ from agent.hop.record import DETAIL, HEAD, RESPONSE, U16, U32, U64, Address, Hea
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LOOKUP_BYTES = 4096
-"""Of each place in the log."""
+LOOKUP_BYTES = 65 * 64
+"""Of each place in the log. Were it a power of two, one field of all lookups would compete for a few lines of the CPU's
+cache: those whose addresses end alike."""
 LOOKUP_HOPS = 12
 """Hops for which there is room; eight are the way through a Service's address and back."""
-QUERY_BYTES, REPLY_BYTES = 152, 512
+QUERY_BYTES, REPLY_BYTES = 216, 512
 """Room for the two messages."""
 
 

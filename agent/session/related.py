@@ -59,7 +59,7 @@ class LastLookups:
             self._pair(session)
 
     def _has_asked_between(self, place: tuple[bytes, int, int], start_ns: int, end_ns: int) -> bool:
-        return any(start_ns < ts_ns < end_ns for ts_ns in self._asked.get(place, ()))
+        return any(start_ns < ts_ns <= end_ns for ts_ns in self._asked.get(place, ()))
 
     def _pair(self, session: Session) -> None:
         key = session.key
