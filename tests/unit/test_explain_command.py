@@ -192,14 +192,9 @@ def test_a_terminal_gets_colours_unless_the_user_refuses_them():
     assert b"\x1b" not in at_terminal(DNSTRAIL_COLOR="never")
 
 
-def heed_ctrl_c():
-    """As at a terminal: what a shell runs in the background ignores it, and so does what that starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_ctrl_c_ends_the_input_and_what_was_read_is_told():
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(COMMAND, **pipes, preexec_fn=heed_ctrl_c) as child:  # noqa: PLW1509  no threads here
+    with subprocess.Popen(COMMAND, **pipes) as child:
         child.stdin.write(KEPT.read_bytes())
         child.stdin.flush()
         deadline = time.monotonic() + 30

@@ -521,11 +521,11 @@ def test_who_asks_whether_it_has_started_waits_while_a_start_may_take_so_long_an
     assert pages.startz() is None
     clock.now += WAIT_FOR_START_SECONDS
     sources.pulse.beat()
-    assert pages.startz() == (200, PLAIN, b"ok\n")
+    assert pages.startz()[:3] == (200, PLAIN, b"ok\n")
     clock.now += ALIVE_SECONDS + 1
     assert pages.startz().status == 503
     services.synced = True
-    assert pages.startz() == (200, PLAIN, b"started\n")
+    assert pages.startz()[:3] == (200, PLAIN, b"started\n")
 
 
 def test_the_agent_is_ready_when_all_is_attached_and_the_cluster_is_known_and_says_what_is_missing(world):
