@@ -30,6 +30,10 @@ class Read:
     at: float
     """`time.monotonic()`."""
     local: frozenset[bytes]
+    pid: int
+    """The process by which they were read."""
+    seen: float
+    """When it was seen to be there last."""
     others: set[bytes] = field(default_factory=set)
     """Those that were asked for and not found, up to `MAX_OTHERS`."""
 
@@ -56,30 +60,49 @@ class LocalAddresses:
         """
         now = time.monotonic()
         read = self._known.get(netns)
-        fresh = read is not None and now - read.at <= FRESH_SECONDS
-        found = read.has(address) if read is not None and fresh else False
-        if read is not None and fresh and (found or now - read.at <= read.pause_seconds(address)):
-            return found
-        local = self._read(netns)
-        if local is None:
+        if read is not None and now - read.at > FRESH_SECONDS:
+            read = None
+        if read is not None and self._holds(read, netns, address, now):
+            return read.has(address)
+        found = self._read(netns)
+        if found is None:
+            # A namespace may outlive its processes: what it had is believed as long as nobody else is there.
+            if read is not None and read.has(address):
+                read.seen = now
+                return True
             self._known.pop(netns, None)
             return None
-        others = read.others - local if read is not None and fresh else set()
-        read = self._known[netns] = Read(now, local, others)
-        found = read.has(address)
-        if not found and len(others) < MAX_OTHERS:
+        pid, local = found
+        others = read.others - local if read is not None else set()
+        read = self._known[netns] = Read(now, local, pid, now, others)
+        if not read.has(address) and len(others) < MAX_OTHERS:
             others.add(address)
-        return found
+        return read.has(address)
 
-    def _read(self, netns: int) -> frozenset[bytes] | None:
-        net = self.processes.net_of(netns)
-        if net is None:
+    def _holds(self, read: Read, netns: int, address: bytes, now: float) -> bool:
+        """Whether what was read need not be read again for this address.
+
+        The kernel gives the number of a namespace that is gone to the next one, so the process is looked for.
+        """
+        if not read.has(address):
+            return now - read.at <= read.pause_seconds(address)
+        if now - read.seen > PAUSE_SECONDS:
+            if self.processes.netns_of(read.pid) != netns:
+                return False
+            read.seen = now
+        return True
+
+    def _read(self, netns: int) -> tuple[int, frozenset[bytes]] | None:
+        """A process in the namespace, and the addresses that it sees."""
+        pid = next(self.processes.pids_in(netns), None)
+        if pid is None:
             return None
+        net = self.processes.net_by(pid)
         try:
             v4 = _LOCAL_V4.findall(Path(net, "fib_trie").read_text())
             v6 = Path(net, "if_inet6").read_text().splitlines()
         except OSError:
             return None
-        return frozenset(V4_MAPPED + socket.inet_aton(text) for text in v4) | {
+        return pid, frozenset(V4_MAPPED + socket.inet_aton(text) for text in v4) | {
             bytes.fromhex(line.split()[0]) for line in v6
         }

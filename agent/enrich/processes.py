@@ -51,7 +51,11 @@ class NetnsProcesses:
     def net_of(self, netns: int) -> str | None:
         """The /proc/PID/net of a process in the namespace; None when none is known."""
         pid = next(self.pids_in(netns), None)
-        return None if pid is None else f"{self.proc}/{pid}/net"
+        return None if pid is None else self.net_by(pid)
+
+    def net_by(self, pid: int) -> str:
+        """The /proc/PID/net of a process."""
+        return f"{self.proc}/{pid}/net"
 
     def netns_of(self, pid: int | str) -> int:
         """Inode of the process's namespace; 0 when it is gone or not ours to see."""

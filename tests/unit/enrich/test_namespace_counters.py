@@ -481,3 +481,21 @@ def test_an_address_that_was_asked_for_too_early_is_looked_for_again(proc: Proc,
     assert local.is_local(pod, endpoint("10.244.1.6").address) is False, "an absent address is looked for once a second"
     now[0] += local_addresses.ABSENT_SECONDS * 1.1
     assert local.is_local(pod, endpoint("10.244.1.6").address)
+
+
+@pytest.mark.parametrize("has_successor", [False, True])
+def test_a_namespace_with_the_number_of_one_that_is_gone_has_addresses_of_its_own(
+    proc: Proc, monkeypatch, has_successor
+):
+    now = [100.0]
+    monkeypatch.setattr(local_addresses.time, "monotonic", lambda: now[0])
+    pod = proc.process("77", {"fib_trie": "     |-- 10.244.1.5\n        /32 host LOCAL\n", "if_inet6": ""})
+    processes = NetnsProcesses(proc.root)
+    local = LocalAddresses(processes)
+    assert local.is_local(pod, endpoint("10.244.1.5").address)
+    if has_successor:
+        proc.process("78", {"fib_trie": "", "if_inet6": ""}, in_netns_of="77")
+    proc.end("77")
+    processes._searched = float("-inf")
+    now[0] += local_addresses.PAUSE_SECONDS * 1.1
+    assert local.is_local(pod, endpoint("10.244.1.5").address) is not has_successor
