@@ -62,8 +62,8 @@ def test_a_lane_that_does_not_fit_any_more_is_not_begun_and_named(machine: Machi
     assert done.returncode == 0
     assert machine.targets == [*ALWAYS, "test-prometheus", "test-install"]
     cluster, node = done.stdout.splitlines()
-    assert cluster.startswith("SKIPPED test-cluster: it takes up to 600 s, and 4")
-    assert node.startswith("SKIPPED test-node: it takes up to 900 s, and 4")
+    assert cluster.startswith("SKIPPED test-cluster: it takes up to 800 s, and 4")
+    assert node.startswith("SKIPPED test-node: it takes up to 700 s, and 4")
     assert node.endswith(" s of 450 s are left")
 
 
