@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.explain.accused import PARTS, PLACES, Part, Side, side_of
 from agent.explain.causes import LEG_WORDS
 from agent.explain.evidence import interface
+from agent.explain.troubled_pods import pod_here
 from agent.hop.endpoint import Endpoint, address_to_text, endpoint_to_text
 from agent.session.outcome import translation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from agent.context.cluster import Pod
     from agent.context.who import Who
     from agent.explain.verdict import Cause
     from agent.session.model import Session
@@ -102,6 +104,8 @@ class Subject(NamedTuple):
     key: Key
     client: Party
     asked: Asked
+    pod: Pod | None
+    """The client, where it is a pod of this node with a network of its own."""
 
 
 def rest_of(key: Key) -> Key:
@@ -141,7 +145,7 @@ def subject_of(outcome: Outcome, cause: Cause, who: Who) -> Subject:
     side = side_of(cause)
     if side in PLACES and cause.drop is None:
         side = Side.SERVER
-    return Subject(_key(outcome, cause, side, client), client, _asked(outcome, who))
+    return Subject(_key(outcome, cause, side, client), client, _asked(outcome, who), pod_here(outcome, who))
 
 
 def party_of(outcome: Outcome, who: Who) -> Party:

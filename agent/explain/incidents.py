@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.explain.accused import PLACES, Side, side_of
 from agent.explain.incident_key import rest_of, subject_of, traits_of
+from agent.explain.troubled_pods import TroubledPods
 from agent.explain.verdict import HIGH, LOW, MEDIUM, Confidence
 from agent.session.model import SECOND_NS
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from agent.context.who import Who
     from agent.explain.incident_key import Asked, Key, Party, Subject
+    from agent.explain.troubled_pods import PodTrouble
     from agent.explain.verdict import Cause, Verdict
     from agent.hop.endpoint import Endpoint
     from agent.session.outcome import Outcome
@@ -132,6 +134,8 @@ class Account(NamedTuple):
     held_back: int
     """Of its session lines."""
     examples: tuple[Example, ...]
+    pods: tuple[PodTrouble, ...]
+    """Pods of this node whose lookups they are, as far as they are known; none of those in the node's own network."""
 
 
 class Counts:
@@ -172,6 +176,7 @@ class _Slot:
     whole: int
     """Lookups before."""
     lookups: int = 0
+    pods: TroubledPods = field(default_factory=TroubledPods)
 
 
 @dataclass(slots=True, eq=False)
@@ -206,6 +211,8 @@ class Incident:
     """Whether a lookup of it passes the filters of whoever reads the lines."""
     examples: dict[str, Example] = field(default_factory=dict)
     """By client."""
+    pods: TroubledPods = field(default_factory=TroubledPods)
+    """Since it opened, and in the slots before."""
 
     @property
     def identifier(self) -> str:
@@ -363,7 +370,9 @@ class Incidents:
         incident.whole_at_last = self._whole(incident)
         incident.lookups += 1
         if not incident.opened:
-            self._fill(incident, outcome, now_ns)
+            self._fill(incident, subject, outcome, now_ns)
+        elif subject.pod is not None:
+            incident.pods.note(subject.pod, outcome.session.first_ns)
 
     def _follow(self, incident: Incident, outcome: Outcome, client: Hashable) -> None:
         """Remember whose lookups this failure is one of, and how many there were before."""
@@ -387,7 +396,7 @@ class Incidents:
         counts = self._by_client if side is Side.CLIENT else self._in_all if side in PLACES else self._by_server
         return sum(counts.of(whose) - before for whose, before in incident.wholes.items())
 
-    def _fill(self, incident: Incident, outcome: Outcome, now_ns: int) -> None:
+    def _fill(self, incident: Incident, subject: Subject, outcome: Outcome, now_ns: int) -> None:
         """Count a failure in its slot, and forget slots that are too old."""
         number = now_ns // SLOT_NS
         for old in [one for one in incident.slots if (number - one) * SLOT_NS >= WINDOW_NS]:
@@ -395,6 +404,8 @@ class Incidents:
         first_ns = outcome.session.first_ns
         slot = incident.slots.setdefault(number, _Slot(first_ns, now_ns, incident.whole_at_last - 1))
         slot.lookups += 1
+        if subject.pod is not None:
+            slot.pods.note(subject.pod, first_ns)
         oldest = next(iter(incident.slots.values()))
         incident.first_ns, incident.base = oldest.first_ns, oldest.whole
 
@@ -411,6 +422,8 @@ class Incidents:
 
     def _begin(self, incident: Incident) -> None:
         incident.opened = True
+        for slot in incident.slots.values():
+            incident.pods.take(slot.pods)
         incident.slots.clear()
         self._open[id(incident)] = incident
         self.opened[incident.key.cause] += 1
@@ -461,4 +474,5 @@ class Incidents:
             share=incident.lookups / whole if incident.knows_whole and whole >= incident.lookups else None,
             held_back=incident.held_back,
             examples=tuple(incident.examples.values()),
+            pods=incident.pods.all(),
         )

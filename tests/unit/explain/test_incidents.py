@@ -240,6 +240,40 @@ def test_pods_of_one_workload_are_one_client(watched: Watched):
     assert (str(opened.client), opened.clients) == ("shop/Deployment/cart", 2)
 
 
+def test_each_pod_has_its_own_numbers(watched: Watched):
+    begun = watched.now
+    for number in range(FIRST):
+        pod, netns = ((CART, World.CLIENT), (CART_2, World.CLIENT + 7))[number % 5 == 0]
+        watched.see(stopped(f"172.20.2.{25 + (number % 5 == 0)}", netns), Who(client=pod))
+        watched.now += MS
+    (opened,) = watched.told
+    assert [(one.pod.name, one.lookups) for one in opened.pods] == [("cart-2", 2), ("cart-1", FIRST - 2)]
+    assert [(one.first_ns - begun, one.last_ns - begun) for one in opened.pods] == [(0, 5 * MS), (MS, 9 * MS)]
+
+
+def test_what_is_too_old_to_open_an_incident_is_no_lookup_of_its_pods(watched: Watched):
+    watched.see_many(stopped(), 3, every=MS, who=Who(client=CART))
+    watched.later(WINDOW_NS)
+    watched.see_many(stopped(), FIRST, every=MS, who=Who(client=CART))
+    watched.later(2 * UPDATE_NS // 3)
+    watched.see(stopped(), Who(client=CART))
+    watched.later(UPDATE_NS // 3)
+    assert [(account.lookups, account.pods[0].lookups) for account in watched.told] == [(10, 10), (11, 11)]
+
+
+@pytest.mark.parametrize(
+    ("session", "pod"),
+    [
+        (stopped(), CART._replace(host_network=True)),
+        (concluded(Lookup(shape="server").both(rcode=REFUSED, aa=False)), CART._replace(node="node-b")),
+    ],
+    ids=["in the network of the node", "on another node"],
+)
+def test_a_pod_that_is_not_surely_this_nodes_own_has_no_numbers(watched: Watched, session: tuple, pod: Pod):
+    watched.see_many(session, FIRST, every=MS, who=Who(client=pod))
+    assert watched.told[0].pods == ()
+
+
 def test_a_pod_of_no_workload_is_known_by_its_own_name(watched: Watched):
     watched.see_many(stopped(), FIRST, every=MS, who=Who(client=BARE))
     assert str(watched.told[0].client) == "shop/debug"
