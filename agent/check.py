@@ -20,7 +20,8 @@ from agent.capture.cgroup import cgroup2_root
 from agent.capture.live import Capture
 from agent.enrich.kube.access import AUTO, NO_TOKEN, OFF, access_by, has_no_token
 from agent.enrich.kube.errors import NotConfiguredError
-from agent.enrich.kube.probe import reach
+from agent.enrich.kube.probe import may_write_events, reach
+from agent.enrich.kube.troubles import NO_EVENTS, event_words
 from agent.kernel.btf import BtfError, load_kernel
 from agent.kernel.casts import cast_id
 from agent.kernel.offsets import TRACEPOINTS, conntrack_layout, counter_flags, drop_reasons
@@ -331,6 +332,32 @@ def kubernetes(asked: str) -> Feature:
     )
 
 
+def probe_events(asked: str) -> Finding:
+    """Ask whether the Events that `run --events` would write may be written."""
+    try:
+        access = access_by(asked)
+    except NotConfiguredError as error:
+        return Finding(False, str(error))
+    if access is None:
+        return Finding(False, "the Kubernetes API is not asked")
+    refusal = may_write_events(access)
+    if refusal is None:
+        return Finding(True, "may be created and updated")
+    words, remedy = event_words(refusal)
+    return Finding(False, words, "", remedy)
+
+
+def events(asked: str) -> Feature:
+    """Likewise; only where the option is on."""
+    return Feature(
+        "Kubernetes Events",
+        "say on pods and on the node why lookups fail",
+        NO_EVENTS,
+        "give --kubernetes in-cluster or a kubeconfig",
+        functools.partial(probe_events, asked),
+    )
+
+
 # Purpose, loss and remedy are clauses: the sentence is "what was found: what is lost; what to do".
 FEATURES = (
     Feature("privileges", "load tracing programs", "", "", probe_privileges, True),
@@ -505,16 +532,18 @@ def features_table() -> str:
     return "| feature | needed to | without it | what to do |\n|---|---|---|---|\n" + "".join(rows)
 
 
-def main(asked: str = AUTO) -> int:
+def main(asked: str = AUTO, *, with_events: bool = False) -> int:
     """`dnstrail check`.
 
     Args:
         asked: `--kubernetes`, as for `run`.
+        with_events: `--events`, likewise.
 
     Returns:
         0 when capture is possible here, if with limits; 1 when it is not.
     """
-    text, code = report((*FEATURES, kubernetes(asked)), colour=wants_colour(os.environ, terminal=sys.stdout.isatty()))
+    of_cluster = (kubernetes(asked), events(asked)) if with_events else (kubernetes(asked),)
+    text, code = report((*FEATURES, *of_cluster), colour=wants_colour(os.environ, terminal=sys.stdout.isatty()))
     try:
         print(text, flush=True)
     except BrokenPipeError:

@@ -214,7 +214,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_trace(commands.add_parser("trace", help="show the lookups of this node while they happen"))
     add_top(commands.add_parser("top", help="show what goes wrong now: incidents, and who and what has most trouble"))
     add_record(commands.add_parser("record", help="write every captured packet and drop to rotating pcapng files"))
-    add_kubernetes(
+    add_check(
         commands.add_parser(
             "check", help="say what this kernel and these privileges allow; exit 1 if dnstrail cannot capture"
         )
@@ -236,6 +236,7 @@ def add_run(parser: EnvironmentParser) -> None:
         "node", default=os.environ.get("NODE_NAME") or socket.gethostname(), help="name of this node, for the lines"
     )
     add_kubernetes(parser)
+    add_events(parser, "write incidents as Kubernetes Events, on the pods concerned and on the node")
     add_metrics(parser)
     add_page(parser)
     add_socket(parser, "let `dnstrail trace` and `dnstrail top` read along by this socket, or none")
@@ -475,6 +476,17 @@ def add_kubernetes(parser: EnvironmentParser) -> None:
     )
 
 
+def add_events(parser: EnvironmentParser, purpose: str) -> None:
+    """Whether anything is written into the cluster."""
+    parser.add_flag("events", help=f"{purpose} (needs a right of its own: docs/security.md)")
+
+
+def add_check(parser: EnvironmentParser) -> None:
+    """The options of `check`."""
+    add_kubernetes(parser)
+    add_events(parser, "say whether Kubernetes Events may be written")
+
+
 def add_ports(parser: EnvironmentParser) -> None:
     """What counts as DNS."""
     parser.add_option("ports", type=ports, default="53", help="UDP and TCP ports of DNS servers (default %(default)s)")
@@ -617,8 +629,11 @@ def command_run(arguments: argparse.Namespace) -> int:
         metrics_cap=arguments.metrics_cap,
         page=page_of(arguments),
         access=access_by(arguments.kubernetes),
+        events=arguments.events,
         readers=arguments.trace_socket,
     )
+    if options.events and options.access is None:
+        log("no Kubernetes Events are written (--events): the Kubernetes API is not asked (--kubernetes)")
     if has_no_token(arguments.kubernetes):
         log(f"{NO_TOKEN}: lines lack names (automountServiceAccountToken)")
     try:
@@ -697,7 +712,7 @@ def command_check(arguments: argparse.Namespace) -> int:
     """Look at this machine."""
     from agent import check  # noqa: PLC0415  as above
 
-    return check.main(arguments.kubernetes)
+    return check.main(arguments.kubernetes, with_events=arguments.events)
 
 
 def command_demo(arguments: argparse.Namespace) -> int:

@@ -17,12 +17,13 @@ from agent.enrich.enrichment import Enrichment
 from agent.explain.rules import explain
 from agent.export.announcements import StateAnnouncer
 from agent.export.clock import wall_offset_ns
+from agent.export.event_teller import EventTeller
 from agent.export.incident_reporter import IncidentReporter
 from agent.export.loss_report import LossReport
 from agent.export.metrics.clients import ByClient, Clients
 from agent.export.metrics.pages import ALIVE_SECONDS, Pages
 from agent.export.metrics.sources import Agent as AgentNumbers
-from agent.export.metrics.sources import Sources
+from agent.export.metrics.sources import EventSources, Sources
 from agent.export.outlet import Outlet
 from agent.export.printer import LineOptions, Printer, RateLimit
 from agent.export.redaction import Redaction
@@ -98,6 +99,8 @@ class Options(NamedTuple):
     """Whether there is a page for browsers, and how it shows names that were looked up: `redacted` or `names`."""
     access: Access | None = None
     """How to get at the Kubernetes API; None without a cluster."""
+    events: bool = False
+    """Whether incidents become Events there."""
     readers: str = ""
     """Path of the socket for `dnstrail trace` and its like; empty for none."""
 
@@ -158,7 +161,8 @@ class Agent:
         self._out = out
         self._watcher = audience.watcher
         self.printer = Printer(options.lines, out, wall_offset_ns())
-        self._known = Enrichment(options.ports, capture.was_read, options.access, options.lines.node)
+        node = options.lines.node
+        self._known = Enrichment(options.ports, capture.was_read, options.access, node, events=options.events)
         self.table = SessionTable(
             options.settings,
             kernel=capture.kernel,
@@ -173,16 +177,25 @@ class Agent:
         self._examples = RateLimit(options.lines.log_rate if options.lines.log == "all" else 0)
         self._set_clock()
         watches = (lambda: self._known.watches) if options.access else None
-        sources.agent = AgentNumbers(capture, self.table, self.printer, out, watches)
+        teller, events = self._events(node)
+        sources.agent = AgentNumbers(capture, self.table, self.printer, out, watches, events)
         self._announcer = StateAnnouncer(sources)
         self._unnamed = Unnamed()
         self._feed = Feed(audience.hub, self.printer, sources.incidents, self._numbers)
-        self._reporter = IncidentReporter(sources, self.printer, options.metrics_by, audience.watcher)
+        self._reporter = IncidentReporter(sources, self.printer, options.metrics_by, audience.watcher, teller)
         self._losses = LossReport(self.printer, out)
         self._teacher = Teacher(capture, options.ports)
         self._looked_ns = 0
         self._stopped_at: float | None = None
         self._reported = time.monotonic()
+
+    def _events(self, node: str) -> tuple[EventTeller | None, EventSources | None]:
+        """Who makes Events of incidents, and how that fares; None where nobody asked for it."""
+        live = self._known.live
+        if live is None or live.events is None:
+            return None, None
+        teller = EventTeller(live.events, node, live.pods_here)
+        return teller, EventSources(live.events.health, teller)
 
     def stop(self, *_signal: object) -> None:
         """End after the current turn."""

@@ -29,15 +29,22 @@ class Enrichment:
         was_read: see `agent.context.counters.NamespaceCounters.was_read`.
         access: to the Kubernetes API; None without a cluster.
         node: name of this node there.
+        events: whether Events are written there.
     """
 
     def __init__(
-        self, ports: tuple[int, ...], was_read: Callable[[int], bool | None], access: Access | None, node: str
+        self,
+        ports: tuple[int, ...],
+        was_read: Callable[[int], bool | None],
+        access: Access | None,
+        node: str,
+        *,
+        events: bool = False,
     ) -> None:
         processes = NetnsProcesses()
         self.is_local = LocalAddresses(processes).is_local
         self.namespaces = LiveCounters(processes, ports, was_read=was_read)
-        self.live = LiveCluster(access, node, ports) if access else None
+        self.live = LiveCluster(access, node, ports, events=events) if access else None
         self.cluster: Cluster = self.live or NullCluster()
         self._conntrack = ConntrackLookup()
         self.who = WhoIsWho(Containers(processes), self.cluster, self.namespaces, self._conntrack)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.enrich.kube.troubles import troubles
+from agent.enrich.kube.troubles import event_trouble, troubles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,6 +20,7 @@ LOOK_SECONDS = 1.0
 SETTLE_SECONDS = 10.0
 """A failure that is away for less was never away: an API server that accepts a watch and drops it at once."""
 READY = "ready"
+EVENTS = "events"
 
 
 class Notice(NamedTuple):
@@ -93,6 +94,10 @@ class StateAnnouncer:
             key: Notice(f"{trouble.title}: {trouble.details}", f"{trouble.title}: over", SETTLE_SECONDS)
             for key, trouble in troubles(watches).items()
         }
+        failure = None if agent is None or agent.events is None else agent.events.health.failure
+        if failure is not None:
+            trouble = event_trouble(failure)
+            notices[EVENTS] = Notice(f"{trouble.title}: {trouble.details}", f"{trouble.title}: over", SETTLE_SECONDS)
         missing = self._sources.waiting_for()
         if missing:
             notices[READY] = Notice(f"not ready: {'; '.join(missing)}", "ready")

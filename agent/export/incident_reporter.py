@@ -1,4 +1,4 @@
-"""Tells of incidents: lines on stdout, and the list for the HTTP port."""
+"""Tells of incidents: lines on stdout, the list for the HTTP port, and Events where they are asked for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agent.explain.incidents import Account
+    from agent.export.event_teller import EventTeller
     from agent.export.incident_line import IncidentLine
     from agent.export.metrics.sources import Sources
     from agent.export.printer import Printer
@@ -39,16 +40,23 @@ class IncidentReporter:
         printer: Writes their lines.
         metrics_by: What the HTTP port may tell of clients.
         watcher: Gets all of them once a second, if there is a page.
+        events: Makes Kubernetes Events of them, if that was asked for.
     """
 
     def __init__(
-        self, sources: Sources, printer: Printer, metrics_by: str, watcher: IncidentWatcher | None = None
+        self,
+        sources: Sources,
+        printer: Printer,
+        metrics_by: str,
+        watcher: IncidentWatcher | None = None,
+        events: EventTeller | None = None,
     ) -> None:
         self._incidents = sources.incidents
         self._board = sources.board
         self._printer = printer
         self._metrics_by = metrics_by
         self._watcher = watcher
+        self._events = events
         self._looked_ns = -LOOK_NS
 
     def report(self, now_ns: int) -> None:
@@ -61,6 +69,8 @@ class IncidentReporter:
         self._looked_ns = now_ns
         for incident, account in self._incidents.due(now_ns, self._printer.room_for_incidents()):
             self._printer.write_incident(incident, account)
+            if self._events is not None:
+                self._events.tell(account, self._printer.context, now_ns)
         line = self._printer.incident_line
         going = [(account, line(account)) for account in self._incidents.accounts()]
         ended = [(account, line(account)) for account in reversed(self._incidents.recent)]

@@ -23,8 +23,8 @@ WORD_BYTES = 8
 QUOTED = re.compile(r'"[^"]*"')
 
 
-def _unquoted(words: str) -> str:
-    """Evidence without what stands between quotes: names, and what servers write themselves (RFC 8914)."""
+def unquoted(words: str) -> str:
+    """A sentence without what stands between quotes: names, and what servers write themselves (RFC 8914)."""
     return QUOTED.sub(HIDDEN, words)
 
 
@@ -53,7 +53,7 @@ class Redaction:
                 named.name = self.word(named.name)
         line.remarks = []
         if line.cause is not None:
-            line.cause.evidence = [_unquoted(words) for words in line.cause.evidence]
+            line.cause.evidence = [unquoted(words) for words in line.cause.evidence]
         for message in line.messages:
             for content in ("query_message", "response_message"):
                 if content in message:

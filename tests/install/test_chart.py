@@ -11,6 +11,7 @@ import pytest
 
 from agent import __version__
 from agent.cli import ENVIRONMENT_PREFIX, build_parser
+from agent.enrich.kube.rbac import EVENTS, RULES, cluster_role_rules
 from agent.serve import DEFAULT_PORT
 from tests.install.tools import CHART, ROOT, Objects, by_kind, changes, chart, manifest, output, run, values
 
@@ -70,6 +71,11 @@ CASES = (
             **option("KUBERNETES", "off"),
         },
     ),
+    Case(
+        "events.enabled",
+        True,
+        {"ClusterRole.rules": cluster_role_rules((*RULES, EVENTS)), **option("EVENTS", "true")},
+    ),
     Case("serviceAccount.create", False, {"ServiceAccount": None}),
     Case(
         "serviceAccount.name",
@@ -115,6 +121,7 @@ WRONG = (
     ("metrics.port", 0),
     ("metrics.address", "localhost"),
     ("kubernetes.enabled", "off"),
+    ("events.enabled", "yes"),
     ("serviceAccount.name", ""),
     ("namespace.create", "yes please"),
     ("nodeSelector", {"pool": 1}),
@@ -156,6 +163,11 @@ def test_labels_by_which_prometheus_selects_are_added(value: str, kind: str):
     enabled = ("--set", f"{value}.enabled=true")
     labelled = chart(*enabled, *setting(f"{value}.labels", {"release": "prometheus"}))
     assert changes(chart(*enabled), labelled) == {f"{kind}.metadata.labels.release": "prometheus"}
+
+
+def test_without_the_api_there_are_no_events():
+    off = ("--set", "kubernetes.enabled=false")
+    assert chart(*off, "--set", "events.enabled=true") == chart(*off)
 
 
 def test_every_value_is_shown_to_change_something():

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent import __version__
+from agent.enrich.kube.rbac import EVENTS, RULES, cluster_role_rules
 from tests.install.tools import COMPONENTS, ROOT, by_kind, changes, kustomized, manifest, output
 
 SECURITY = "DaemonSet.spec.template.spec.containers.0.securityContext"
@@ -19,6 +20,13 @@ NAMESPACE = "observability"
 
 def test_without_seccomp_and_otherwise_the_manifest(tmp_path: Path):
     assert changes(manifest(), kustomized(tmp_path, "unconfined-seccomp")) == UNCONFINED
+
+
+def test_events_come_with_their_right_and_otherwise_the_manifest(tmp_path: Path):
+    assert changes(manifest(), kustomized(tmp_path, "events")) == {
+        "ClusterRole.rules": cluster_role_rules((*RULES, EVENTS)),
+        "ConfigMap.data.DNSTRAIL_EVENTS": "true",
+    }
 
 
 def test_openshift_adds_the_constraints_and_who_may_use_them(tmp_path: Path):

@@ -71,6 +71,8 @@ class Request:
     path: str
     query: dict[str, str]
     headers: dict[str, str]
+    method: str = "GET"
+    body: bytes = b""
 
     @property
     def is_watch(self) -> bool:
@@ -87,6 +89,8 @@ class Replay(ThreadingHTTPServer):
         self.requests: list[Request] = []
         self.lists: defaultdict[str, deque[Answer]] = defaultdict(deque)
         self.watches: defaultdict[str, deque[Answer]] = defaultdict(deque)
+        self.writes: defaultdict[str, deque[Answer]] = defaultdict(deque)
+        """By method; a success when there is none."""
         self.closing = threading.Event()
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -96,6 +100,9 @@ class Replay(ThreadingHTTPServer):
         return [one for one in self.requests if one.is_watch == watch and one.path == path]
 
     def answer(self, request: Request) -> Answer:
+        if request.method != "GET":
+            waiting = self.writes[request.method]
+            return waiting.popleft() if waiting else Answer(b"{}", status=201 if request.method == "POST" else 200)
         waiting = (self.watches if request.is_watch else self.lists)[request.path]
         if request.is_watch:
             return waiting.popleft() if waiting else Answer(ends=False)
@@ -112,7 +119,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
-        request = Request(parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)), dict(self.headers))
+        query = dict(parse_qsl(parts.query, keep_blank_values=True))
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        request = Request(parts.path, query, dict(self.headers), self.command, body)
         self.server.requests.append(request)
         answer = self.server.answer(request)
         self.send_response(answer.status)
@@ -130,6 +139,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._chunk(b"")
         else:
             self.server.closing.wait(BOUND_SECONDS * 3)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def do_PATCH(self) -> None:
+        self.do_GET()
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))

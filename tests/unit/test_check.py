@@ -68,6 +68,22 @@ def test_a_sentence_is_said_once():
     assert lines[2] == "unknown  second                      see first"
 
 
+def test_events_are_looked_at_where_they_are_asked_for(tmp_path: Path):
+    with replaying() as server:
+        access = kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")
+        assert check.probe_events(str(access.path)) == Finding(True, "may be created and updated")
+        server.writes["POST"].append(Answer(recorded("forbidden.json"), status=403))
+        text, code = report([check.events(str(access.path))], colour=False)
+    assert "limited  Kubernetes Events" in text
+    assert "no Kubernetes Events are written" in " ".join(text.split())
+    assert code == 0
+
+
+def test_events_without_a_cluster_are_a_limit():
+    text = " ".join(report([check.events("off")], colour=False)[0].split())
+    assert "limited Kubernetes Events the Kubernetes API is not asked: no Kubernetes Events are written" in text
+
+
 def test_no_line_is_longer_than_100_columns():
     long = Finding(False, "a rather long sentence with many words " * 8)
     text = report([feature(lambda: long, name=known.name) for known in FEATURES], colour=False)[0]

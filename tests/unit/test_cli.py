@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from agent import cli
+from agent import cli, run
 from agent.cli import build_parser, main, ports, ring_size
 from agent.export.failures import UNLIMITED
 from agent.kernel.errors import CaptureError
@@ -324,6 +324,24 @@ def test_failures_are_limited_live_and_never_in_replay():
     live = cli.line_options(build_parser().parse_args(["run"]))
     assert live.rates == (1, 100, 1 << 20)
     assert cli.line_options(build_parser().parse_args(["replay", "x.pcap"])).rates == UNLIMITED
+
+
+def test_events_are_written_only_where_they_are_asked_for(monkeypatch):
+    for command in ("run", "check"):
+        assert not build_parser().parse_args([command]).events
+        assert build_parser().parse_args([command, "--events"]).events
+    monkeypatch.setenv("DNSTRAIL_EVENTS", "true")
+    assert build_parser().parse_args(["run"]).events
+
+
+@pytest.mark.parametrize("kubernetes", ["off", "auto"])
+def test_events_without_a_cluster_are_said_to_be_none(kubernetes, monkeypatch, capsys):
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    given = []
+    monkeypatch.setattr(run, "run", given.append)
+    cli.command_run(build_parser().parse_args(["run", "--events", f"--kubernetes={kubernetes}"]))
+    assert given[0].events
+    assert "no Kubernetes Events are written (--events)" in capsys.readouterr().err
 
 
 def test_record_rotates_by_default():

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agent.enrich.kube.events import MAX_WAITING, SECONDS_BETWEEN, TRIES
 from agent.explain.accused import ACCUSED, Side
 from agent.explain.incidents import (
     MAX_APART,
@@ -25,6 +26,8 @@ from agent.explain.incidents import (
 )
 from agent.export import table
 from agent.export.budget import SHARES, Rank
+from agent.export.event_teller import MAX_EVENTS, PACE_NS
+from agent.export.incident_event import MAX_MESSAGE_BYTES, MAX_NAME_BYTES
 from agent.export.incident_line import IncidentLine
 from agent.export.metrics.board import MAX_OPEN
 
@@ -78,6 +81,11 @@ def test_the_lines_shown_are_one_line_and_its_row():
         ("it ends after 15 minutes", SILENCE_NS == 15 * MINUTE),
         ("the 20 that ended last", MAX_RECENT == 20),
         ("At most 100 open ones", MAX_OPEN == 100),
+        ("at most every five minutes", PACE_NS == 5 * MINUTE),
+        ("up to ten, and one on the node", MAX_EVENTS == 10),
+        ("cut to 128 bytes, the message to 1024", (MAX_NAME_BYTES, MAX_MESSAGE_BYTES) == (128, 1024)),
+        ("one request a second, and up to 256 wait", (SECONDS_BETWEEN, MAX_WAITING) == (1.0, 256)),
+        ("It tries four times", TRIES == 4),
         ("50 incidents are told apart", MAX_APART == 50),
         ("128 clients are told apart", MAX_CLIENTS == 128),
         ("4096 clients and of 4096 servers", MAX_COUNTED == 4096),

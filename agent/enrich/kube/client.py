@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent.enrich.kube.access import Access
+    from agent.enrich.kube.body import Body
     from agent.enrich.kube.library import Library
 
 CONNECT_SECONDS = 5.0
@@ -107,7 +108,9 @@ class Client:
         except self._errors as error:
             raise NotConfiguredError(f"{access}: {_in_words(error)}") from None
 
-    def get(self, path_and_query: str, accept: str, read_seconds: float) -> Reply:
+    def send(
+        self, method: str, path_and_query: str, accept: str, read_seconds: float, body: Body | None = None
+    ) -> Reply:
         """Ask. The token is read anew from its file once a minute.
 
         Raises:
@@ -118,9 +121,10 @@ class Client:
         """
         try:
             response = self._rest.request(
-                "GET",
+                method,
                 self._configuration.host + path_and_query,
-                headers=self._headers(accept),
+                headers=self._headers(accept) | ({} if body is None else {"Content-Type": body.content_type}),
+                body=None if body is None else body.content,
                 _request_timeout=(CONNECT_SECONDS, read_seconds),
             ).response
         except self._errors as error:

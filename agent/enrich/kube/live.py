@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 from agent.context.cluster import Backends, Pod
 from agent.enrich.kube import resources
 from agent.enrich.kube.endpoints import Endpoints, Slices
+from agent.enrich.kube.events import EventWriter
 from agent.enrich.kube.jobs import CronJobs
 from agent.enrich.kube.mirror import UNRESTRICTED, Facts, Mirror
 from agent.enrich.kube.pods import Pods
@@ -59,7 +60,15 @@ class LiveCluster:
     `poll` takes in what the watches handed over; it is for the agent's loop to call at every turn.
     """
 
-    def __init__(self, access: Access, node: str, ports: Iterable[int] = (53,), timing: Timing | None = None) -> None:
+    def __init__(
+        self,
+        access: Access,
+        node: str,
+        ports: Iterable[int] = (53,),
+        timing: Timing | None = None,
+        *,
+        events: bool = False,
+    ) -> None:
         """Describe it; `start` begins.
 
         Args:
@@ -67,9 +76,12 @@ class LiveCluster:
             node: The name that this node has in the cluster.
             ports: Where DNS is served.
             timing: How long things may take.
+            events: Whether there is to be somebody who writes Events.
         """
         self._timing = timing or Timing()
         self._transport = Transport(access)
+        self.events = EventWriter(self._transport, self._timing) if events else None
+        """The one part that changes anything in the cluster; None unless it was asked for."""
         self._pods = Pods()
         self._services = Services(ports)
         self._endpoints = Endpoints()
@@ -121,6 +133,8 @@ class LiveCluster:
         for feed in self._feeds:
             feed.watch.start()
         self._jobs.start()
+        if self.events is not None:
+            self.events.start()
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """End all threads within so long; those that wait for the API server are left behind."""
@@ -130,6 +144,8 @@ class LiveCluster:
         for feed in self._feeds:
             feed.watch.stop(max(0.0, end - time.monotonic()))
         self._jobs.stop(max(0.0, end - time.monotonic()))
+        if self.events is not None:
+            self.events.stop(max(0.0, end - time.monotonic()))
 
     def poll(self) -> None:
         """Take in what was handed over."""

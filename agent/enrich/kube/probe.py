@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent.enrich.kube import rbac
-from agent.enrich.kube.errors import KubeError
+from agent.enrich.kube.body import JSON, MERGE_PATCH, Body
+from agent.enrich.kube.errors import KubeError, RefusedError
 from agent.enrich.kube.resources import path_of
 from agent.enrich.kube.transport import Transport
 from agent.enrich.kube.troubles import COMMON, words_of
@@ -22,6 +23,18 @@ QUESTIONS: Mapping[str, Mapping[str, str]] = {
     "watch": {"watch": "1", "timeoutSeconds": "1"},
 }
 """By verb. The others need the name of an object."""
+DRY_RUN = {"dryRun": "All"}
+PROBE: Mapping[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Event",
+    "metadata": {"name": "dnstrail.check", "namespace": "default"},
+    "involvedObject": {"apiVersion": "v1", "kind": "Node", "name": "dnstrail-check"},
+    "type": "Normal",
+    "reason": "Check",
+    "source": {"component": "dnstrail"},
+}
+"""An Event that is never made."""
+NOT_FOUND = 404
 
 
 class Reached(NamedTuple):
@@ -54,6 +67,30 @@ def reach(access: Access, read_seconds: float = READ_SECONDS) -> Reached:
             if error.reason in COMMON:
                 break  # for the others it would be the same
     return Reached(tuple(failures))
+
+
+def may_write_events(access: Access, read_seconds: float = READ_SECONDS) -> KubeError | None:
+    """Ask for an Event to be made and changed, without that being done (`dryRun`).
+
+    Returns:
+        What stands against it; None if nothing does.
+    """
+    transport, everywhere = Transport(access), path_of(rbac.EVENTS, PROBE["metadata"]["namespace"])
+    requests = (
+        ("POST", everywhere, Body(PROBE, JSON)),
+        ("PATCH", f"{everywhere}/{PROBE['metadata']['name']}", Body({}, MERGE_PATCH)),
+    )
+    for method, path, body in requests:
+        try:
+            with transport.send(method, path, DRY_RUN, read_seconds, body):
+                pass  # it is allowed
+        except RefusedError as refusal:
+            # That it is not there is said only to who may change it.
+            if (method, refusal.code) != ("PATCH", NOT_FOUND):
+                return refusal
+        except KubeError as error:
+            return error
+    return None
 
 
 def _ask(transport: Transport, rule: Rule, read_seconds: float) -> None:

@@ -5,7 +5,10 @@ Every request of this package names its rule here, so nothing is asked that is n
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Rule(NamedTuple):
@@ -34,7 +37,10 @@ JOBS = Rule("batch", "jobs", ("get",), "the CronJob behind a Job", required=Fals
 
 RULES = (PODS, SERVICES, ENDPOINT_SLICES, STATEFUL_SETS, JOBS)
 
+EVENTS = Rule("", "events", ("create", "patch"), "says on pods and on the node why lookups fail", required=False)
+"""The one right to write; only with `--events`."""
 
-def cluster_role_rules() -> list[dict[str, list[str]]]:
+
+def cluster_role_rules(rules: Iterable[Rule] = RULES) -> list[dict[str, list[str]]]:
     """`rules` of a ClusterRole (rbac.authorization.k8s.io/v1) that allows this and nothing more."""
-    return [{"apiGroups": [rule.group], "resources": [rule.resource], "verbs": list(rule.verbs)} for rule in RULES]
+    return [{"apiGroups": [rule.group], "resources": [rule.resource], "verbs": list(rule.verbs)} for rule in rules]

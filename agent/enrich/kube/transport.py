@@ -6,15 +6,16 @@ import threading
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
+from agent.enrich.kube.body import JSON
 from agent.enrich.kube.errors import RefusedError, UntrustedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from agent.enrich.kube.access import Access
+    from agent.enrich.kube.body import Body
     from agent.enrich.kube.client import Client, Reply
 
-JSON = "application/json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 UNAUTHORIZED = 401
 
@@ -37,9 +38,18 @@ class Transport:
             UnreachableError: when there is none.
             NotConfiguredError: when it is not known how to ask.
         """
+        where = _with_query(path, query)
+        return self._ask(lambda client: client.send("GET", where, accept, read_seconds))
+
+    def send(self, method: str, path: str, query: Mapping[str, str], read_seconds: float, body: Body) -> Reply:
+        """Change something; raises what `get` raises."""
+        where = _with_query(path, query)
+        return self._ask(lambda client: client.send(method, where, JSON, read_seconds, body))
+
+    def _ask(self, request: Callable[[Client], Reply]) -> Reply:
         client = self._connected()
         try:
-            return client.get(f"{path}?{urlencode(query)}" if query else path, accept, read_seconds)
+            return request(client)
         except UntrustedError:
             self._distrust(client)
             raise
@@ -63,3 +73,7 @@ class Transport:
                 self._client = None
                 self.renewals += 1
                 client.close()
+
+
+def _with_query(path: str, query: Mapping[str, str]) -> str:
+    return f"{path}?{urlencode(query)}" if query else path

@@ -81,6 +81,14 @@ KINDS = {
 }
 OTHER = Kind("the API server does not let the agent read", "see its own log")
 """Too many requests, an error of its own, and whatever else metav1.StatusReason knows."""
+NO_EVENTS = "no Kubernetes Events are written"
+"""What a failure to write one means."""
+NOT_TAKEN = Kind("the API server does not take", "see its own log")
+"""Too many requests, an error of its own, an admission controller that says no."""
+FORBIDDEN_TO_WRITE = Kind(
+    "the API server forbids to write",
+    "see whether the ClusterRole dnstrail has the right that --events needs (docs/security.md)",
+)
 COMMON = frozenset({"Unreachable", "Silent", "Untrusted", "NotConfigured", "Unauthorized"})
 """Whoever asks, and whatever for. The others are followed by the kind of object."""
 ROUTINE = frozenset({"Expired", "Gone"})
@@ -117,6 +125,24 @@ def words_of(error: KubeError, resource: str) -> tuple[str, str]:
     """What failed when this kind of object was asked for, and what to look at: for who asks once."""
     kind = KINDS.get(error.reason, OTHER)
     return f"{kind.words}{'' if error.reason in COMMON else f' {resource}'}: {error}", kind.advice
+
+
+def event_trouble(failure: Failure) -> Trouble:
+    """What keeps Events from being written."""
+    kind = _kind_of_writing(failure.reason)
+    title = f"Kubernetes Events: {kind.words}{'' if failure.reason in COMMON else ' events'}"
+    details = f"{failure.text}. Meanwhile {NO_EVENTS}; nothing else is missing. What to do: {kind.advice}."
+    return Trouble(title, details)
+
+
+def event_words(error: KubeError) -> tuple[str, str]:
+    """What failed when an Event was written, and what to look at: for who asks once."""
+    kind = _kind_of_writing(error.reason)
+    return f"{kind.words}{'' if error.reason in COMMON else ' events'}: {error}", kind.advice
+
+
+def _kind_of_writing(reason: str) -> Kind:
+    return {FORBIDDEN: FORBIDDEN_TO_WRITE}.get(reason) or KINDS.get(reason, NOT_TAKEN)
 
 
 def _trouble(failure: Failure, resource: str, concerned: list[Watched]) -> Trouble:

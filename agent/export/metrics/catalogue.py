@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from agent.capture.cgroup import ATTACH_TYPES
 from agent.capture.loader import PROBE
+from agent.enrich.kube.events import RESULTS
 from agent.explain.accused import ACCUSED, Side
 from agent.explain.causes import CAUSES, EVERYWHERE
 from agent.explain.findings import NAMES
@@ -201,6 +202,12 @@ HELD_BACK = Label(
 HTTP_CODE = Label("code", ("200", "400", "404", "405", "408", "500", "503"), "HTTP status")
 WATCH = Label("resource", (), "What is watched: pods-here, services, …")
 WATCH_ERROR = Label("error", (), "One word: Unreachable, Silent, or the API server's reason, such as Forbidden")
+EVENT_RESULT = Label(
+    "result",
+    (*RESULTS, "left_out"),
+    "created; updated; gone: the pod's namespace was deleted; failed; dropped: too many waited; left_out: a pod of an "
+    "incident that has ten already",
+)
 VERSION = Label("version", (), "Of dnstrail")
 PYTHON = Label("python", (), "Of the interpreter")
 KERNEL = Label("kernel", (), "Release of the running kernel")
@@ -482,6 +489,20 @@ WATCH_ERRORS = _counter(
     when=_KUBERNETES,
 )
 
+_EVENTS = "--events is given"
+EVENTS = _counter(
+    "dnstrail_kubernetes_events_total",
+    "Kubernetes Events of incidents: what became of each",
+    EVENT_RESULT,
+    when=_EVENTS,
+)
+EVENT_ERRORS = _counter(
+    "dnstrail_kubernetes_event_errors_total",
+    "Attempts to write one that failed, once one did",
+    WATCH_ERROR,
+    when=_EVENTS,
+)
+
 # Clients, on request
 
 _BY = "--metrics-by is given"
@@ -578,6 +599,7 @@ SECTIONS: dict[str, tuple[Metric, ...]] = {
         WATCH_UNDECODABLE,
         WATCH_ERRORS,
     ),
+    "Kubernetes Events": (EVENTS, EVENT_ERRORS),
     "Clients": (
         CLIENT_QUERIES,
         CLIENT_SESSIONS,

@@ -72,6 +72,7 @@ def everything(sources: Sources) -> Readings:
     if sources.agent is not None:
         readings |= _sessions(sources.agent) | _capture(sources.agent) | _programs(sources.agent)
         readings |= _ring(sources.agent, sources.pulse.peak_bytes) | _watches(sources.agent)
+        readings |= _events(sources.agent)
     return readings
 
 
@@ -189,3 +190,13 @@ def _watches(agent: Agent) -> Readings:
     }
     errors: Values = {(watch.name, word): number for watch in watches for word, number in dict(watch.errors).items()}
     return readings | {catalogue.WATCH_ERRORS: errors}
+
+
+def _events(agent: Agent) -> Readings:
+    if agent.events is None:
+        return {}
+    results = {**dict(agent.events.health.results), "left_out": agent.events.teller.left_out}
+    return {
+        catalogue.EVENTS: {(result,): results.get(result, 0) for result in catalogue.EVENT_RESULT.values},
+        catalogue.EVENT_ERRORS: {(word,): number for word, number in dict(agent.events.health.errors).items()},
+    }

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from agent.capture.counters import Counters
     from agent.capture.losses import Losses
+    from agent.enrich.kube.health import Failure
     from agent.export.metrics.clients import Clients
     from agent.session.table import SessionTable
 
@@ -141,6 +142,37 @@ class WatchNumbers(Watched, Protocol):
         """Objects beyond the bound."""
 
 
+class EventNumbers(Protocol):
+    """What `agent.enrich.kube.events.EventHealth` tells of writing Events."""
+
+    @property
+    def results(self) -> Mapping[str, int]:
+        """What became of them."""
+
+    @property
+    def errors(self) -> Mapping[str, int]:
+        """By one word."""
+
+    @property
+    def failure(self) -> Failure | None:
+        """What keeps them from being written."""
+
+
+class TellerNumbers(Protocol):
+    """What `agent.export.event_teller.EventTeller` tells of itself."""
+
+    @property
+    def left_out(self) -> int:
+        """Pods without an Event."""
+
+
+class EventSources(NamedTuple):
+    """Kubernetes Events, where they are asked for."""
+
+    health: EventNumbers
+    teller: TellerNumbers
+
+
 class Agent(NamedTuple):
     """What there is once the agent captures. All of it may be read by any thread."""
 
@@ -150,6 +182,8 @@ class Agent(NamedTuple):
     out: OutNumbers
     watches: Callable[[], Iterable[WatchNumbers]] | None = None
     """How the watches of the Kubernetes API fare; None where there is none."""
+    events: EventSources | None = None
+    """None without `--events`."""
 
 
 class Traffic:

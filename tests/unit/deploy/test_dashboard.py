@@ -30,6 +30,8 @@ NOT_SHOWN = {
     "dnstrail_client_retransmissions_total": "likewise",
     "dnstrail_http_requests_total": "of this port only",
     "dnstrail_http_refused_connections_total": "likewise",
+    "dnstrail_kubernetes_events_total": "for whoever uses --events; the log says what keeps them from being written",
+    "dnstrail_kubernetes_event_errors_total": "likewise",
     "dnstrail_kubernetes_watch_connected": "an open watch opens and closes all the time",
     "dnstrail_kubernetes_watch_lists_total": "likewise",
     "dnstrail_kubernetes_watch_objects_left_out": "for whoever looks at the API",

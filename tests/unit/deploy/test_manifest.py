@@ -73,6 +73,23 @@ def test_each_right_says_what_for(rule: rbac.Rule):
     assert f"`{rule.resource}`" in SECURITY_PAGE
 
 
+def test_the_right_to_write_events_is_granted_only_with_them_and_named():
+    assert OBJECTS["ClusterRole"]["rules"] == rbac.cluster_role_rules(rbac.RULES)
+    assert "DNSTRAIL_EVENTS" not in OBJECTS["ConfigMap"]["data"]
+    (row,) = [line for line in SECURITY_PAGE.splitlines() if line.startswith(f"| `{rbac.EVENTS.resource}` |")]
+    assert row.split(" | ")[1:4] == [
+        'core (`""`)',
+        ", ".join(rbac.EVENTS.verbs),
+        f"{rbac.EVENTS.reason}; not required |",
+    ]
+    component = yaml.safe_load((ROOT / "deploy/kustomize/events/kustomization.yaml").read_text())
+    patches = {one["target"]["kind"]: yaml.safe_load(one["patch"]) for one in component["patches"]}
+    assert patches == {
+        "ConfigMap": [{"op": "add", "path": "/data/DNSTRAIL_EVENTS", "value": "true"}],
+        "ClusterRole": [{"op": "add", "path": "/rules/-", "value": rbac.cluster_role_rules([rbac.EVENTS])[0]}],
+    }
+
+
 def test_nothing_else_of_the_node_is_taken():
     assert not SECURITY["privileged"]
     assert not SECURITY["allowPrivilegeEscalation"]

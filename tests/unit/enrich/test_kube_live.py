@@ -13,6 +13,7 @@ from agent.context.cluster import Cluster, NullCluster
 from agent.enrich.kube import live, rbac
 from agent.enrich.kube.access import IN_CLUSTER, InCluster, Kubeconfig, access_by
 from agent.enrich.kube.errors import NotConfiguredError
+from agent.enrich.kube.events import Event
 from agent.enrich.kube.facts import packed
 from agent.enrich.kube.live import LiveCluster
 from agent.hop.endpoint import Endpoint
@@ -306,3 +307,17 @@ def test_a_cluster_without_dns_services_does_not_wait_for_their_slices(tmp_path:
     watching._all_services.mirror.synced = True
     watching.poll()
     assert not next(watch for watch in watching.health if watch.name == "slices-of-servers").wanted
+
+
+def test_events_are_written_where_they_are_asked_for_and_nothing_else_is_ever_written(server: Replay, tmp_path: Path):
+    access = kubeconfig(tmp_path, f"http://127.0.0.1:{server.server_port}")
+    assert LiveCluster(access, "node-a", timing=QUICK).events is None
+    watching = LiveCluster(access, "node-a", timing=QUICK, events=True)
+    watching.start()
+    assert watching.events is not None
+    until(watching, lambda: watching.is_synced, "the cluster")
+    assert {one.method for one in server.requests} == {"GET"}
+    watching.events.offer(Event("shop", "dnstrail.1", {"kind": "Event"}, may_be_gone=True))
+    until(watching, lambda: watching.events.health.results["created"], "the Event")
+    watching.stop()
+    assert [one.path for one in server.requests if one.method != "GET"] == ["/api/v1/namespaces/shop/events"]

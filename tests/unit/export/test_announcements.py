@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from agent.enrich.kube.access import Access, InCluster, Kubeconfig
+from agent.enrich.kube.errors import RefusedError
+from agent.enrich.kube.events import EventHealth
 from agent.enrich.kube.live import LiveCluster
-from agent.enrich.kube.probe import reach
+from agent.enrich.kube.probe import may_write_events, reach
+from agent.enrich.kube.troubles import event_words
 from agent.export.announcements import LOOK_SECONDS, SETTLE_SECONDS, Announcements, Notice, StateAnnouncer
-from agent.export.metrics.sources import NOT_ATTACHED, Agent, Sources
+from agent.export.metrics.sources import NOT_ATTACHED, Agent, EventSources, Sources
 from tests.cluster.credentials import key_of, make_certificate
 from tests.unit.kube_replay import (
     BOUND_SECONDS,
@@ -236,7 +239,49 @@ def test_what_begins_again_is_said_again():
     ]
 
 
+# Events
+
+
+def test_that_events_are_refused_is_said_once_and_that_it_is_over():
+    health = EventHealth()
+    sources, nothing = Sources(), types.SimpleNamespace()
+    events = EventSources(health, nothing)  # type: ignore[arg-type]
+    sources.agent = Agent(nothing, nothing, nothing, nothing, events=events)  # type: ignore[arg-type]
+    announcer = StateAnnouncer(sources)
+    assert announcer.lines(1.0) == []
+    for _ in range(3):
+        health.failed(RefusedError(403, "Forbidden", "events is forbidden"))
+    (said,) = announcer.lines(2.0)
+    assert said.startswith("Kubernetes Events: the API server forbids to write events: 403 Forbidden: ")
+    assert "no Kubernetes Events are written; nothing else is missing" in said
+    assert "docs/security.md" in said
+    assert announcer.lines(3.0) == []
+    health.succeeded("created")
+    assert [line for now in range(4, 20) for line in announcer.lines(float(now))] == [
+        "Kubernetes Events: the API server forbids to write events: over after 2 s"
+    ]
+
+
 # Asked once: `dnstrail check`
+
+
+def test_a_check_asks_for_the_right_to_write_events_and_writes_none(server: Replay, tmp_path: Path):
+    server.writes["PATCH"].append(Answer(b'{"kind":"Status","reason":"NotFound","code":404}', status=404))
+    assert may_write_events(at(tmp_path, server)) is None
+    assert [(one.method, one.query) for one in server.requests] == [
+        ("POST", {"dryRun": "All"}),
+        ("PATCH", {"dryRun": "All"}),
+    ]
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_a_check_says_that_events_may_not_be_written(server: Replay, tmp_path: Path, method: str):
+    server.writes[method].append(FORBIDDEN)
+    refusal = may_write_events(at(tmp_path, server))
+    assert refusal is not None
+    words, remedy = event_words(refusal)
+    assert words.startswith("the API server forbids to write events: 403 Forbidden: ")
+    assert "--events" in remedy
 
 
 def test_a_check_asks_for_a_little_of_all_that_the_agent_needs(server: Replay, tmp_path: Path):

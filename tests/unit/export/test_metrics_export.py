@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prometheus_client import parser
@@ -14,6 +15,7 @@ from agent.context.cluster import Pod
 from agent.context.counters import ConntrackCounters, NetnsCounters
 from agent.context.who import NOBODY, Who
 from agent.enrich.kube.errors import RefusedError
+from agent.enrich.kube.events import EventHealth
 from agent.enrich.kube.health import WatchHealth
 from agent.explain.rules import explain
 from agent.export.metrics import catalogue
@@ -30,7 +32,7 @@ from agent.export.metrics.pages import (
 )
 from agent.export.metrics.programs import Runs, runs_of, statistics_enabled
 from agent.export.metrics.pulse import PEAK_SECONDS, Pulse
-from agent.export.metrics.sources import NOT_ATTACHED, Agent, Sources
+from agent.export.metrics.sources import NOT_ATTACHED, Agent, EventSources, Sources
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3"
 HOST, SERVER, OTHER_SERVER = 4026531840, 4026532300, 4026532301
@@ -88,8 +90,8 @@ class Out:
     lost = 70
 
 
-def agent(world, watches=None):
-    return Agent(Captured(), world.table, Lines(), Out(), watches)
+def agent(world, watches=None, events=None):
+    return Agent(Captured(), world.table, Lines(), Out(), watches, events)
 
 
 def scraped(sources, accept=""):
@@ -393,6 +395,20 @@ def test_how_the_watches_fare_is_told(world):
     assert value(samples, "kubernetes_watch_events_total", resource="services") == 7
     assert value(samples, "kubernetes_watch_errors_total", resource="services", error="Unreachable") == 2
     assert value(samples, "kubernetes_watch_last_contact_timestamp_seconds", resource="services") == 1795000000.5
+
+
+def test_what_became_of_events_is_told_where_they_are_asked_for(world):
+    health = EventHealth()
+    health.results.update(created=3, failed=1)
+    health.errors["Forbidden"] = 1
+    sources = Sources()
+    sources.agent = agent(world, events=EventSources(health, SimpleNamespace(left_out=5)))
+    samples = scraped(sources)
+    told = {"created": 3, "updated": 0, "gone": 0, "failed": 1, "dropped": 0, "left_out": 5}
+    assert {result: value(samples, "kubernetes_events_total", result=result) for result in told} == told
+    assert value(samples, "kubernetes_event_errors_total", error="Forbidden") == 1
+    sources.agent = agent(world)
+    assert not [key for key in scraped(sources) if key[0].startswith("dnstrail_kubernetes_event")]
 
 
 def test_without_a_cluster_nothing_is_said_of_one(world):
