@@ -19,6 +19,7 @@ OF_TESTS = (
     ("apps/v1", "ReplicaSet"),
     ("apps/v1", "StatefulSet"),
     ("batch/v1", "Job"),
+    ("v1", "Event"),
 )
 """What is deleted after each test; accounts, their rights and namespaces remain."""
 
