@@ -15,7 +15,7 @@ from agent.export.budget import Budget, Rank
 from agent.export.clock import rfc3339
 from agent.export.failures import UNLIMITED, FailureLimit, LineRates, kind_of
 from agent.export.filters import Filter, is_problem
-from agent.export.redaction import Redaction
+from agent.export.redaction import Redaction, unquoted
 from agent.hop.endpoint import endpoint_to_text
 from agent.wire.message import name_to_text
 from agent.wire.render import rdtype_to_text
@@ -198,7 +198,10 @@ class Printer:
     def incident_line(self, account: Account) -> incident_line.IncidentLine:
         """The line of an incident, as of now."""
         now_ns = time.monotonic_ns() + self.context.wall_offset_ns
-        return incident_line.build(account, self.context, now_ns)
+        built = incident_line.build(account, self.context, now_ns)
+        if self._redaction and built.message is not None:
+            built.message = unquoted(built.message)
+        return built
 
     def flush(self) -> None:
         """Let readers see what was written."""

@@ -53,6 +53,7 @@ class Redaction:
                 named.name = self.word(named.name)
         line.remarks = []
         if line.cause is not None:
+            line.cause.message = unquoted(line.cause.message)
             line.cause.evidence = [unquoted(words) for words in line.cause.evidence]
         for message in line.messages:
             for content in ("query_message", "response_message"):

@@ -16,7 +16,7 @@ from agent.context.cluster import Pod, Service
 from agent.context.who import NOBODY, Who
 from agent.explain.incidents import UPDATE_NS, Incidents, State
 from agent.explain.rules import explain
-from agent.explain.verdict import Verdict
+from agent.explain.verdict import HIGH, Verdict, make_cause
 from agent.export import incident_line, table
 from agent.export import printer as printing
 from agent.export.failures import BURST, LineRates
@@ -275,6 +275,13 @@ def test_with_redaction_no_incident_line_tells_what_was_looked_up(
     assert "ncident" in text or "INCIDENT" in text
     assert "hush" not in text
     assert output == "table" or "redacted-" in text
+
+
+def test_with_redaction_no_incident_line_tells_what_a_server_wrote(monkeypatch: pytest.MonkeyPatch):
+    node = Node(monkeypatch, redaction_key=KEY)
+    cause = make_cause("ServerError", HIGH, [], deed='answered SERVFAIL, extended error 3: "hush"')
+    line = opened(node, (refused()[0], Verdict(cause, [], [])))
+    assert line["Message"] == "The DNS server answered SERVFAIL, extended error 3: redacted."
 
 
 def test_an_example_is_found_after_the_wall_clock_was_set(node: Node):

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.cli import main
-from agent.explain.verdict import Verdict
+from agent.explain.verdict import HIGH, Verdict, make_cause
 from agent.export.printer import LineOptions, Printer
 from agent.export.redaction import Redaction
 from tests.unit.test_replay import ARGUMENTS, RECORDED
@@ -129,6 +129,17 @@ def test_sentences_that_name_a_service_are_left_out_and_their_findings_stay(worl
     line = json.loads(printed(answered(world), verdict=verdict))
     assert line["Findings"] == ["WrongAnswer"]
     assert line["Remarks"] == []
+
+
+@pytest.mark.parametrize("output", ["json", "table"])
+def test_what_a_server_writes_into_an_error_is_in_no_sentence(world, output):
+    said = 'itself answered SERVFAIL although its upstream 192.0.2.1:53 answered NOERROR, extended error 3: "hush"'
+    cause = make_cause("ServerError", HIGH, [said], deed=said)
+    outcome = answered(world, data=b"\0", name="quiet.example.")
+    assert LOOKED_UP in printed(outcome, verdict=Verdict(cause, [], []), key=None)
+    redacted = printed(outcome, output, Verdict(cause, [], []))
+    assert LOOKED_UP not in redacted
+    assert "extended error 3: redacted" in redacted
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
