@@ -111,6 +111,7 @@ def test_an_api_server_that_cannot_be_reached_is_said_once(tmp_path: Path):
             assert_said_once(said, "the API server cannot be reached", f"{url}: Connection refused")
 
 
+@pytest.mark.kernel  # it looks a name up, which tests that count lookups must not see
 def test_a_name_that_is_not_known_is_said_once(tmp_path: Path):
     with operator(kubeconfig(tmp_path, "http://api.invalid:6443")) as said:
         said.attempts(3)
