@@ -202,6 +202,7 @@ def test_a_pattern_chooses_the_nodes_of_all_pods_that_match(cluster: Cluster):
             "this kubectl is too old (unknown flag: --field-selector)",
         ),
         ({"fails": {"get": 'error: context "x" does not exist'}}, ["top"], 2, 'configuration: context "x" does not'),
+        ({"fails": {"get": 'E1128 13:21:05 memcache.go:265] "dial tcp"\nerror: odd'}}, ["top"], 1, "dnstrail: odd\n"),
     ],
 )
 def test_what_stands_in_the_way_is_one_clear_sentence(
