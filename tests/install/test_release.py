@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,15 @@ from tests.install.tools import CHART, ROOT, changes, chart, run
 from tests.lab.servers import PROGRAMS
 
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/release.yaml").read_text())
-(JOB,) = WORKFLOW["jobs"].values()
+JOBS: dict[str, dict[str, Any]] = WORKFLOW["jobs"]
+STEPS = [one for job in JOBS.values() for one in job["steps"]]
 IMAGE = "ghcr.io/someone/dnstrail"
 ENVIRONMENT = {"REGISTRY": "ghcr.io", "GITHUB_REPOSITORY": "Someone/DNStrail", "GITHUB_REPOSITORY_OWNER": "Someone"}
 
 
 def step(name: str) -> str:
     """The commands of the step whose name begins so."""
-    (found,) = [one for one in JOB["steps"] if one.get("name", "").startswith(name)]
+    (found,) = [one for one in STEPS if one.get("name", "").startswith(name)]
     return str(found["run"])
 
 
@@ -67,12 +71,30 @@ def test_the_packed_chart_installs_the_image_of_the_release(tmp_path: Path):
     assert changes(chart(), chart(source=packed)) == {where: f"{IMAGE}:{__version__}"}
 
 
-def test_only_the_release_job_may_write_and_only_packages():
+def test_krews_manifest_has_the_digest_of_the_packed_plugin_and_leads_to_it(tmp_path: Path):
+    shutil.copytree(ROOT / "deploy/kubectl", tmp_path / "deploy/kubectl")
+    shutil.copy(ROOT / "LICENSE", tmp_path)
+    variables = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "someone/dnstrail"}
+    done = run_step("pack the plugin", tmp_path, **variables)
+    assert done.returncode == 0, done.stderr
+    (platform,) = yaml.safe_load((tmp_path / "dnstrail.yaml").read_text())["spec"]["platforms"]
+    packed = tmp_path / "kubectl-dnstrail.tar.gz"
+    assert platform["sha256"] == hashlib.sha256(packed.read_bytes()).hexdigest()
+    where = f"https://github.com/someone/dnstrail/releases/download/v{__version__}/{packed.name}"
+    assert platform["uri"] == where
+    with tarfile.open(packed) as tar:
+        assert {file["from"] for file in platform["files"]} == set(tar.getnames())
+        assert tar.getmember(platform["bin"]).mode & stat.S_IXOTH
+
+
+def test_each_job_may_write_only_what_it_makes():
     assert WORKFLOW["permissions"] == {"contents": "read"}
-    granted: dict[str, Any] = JOB["permissions"]
-    assert {name for name, access in granted.items() if access == "write"} == {"packages", "id-token"}
+    granted = {
+        name: {right for right, access in job["permissions"].items() if access == "write"} for name, job in JOBS.items()
+    }
+    assert granted == {"release": {"packages", "id-token"}, "plugin": {"contents"}}
 
 
-@pytest.mark.parametrize("uses", [one["uses"] for one in JOB["steps"] if "uses" in one])
+@pytest.mark.parametrize("uses", sorted({one["uses"] for one in STEPS if "uses" in one}))
 def test_every_action_is_of_one_release(uses: str):
     assert re.fullmatch(r"[\w/-]+@v\d+\.\d+\.\d+", uses)

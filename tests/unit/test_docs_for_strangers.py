@@ -28,7 +28,7 @@ OWN_WORDS = (
         DOCS / f"{name}.md"
         for name in ("costs", "design", "explain", "glossary", "install", "kernels", "limits", "logs", "page")
     ),
-    *(DOCS / f"{name}.md" for name in ("security", "trace", "usage")),
+    *(DOCS / f"{name}.md" for name in ("kubectl", "security", "trace", "usage")),
     *sorted((DOCS / "runbooks").glob("*.md")),
     *sorted((DOCS / "decisions").glob("*.md")),
 )
