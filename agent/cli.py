@@ -413,6 +413,10 @@ def add_trace(parser: EnvironmentParser) -> None:
     )
     add_watching(parser)
     parser.add_option("count", type=count, default=None, metavar="LOOKUPS", help="stop after so many lookups")
+    parser.add_flag(
+        "end-with-stdin",
+        "as rows: end when the other end of standard input is closed (whoever started it elsewhere is gone)",
+    )
 
 
 def add_top(parser: EnvironmentParser) -> None:
@@ -672,6 +676,7 @@ def command_trace(arguments: argparse.Namespace) -> int:
             socket=arguments.trace_socket,
             duration_seconds=arguments.duration,
             lookups=arguments.count,
+            ends_with_stdin=arguments.end_with_stdin,
         )
     )
 

@@ -46,6 +46,8 @@ class Options(NamedTuple):
     duration_seconds: float | None = None
     lookups: int | None = None
     """To end after so many."""
+    ends_with_stdin: bool = False
+    """Beside rows: whether it ends when the other end of stdin is closed."""
 
 
 def trace(options: Options) -> int:
@@ -129,7 +131,7 @@ def _as_rows(options: Options, source: Source) -> None:
         sys.stdout.flush()
     try:
         while clock.left > 0 and shown != options.lookups:
-            for text in received(source, clock):
+            for text in received(source, clock, ends_with_stdin=options.ends_with_stdin):
                 if is_notice(text):
                     told.note(text)
                     continue

@@ -69,17 +69,21 @@ def checked(found: Line | Notice | None) -> Line | Notice | None:
     return found
 
 
-def received(source: Source, clock: Clock) -> Iterator[bytes]:
+def received(source: Source, clock: Clock, *, ends_with_stdin: bool = False) -> Iterator[bytes]:
     """Lines, after waiting for them a little.
 
     Raises:
-        BrokenPipeError: nobody reads stdout any more.
+        BrokenPipeError: nobody reads stdout any more, or the other end of stdin is closed and that matters.
     """
     poll = select.poll()
     poll.register(source.fileno(), select.POLLIN)
     poll.register(sys.stdout.fileno(), 0)  # errors alone
+    if ends_with_stdin and sys.stdin is not None:
+        poll.register(sys.stdin.fileno(), 0)
     ready = dict(poll.poll(max(0.0, min(TICK_SECONDS, clock.left)) * 1000))
     if ready.get(sys.stdout.fileno(), 0) & select.POLLERR:
+        raise BrokenPipeError
+    if ends_with_stdin and sys.stdin is not None and ready.get(sys.stdin.fileno(), 0) & select.POLLHUP:
         raise BrokenPipeError
     if source.fileno() in ready:
         yield from source.receive()

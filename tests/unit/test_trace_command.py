@@ -192,6 +192,16 @@ def test_a_reader_that_goes_away_ends_it_quietly(agent: SocketAgent, idle: bool)
         assert child.stderr.read() == b""
 
 
+def test_it_ends_quietly_with_whoever_holds_its_standard_input_if_that_is_asked_for(agent: SocketAgent):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command(agent, "--end-with-stdin"), **pipes) as child:
+        assert child.stdout.readline().startswith(b"TIME")
+        assert child.poll() is None
+        child.stdin.close()
+        assert child.wait(SECONDS) == 0
+        assert child.stderr.read() == b""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_it_ends_when_it_is_told_to(agent: SocketAgent, number: signal.Signals):
     with plain(agent) as child:
