@@ -36,10 +36,16 @@ class Read:
     """When it was seen to be there last."""
     others: set[bytes] = field(default_factory=set)
     """Those that were asked for and not found, up to `MAX_OTHERS`."""
+    had: frozenset[bytes] = frozenset()
+    """Those that it does not have any more; of this very namespace, not of an earlier one with its number."""
 
     def has(self, address: bytes) -> bool:
         """Whether the address is one of the namespace's."""
         return address in self.local or address.startswith(_LOOPBACK_V4)
+
+    def says(self, address: bytes) -> bool | None:
+        """Whether the namespace owns the address; None for one that it had: what was sent to it then is its own."""
+        return True if self.has(address) else None if address in self.had else False
 
     def pause_seconds(self, address: bytes) -> float:
         """How long to wait before the address is looked for again."""
@@ -54,16 +60,16 @@ class LocalAddresses:
     _known: dict[int, Read] = field(default_factory=dict)
 
     def is_local(self, netns: int, address: bytes) -> bool | None:
-        """Whether the namespace owns the 16-byte address; None when no process of it can be looked at.
+        """Whether the namespace owns the 16-byte address; None when it had it, or no process of it can be looked at.
 
         An address that was not asked for before is looked for anew if it is not among those that are known.
         """
         now = time.monotonic()
-        read = self._known.get(netns)
+        before = read = self._known.get(netns)
         if read is not None and now - read.at > FRESH_SECONDS:
             read = None
         if read is not None and self._holds(read, netns, address, now):
-            return read.has(address)
+            return read.says(address)
         found = self._read(netns)
         if found is None:
             # A namespace may outlive its processes: what it had is believed as long as nobody else is there.
@@ -74,10 +80,12 @@ class LocalAddresses:
             return None
         pid, local = found
         others = read.others - local if read is not None else set()
-        read = self._known[netns] = Read(now, local, pid, now, others)
+        is_same = before is not None and self.processes.netns_of(before.pid) == netns
+        had = (before.had | before.local) - local if before is not None and is_same else frozenset()
+        read = self._known[netns] = Read(now, local, pid, now, others, had)
         if not read.has(address) and len(others) < MAX_OTHERS:
             others.add(address)
-        return read.has(address)
+        return read.says(address)
 
     def _holds(self, read: Read, netns: int, address: bytes, now: float) -> bool:
         """Whether what was read need not be read again for this address.

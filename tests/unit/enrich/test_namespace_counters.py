@@ -499,3 +499,16 @@ def test_a_namespace_with_the_number_of_one_that_is_gone_has_addresses_of_its_ow
     processes._searched = float("-inf")
     now[0] += local_addresses.PAUSE_SECONDS * 1.1
     assert local.is_local(pod, endpoint("10.244.1.5").address) is not has_successor
+
+
+def test_of_an_address_that_a_namespace_has_lost_it_is_not_said_that_it_is_not_its_own(proc: Proc, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(local_addresses.time, "monotonic", lambda: now[0])
+    pod = proc.process("77", {"fib_trie": "     |-- 10.244.1.5\n        /32 host LOCAL\n", "if_inet6": ""})
+    local = LocalAddresses(NetnsProcesses(proc.root))
+    assert local.is_local(pod, endpoint("10.244.1.5").address)
+    proc.write("77", "fib_trie", "")
+    for _ in range(3):
+        now[0] += local_addresses.FRESH_SECONDS * 1.1
+        assert local.is_local(pod, endpoint("10.244.1.5").address) is None
+        assert local.is_local(pod, endpoint("10.244.1.6").address) is False
