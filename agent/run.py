@@ -58,7 +58,7 @@ KEY_BYTES = 16
 """Of the key for the words that stand for names on the page."""
 WAIT_SECONDS = 0.1
 """Between two looks at the log of lookups, which does not wake its reader."""
-CALM_SECONDS = 0.5
+CALM_SECONDS = 0.25
 """Between two turns of the loop while nothing presses: each costs a slow node as much as hundreds of lookups."""
 REPORT_SECONDS = 10.0
 STALL_SECONDS = 60.0
