@@ -43,6 +43,7 @@ TIMEOUT_SECONDS = 5
 SHORT_TIMEOUT_SECONDS = min(2 * PATIENCE, TIMEOUT_SECONDS)
 """Where no fault is about neighbours."""
 LINES_SECONDS = 4 * TIMEOUT_SECONDS
+MOST_OTHERS = 3
 NONE, MISSED = "none", "missed"
 """What stands for a code: a session without a cause, no session."""
 UNSUPPORTED = (UnsupportedFaultError, UnsupportedTranslationError, UnsupportedLinkError)
@@ -337,7 +338,7 @@ def judge(result: Result, one: Run, lines: Sequence[Line]) -> None:
         if not mine:
             result.reported[MISSED] += 1
             result.said[NOT_SAID] += 1
-            result.mistakes.append(f"{words_of(lost)}: no session")
+            result.mistakes.append(f"{words_of(lost)}: no session{others(lines)}")
         for line in mine:
             result.reported[line["Cause"]["Code"] if line["Cause"] else NONE] += 1
             result.said[said_in(line)] += 1
@@ -347,6 +348,12 @@ def judge(result: Result, one: Run, lines: Sequence[Line]) -> None:
             continue
         if line["Cause"] is not None:
             result.mistakes.append(f"{asked_of(line)} was not lost, and is given {line['Cause']['Code']}")
+
+
+def others(lines: Sequence[Line]) -> str:
+    """What was said of the same name, where nothing was of the lookup itself."""
+    said = (f"{line['Status']} for {line['Client']}, path {list(map(short, line['Path']))}" for line in lines)
+    return "".join(f"; but {words}" for words in itertools.islice(said, MOST_OTHERS))
 
 
 def is_about(line: Line, lost: Lost) -> bool:
