@@ -1,4 +1,7 @@
-"""Kubernetes Events of incidents in a real cluster, with the rights of the manifest and of its component for Events."""
+"""Kubernetes Events of incidents in a real cluster, with the rights of the manifest and of its component for Events.
+
+What it installs remains, as accounts and rights do: it comes behind `test_install`, which installs the same by Helm.
+"""
 
 from __future__ import annotations
 
