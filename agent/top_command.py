@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.capturefile.inputs import InputError
@@ -20,7 +21,7 @@ from agent.story.problems import bound, make_showable
 from agent.story.text import Look, time_words
 from agent.watch.board import Board, rows
 from agent.watch.keys import ESCAPE, REDRAW
-from agent.watch.live import TICK_SECONDS, Clock, Rate, checked, end_by_signals, received
+from agent.watch.live import FAILED, TICK_SECONDS, Clock, Rate, checked, follow, received
 from agent.watch.losses import losses
 from agent.watch.out import look_of, write
 from agent.watch.screen import Screen, is_usable
@@ -30,7 +31,7 @@ from agent.watch.troubles import Troubles
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-USAGE, FAILED, INTERRUPTED = 2, 1, 130
+USAGE, INTERRUPTED = 2, 130
 ONCE_SECONDS = 1.0
 REFRESH_SECONDS = 1.0
 STATE_SECONDS = 90.0
@@ -92,21 +93,8 @@ def _of_files(options: Options) -> int:
 
 def _of_now(options: Options) -> int:
     on_screen = not options.once and is_usable(os.environ)
-    end_by_signals()
-    try:
-        with Source(
-            options.socket, Wanted(options.wanted, problems=True, incidents=True), is_quiet=on_screen
-        ) as source:
-            (_on_screen if on_screen else _once)(options, source)
-    except SourceError as error:
-        if str(error):
-            log(str(error))
-        return FAILED
-    except BrokenPipeError:
-        abandon_stdout()
-    except KeyboardInterrupt:
-        pass  # that is how it is ended
-    return 0
+    wanted = Wanted(options.wanted, problems=True, incidents=True)
+    return follow(options.socket, wanted, partial(_on_screen if on_screen else _once, options), is_quiet=on_screen)
 
 
 class Now:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from agent.export.filters import Filter
 from agent.export.line import Line
-from agent.process import abandon_stdout, log, wants_colour
+from agent.process import log, wants_colour
 from agent.readers.notices import State, is_notice
 from agent.readers.requests import Wanted
 from agent.story.drawing import drawing
 from agent.watch import rows
 from agent.watch.keys import REDRAW
-from agent.watch.live import TICK_SECONDS, Clock, Rate, checked, end_by_signals, received
+from agent.watch.live import TICK_SECONDS, Clock, Rate, checked, follow, received
 from agent.watch.losses import losses
 from agent.watch.out import look_of, write
 from agent.watch.screen import Screen, is_usable
-from agent.watch.source import Source, SourceError, message
+from agent.watch.source import Source, message
 from agent.watch.view import View
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from agent.story.text import Look
 
-FAILED = 1
 DRAW_SECONDS = 0.1
 """The screen is drawn so often at most."""
 SAY_SECONDS = 10.0
@@ -57,20 +57,8 @@ def trace(options: Options) -> int:
         0; 1 if there is nothing to read from, or not any more.
     """
     on_screen = options.output in SCREENS and is_usable(os.environ)
-    end_by_signals()
     wanted = Wanted(options.wanted, messages=options.output == "json")
-    try:
-        with Source(options.socket, wanted, is_quiet=on_screen) as source:
-            (_on_screen if on_screen else _as_rows)(options, source)
-    except SourceError as error:
-        if str(error):
-            log(str(error))
-        return FAILED
-    except BrokenPipeError:
-        abandon_stdout()
-    except KeyboardInterrupt:
-        pass  # that is how it is ended
-    return 0
+    return follow(options.socket, wanted, partial(_on_screen if on_screen else _as_rows, options), is_quiet=on_screen)
 
 
 def _on_screen(options: Options, source: Source) -> None:

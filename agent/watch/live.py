@@ -9,15 +9,18 @@ import time
 from typing import TYPE_CHECKING
 
 from agent.export.line import Line
+from agent.process import abandon_stdout, log
 from agent.readers.notices import Refused
 from agent.story.problems import bound, make_showable
 from agent.watch.source import Source, SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from agent.readers.notices import Notice, State
+    from agent.readers.requests import Wanted
 
+FAILED = 1
 TICK_SECONDS = 0.25
 """So long at most until a key, a new size or the end is noticed."""
 
@@ -26,6 +29,33 @@ def end_by_signals() -> None:
     """What asks this process to end is like Ctrl-C: whatever was begun is cleared away."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
+
+
+def follow(socket: str, wanted: Wanted, show: Callable[[Source], None], *, is_quiet: bool) -> int:
+    """Show what an agent sends, until that or its reader ends, or somebody ends this process.
+
+    Args:
+        socket: where the agent listens; empty to capture without it.
+        wanted: what it is asked for.
+        show: shows it.
+        is_quiet: what a capture of its own says is kept from the terminal, and told if it fails.
+
+    Returns:
+        0; 1 if there is nothing to read from, or not any more.
+    """
+    end_by_signals()
+    try:
+        with Source(socket, wanted, is_quiet=is_quiet) as source:
+            show(source)
+    except SourceError as error:
+        if str(error):
+            log(str(error))
+        return FAILED
+    except BrokenPipeError:
+        abandon_stdout()
+    except KeyboardInterrupt:
+        pass  # that is how it is ended
+    return 0
 
 
 class Clock:
