@@ -25,6 +25,8 @@ QUERY_BYTES, REPLY_BYTES = 216, 512
 
 
 CAPTURED_AT, CAPTURED = place_of("captured_bytes"), struct.Struct("=I")
+MESSAGE_LENGTH, HOPS = struct.Struct("=H"), struct.Struct("=I")
+"""Of these fields of a lookup one is read without the others, which takes a tenth of the time."""
 
 
 class LookupHead(NamedTuple):
@@ -140,24 +142,25 @@ class Lookups:
 
     def query(self, index: int) -> bytes:
         """The query of one of them."""
-        return self._message(index, QUERY_AT, self.head(index).query_bytes)
+        return self._message(index, QUERY_AT, "query_bytes")
 
     def reply(self, index: int) -> bytes:
         """The reply to one of them."""
-        return self._message(index, REPLY_AT, self.head(index).reply_bytes)
+        return self._message(index, REPLY_AT, "reply_bytes")
 
-    def _message(self, index: int, offset: int, length: int) -> bytes:
-        begin = self._place(index) + offset
-        return bytes(self._memory[begin : begin + length])
+    def _message(self, index: int, offset: int, length_field: str) -> bytes:
+        place = self._place(index)
+        (length,) = MESSAGE_LENGTH.unpack_from(self._memory, place + OFFSETS[length_field])
+        return bytes(self._memory[place + offset : place + offset + length])
 
     def hops(self, index: int) -> Iterator[Hop]:
         """The hops of one of them, as the program would have sent them one by one."""
         memory, at = self._memory, self._place(index)
         first = at + LOOKUP_HEAD.size
-        head = self.head(index)
+        (hops,) = HOPS.unpack_from(memory, at + OFFSETS["hops"])
         messages = {False: self.query(index), True: self.reply(index)}
         brought: set[int] = set()
-        for start in range(first, first + head.hops * RECORD_BYTES, RECORD_BYTES):
+        for start in range(first, first + hops * RECORD_BYTES, RECORD_BYTES):
             fields = Head._make(HEAD.unpack_from(memory, start))
             rest = bytes(memory[start + HEAD.size : start + RECORD_BYTES])
             # The bytes come with the first hop of a message. Source translation gives it another number.

@@ -286,14 +286,13 @@ class UsualLookups:
 
     def _say_what_is_behind(self, searches: Searches, ways: list[Usual], taken: Lookups) -> None:
         """What came, and may come, behind names without records that are handed over."""
+        first, last = taken.words("first_ns"), taken.words("last_ns")
         for index in searches.apart:
             if ways[index].label is not None:
-                head = taken.head(index)
-                who = asked_by(head).who
-                self._table.note_asked(who, head.first_ns)
+                self._table.note_asked(ways[index].asked_as.who, first[index])
         for who, index in searches.newest.items():
             if ways[index].label is None:
-                self._search_lists.expect(who, name_of(taken, index), taken.head(index).last_ns)
+                self._search_lists.expect(who, name_of(taken, index), last[index])
 
     def _count(self, ways: list[Usual], taken: Lookups) -> None:
         """Count those that have nothing to tell."""
