@@ -14,7 +14,7 @@ from agent.export.clock import wall_offset_ns
 from agent.process import freeze_gc, log
 
 if TYPE_CHECKING:
-    from agent.capture.live import Loss
+    from agent.capture.losses import Loss
 
 WAIT_SECONDS = 0.05
 

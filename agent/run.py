@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from contextlib import AbstractContextManager
 
-    from agent.capture.live import Loss
+    from agent.capture.losses import Loss
     from agent.context.who import Who
     from agent.enrich.kube.access import Access
     from agent.explain.verdict import Verdict

@@ -8,13 +8,13 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 from agent.capture.counters import CounterMap, Counters
 from agent.capture.endpoints import EndpointMap
-from agent.capture.loader import load
+from agent.capture.loader import LOG_HANDED_OVER, load
 from agent.capture.lookups import LOOKUPS, LookupLog
-from agent.capture.losses import NOTHING, Losses
+from agent.capture.losses import Loss, Losses, LossWatch
 from agent.capture.ring import Ring
 from agent.hop.drops import Kernel
 from agent.hop.lookup import Lookups
@@ -32,7 +32,7 @@ GATHER_SECONDS = 0.02
 """After a wake-up, wait so long for more: the kernel wakes the reader once for all of it."""
 BUSY_SECONDS = 0.01
 """Between two looks at a log that fills up."""
-MISSES_EVERY_SECONDS = 1.0
+MISSES_EVERY_NS = 1_000_000_000
 HOLD_NS = 60_000_000
 """A lookup is taken from the log so long after it began: answered by then, if it is like most. Shorter than
 Settings.linger_ns, by which late records are waited for."""
@@ -53,14 +53,6 @@ Sift = Callable[[Lookups, Lookups, list[Hop], int], Iterable[int]]
 began: which of the lookups are to be handed over."""
 
 
-class Loss(NamedTuple):
-    """Records lost by the capture itself some time in an interval, CLOCK_MONOTONIC."""
-
-    lost: Losses
-    start_ns: int
-    end_ns: int
-
-
 class Capture:
     """Every hop and drop of DNS packets on this node, from all network namespaces.
 
@@ -79,7 +71,7 @@ class Capture:
             joined: let the program join the hops of each lookup, where the kernel can; else each comes at once.
         """
         self._loaded = load(ports, ring_bytes, joined=joined)
-        self._log = LookupLog(self._loaded.fds["lookups"], self._loaded.fds["logs"]) if self.joins else None
+        self._log = LookupLog(*(self._loaded.fds[name] for name in LOG_HANDED_OVER)) if self.joins else None
         self._waiting: list[Hop] = []
         self._hold_ns = HOLD_NS
         self.settled_ns = 0
@@ -94,10 +86,9 @@ class Capture:
         self.started_ns = time.monotonic_ns()
         # All programs are attached: from now on a lookup has all its hops.
         self._endpoints.arm()
-        self._lost = NOTHING
+        self._loss_watch = LossWatch(self.started_ns)
         self._skipped_runs = 0
-        self._misses_read = 0.0
-        self._looked_ns = self.started_ns
+        self._misses_read_ns = 0
         self.limits = self._loaded.limits
         self.kernel = Kernel(self._loaded.drop_reasons, self._name)
 
@@ -235,17 +226,14 @@ class Capture:
 
     def _new_loss(self) -> Loss | None:
         now_ns = time.monotonic_ns()
-        self._read_misses(now_ns / 1e9)
-        lost = self.losses
-        loss = Loss(lost.since(self._lost), self._looked_ns, now_ns) if lost != self._lost else None
-        self._lost, self._looked_ns = lost, now_ns
-        return loss
+        self._read_misses(now_ns)
+        return self._loss_watch.look(self.losses, self._misses_read_ns, now_ns)
 
-    def _read_misses(self, now: float) -> None:
+    def _read_misses(self, now_ns: int) -> None:
         """Runs the kernel skipped because the program was at work on that CPU (bpf_prog_inc_misses_counter())."""
-        if now - self._misses_read < MISSES_EVERY_SECONDS:
+        if now_ns - self._misses_read_ns < MISSES_EVERY_NS:
             return
-        self._misses_read = now
+        self._misses_read_ns = now_ns
         self._skipped_runs = sum(recursion_misses(self._loaded.fds[f"prog:{name}"]) for name in TRACEPOINTS)
 
     def _name(self, address: int) -> str | None:

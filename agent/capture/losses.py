@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -28,6 +29,45 @@ class Losses(NamedTuple):
 
 
 NOTHING = Losses()
+
+
+class Loss(NamedTuple):
+    """Records lost by the capture itself some time in an interval, CLOCK_MONOTONIC."""
+
+    lost: Losses
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(slots=True)
+class LossWatch:
+    """Tells what was lost between two looks.
+
+    What the kernel skipped is counted where it costs a system call to look, so that is looked at less often.
+
+    Args:
+        looked_ns: when the capture began.
+    """
+
+    looked_ns: int
+    known: Losses = NOTHING
+    _runs_looked_ns: int = 0
+
+    def look(self, lost: Losses, runs_looked_ns: int, now_ns: int) -> Loss | None:
+        """What was lost since the last look; None if nothing was.
+
+        Args:
+            lost: since the capture began.
+            runs_looked_ns: as of when its `skipped_runs` are.
+            now_ns: as of when the others are.
+        """
+        new = lost.since(self.known)
+        start_ns = (self._runs_looked_ns or self.looked_ns) if new.skipped_runs else self.looked_ns
+        loss = Loss(new, min(start_ns, self.looked_ns), now_ns) if new.total else None
+        self.known, self.looked_ns, self._runs_looked_ns = lost, now_ns, runs_looked_ns
+        return loss
+
+
 WHY = {
     "ring_full": "because the ring was full (--ring-size)",
     "log_full": "because the agent had too little CPU time to take them",
