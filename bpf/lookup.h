@@ -29,6 +29,13 @@ static __always_inline struct lookup *lookup_at(u64 position)
 	return lookups.lookup(&at);
 }
 
+static __always_inline struct body *body_of(const struct lookup *l)
+{
+	int at = within(l->position, LOOKUPS);
+
+	return bodies.lookup(&at);
+}
+
 static __always_inline bool has_number(const struct lookup *l, u64 number)
 {
 	return l->number == number || l->alias == number;
@@ -171,6 +178,8 @@ static __always_inline struct lookup *begin_lookup(const struct scratch *s)
 	l->reply_header = 0;
 	l->id = s->id;
 	l->home = r->netns;
+	l->home_ifindex = r->ifindex;
+	l->home_event = r->event;
 	l->server = 0;
 	__builtin_memcpy(l->client, r->saddr, 16);
 	*(volatile u32 *)&l->is_open = 1;
@@ -224,7 +233,8 @@ static __always_inline u64 kind_of(const struct scratch *s)
 
 /* The bytes of the query or of the reply, once; false if there is no room. */
 static __always_inline bool keep_message(void *ctx, struct packet *p,
-					 struct scratch *s, struct lookup *l)
+					 struct scratch *s, struct lookup *l,
+					 struct body *b)
 {
 	struct record *r = &s->record;
 	bool response = r->flags & FLAG_RESPONSE;
@@ -233,11 +243,10 @@ static __always_inline bool keep_message(void *ctx, struct packet *p,
 
 	if (known)
 		return known == s->message_header;
-	if (!bytes || bytes > (response ? sizeof(l->reply) : sizeof(l->query)))
+	if (!bytes || bytes > (response ? sizeof(b->reply) : sizeof(b->query)))
 		return false;
-	/* `reply` follows `query`, so what the verifier takes for possible is in there. */
-	if (response ? read_message(ctx, p, l->reply, at_least_one(bytes, 512)) :
-		       read_message(ctx, p, l->query, at_least_one(bytes, 256))) {
+	if (response ? read_message(ctx, p, b->reply, at_least_one(bytes, 512)) :
+		       read_message(ctx, p, b->query, at_least_one(bytes, 256))) {
 		COUNT(read_failed);
 		return false;
 	}
@@ -257,15 +266,16 @@ static __always_inline bool keep_hop(void *ctx, struct packet *p,
 				     struct scratch *s, struct lookup *l)
 {
 	struct record *r = &s->record;
+	struct body *b = body_of(l);
 	u32 at = l->hops;
 
-	if (at >= LOOKUP_HOPS || !keep_message(ctx, p, s, l))
+	if (!b || at >= LOOKUP_HOPS || !keep_message(ctx, p, s, l, b))
 		return false;
 	asm volatile("" : "+r"(at));
 	if (at >= LOOKUP_HOPS)
 		return false;
 	r->cpu = bpf_get_smp_processor_id();
-	__builtin_memcpy(&l->records[at], r, sizeof(*r));
+	__builtin_memcpy(&b->records[at], r, sizeof(*r));
 	l->hops = at + 1;
 	l->shape = shape_of(l->shape, r);
 	l->last_ns = r->ts_ns;
@@ -305,10 +315,8 @@ static __always_inline struct lookup *find_translated(struct scratch *s)
 static __always_inline bool begins_anew(const struct lookup *l,
 					const struct record *r)
 {
-	const struct record *first = &l->records[0];
-
-	return !(r->flags & FLAG_RESPONSE) && first->netns == r->netns &&
-	       first->ifindex == r->ifindex && first->event == r->event;
+	return !(r->flags & FLAG_RESPONSE) && l->home == r->netns &&
+	       l->home_ifindex == r->ifindex && l->home_event == r->event;
 }
 
 /* What the log has room for. All else is evidence, and comes as it is. */

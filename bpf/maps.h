@@ -204,10 +204,13 @@ BPF_TABLE("array", int, struct passing, passings, PASSING_SLOTS);
 
 #ifdef LOOKUPS
 /*
- * The lookups of the last moments, about 4 KiB each. Full: those that begin are lost,
- * but for what is unusual about them; `log_full` counts their hops.
+ * The heads of the lookups of the last moments, 192 bytes each. Full: those that
+ * begin are lost, but for what is unusual about them; `log_full` counts their hops.
  */
 BPF_F_TABLE("array", int, struct lookup, lookups, LOOKUPS, BPF_F_MMAPABLE);
+
+/* Their hops and messages, about 4 KiB each: full when the heads are. */
+BPF_F_TABLE("array", int, struct body, bodies, LOOKUPS, BPF_F_MMAPABLE);
 
 /* One page. Cannot fill up. */
 BPF_F_TABLE("array", int, struct log, logs, 1, BPF_F_MMAPABLE);

@@ -96,11 +96,16 @@ struct lookup {
 	__u64 reply_header;
 	__u32 id;
 	__u32 home;
+	__u32 home_ifindex;
+	__u32 home_event;
 	__u32 server;
 	__u32 pad;
 	__u8 client[16];
+} __attribute__((aligned(64)));
+
+struct body {
 	struct record records[LOOKUP_HOPS];
-	__u8 query[216];
+	__u8 query[256];
 	__u8 reply[512];
 };
 

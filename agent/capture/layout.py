@@ -9,8 +9,9 @@ import struct
 from typing import TYPE_CHECKING, get_type_hints
 
 from agent.hop.lookup import (
-    LOOKUP_BYTES,
-    LOOKUP_HEAD,
+    BODY_BYTES,
+    CACHE_LINE_BYTES,
+    HEAD_BYTES,
     LOOKUP_HOPS,
     QUERY_AT,
     QUERY_BYTES,
@@ -45,8 +46,8 @@ def fields(*parts: type) -> Iterator[tuple[str, str, int, int]]:
 
 
 RECORD = (Head, Detail)
-LOOKUP_MEMBERS = {"records": LOOKUP_HEAD.size, "query": QUERY_AT, "reply": REPLY_AT}
-"""Of struct lookup, behind its head: offsets in bytes."""
+BODY_MEMBERS = {"records": 0, "query": QUERY_AT, "reply": REPLY_AT}
+"""Of struct body: offsets in bytes."""
 
 
 def c_header() -> str:
@@ -57,7 +58,9 @@ def c_header() -> str:
     room = f"struct record records[LOOKUP_HOPS];\n\t__u8 query[{QUERY_BYTES}];\n\t__u8 reply[{REPLY_BYTES}];\n"
     return (
         f"{HEADER}{events}\n{flags}\n#define STACK_FRAMES {STACK_FRAMES}\n#define LOOKUP_HOPS {LOOKUP_HOPS}\n\n"
-        f"struct record {{\n{record}}};\n\nstruct lookup {{\n{lookup}\t{room}}};\n\n#endif\n"
+        f"struct record {{\n{record}}};\n\n"
+        f"struct lookup {{\n{lookup}}} __attribute__((aligned({CACHE_LINE_BYTES})));\n\n"
+        f"struct body {{\n\t{room}}};\n\n#endif\n"
     )
 
 
@@ -71,9 +74,10 @@ def c_assertions() -> str:
     lines = [
         *(_assertion("record", name, offset) for name, _, _, offset in fields(*RECORD)),
         *(_assertion("lookup", name, offset) for name, _, _, offset in fields(LookupHead)),
-        *(_assertion("lookup", name, offset) for name, offset in LOOKUP_MEMBERS.items()),
+        *(_assertion("body", name, offset) for name, offset in BODY_MEMBERS.items()),
         f'_Static_assert(sizeof(struct record) == {RECORD_BYTES}, "size of struct record");',
-        f'_Static_assert(sizeof(struct lookup) == {LOOKUP_BYTES}, "size of struct lookup");',
+        f'_Static_assert(sizeof(struct lookup) == {HEAD_BYTES}, "size of struct lookup");',
+        f'_Static_assert(sizeof(struct body) == {BODY_BYTES}, "size of struct body");',
     ]
     return "\n".join(lines) + "\n"
 

@@ -37,7 +37,7 @@ from agent.kernel.types import kernel_types
 HANDED_OVER = ("ring", "counters", "endpoints", "sieves")
 MAPS = (*HANDED_OVER, "scratch", "seen", "fragments", "reads", "passings")
 """All of bpf/dnstrail.bpf.c, and those that the agent uses."""
-LOG_HANDED_OVER = ("lookups", "logs")
+LOG_HANDED_OVER = ("lookups", "bodies", "logs")
 LOG_MAPS = (*LOG_HANDED_OVER, "tag_sets")
 """The same of the log of lookups, which needs atomic operations that return what was there before (Linux 5.12)."""
 LOG = {"LOOKUPS": LOOKUPS, "TAG_SETS": LOOKUPS // 2}

@@ -13,7 +13,7 @@ import struct
 from bisect import bisect_left
 
 from agent.capture.fence import Fence
-from agent.hop.lookup import LOOKUP_BYTES, Lookups
+from agent.hop.lookup import BODY_BYTES, HEAD_BYTES, Lookups
 
 LOOKUPS = 8192
 """Places in the log, a power of two of at most 65,536 (TAG_POSITION in bpf/protocols.h)."""
@@ -29,12 +29,14 @@ _WORD = struct.Struct("=Q")
 
 
 class LookupLog:
-    """The maps `lookups` and `logs` of the loaded program."""
+    """The maps `lookups`, `bodies` and `logs` of the loaded program."""
 
-    def __init__(self, lookups_fd: int, log_fd: int) -> None:
+    def __init__(self, lookups_fd: int, bodies_fd: int, log_fd: int) -> None:
         writable = mmap.PROT_READ | mmap.PROT_WRITE
-        self._map = mmap.mmap(lookups_fd, LOOKUPS * LOOKUP_BYTES, mmap.MAP_SHARED, writable)
-        self._memory = memoryview(self._map)
+        self._map = mmap.mmap(lookups_fd, LOOKUPS * HEAD_BYTES, mmap.MAP_SHARED, writable)
+        self._heads = memoryview(self._map)
+        self._bodies_map = mmap.mmap(bodies_fd, LOOKUPS * BODY_BYTES, mmap.MAP_SHARED, mmap.PROT_READ)
+        self._bodies = memoryview(self._bodies_map)
         self._ends = mmap.mmap(log_fd, LOG_BYTES, mmap.MAP_SHARED, writable)
         # An aligned 8-byte store: the kernel must never see half of one.
         self._consumed = ctypes.c_uint64.from_buffer(self._ends, CONSUMED_AT)
@@ -67,13 +69,13 @@ class LookupLog:
         """
         ready = self._next(self.waiting)
         count = max(bisect_left(ready.words("first_ns"), until_ns), min(ready.count, self.waiting - spare))
-        closed = Lookups(self._memory, ready.start, count)
+        closed = self._lookups(ready.start, count)
         closed.close()
         self._fence()
         # The program is still writing to one that is busy: it is asked for again the next time.
         busy = closed.words("busy")
         self._fence()
-        taken = Lookups(self._memory, ready.start, busy.index(1) if any(busy) else count)
+        taken = self._lookups(ready.start, busy.index(1) if any(busy) else count)
         self._taken += taken.count
         return taken
 
@@ -89,26 +91,30 @@ class LookupLog:
         count = bisect_left(first_ns, until_ns)
         if count == ready.count < waiting:
             until_ns = first_ns[-1] if first_ns else 0
-        return Lookups(self._memory, ready.start, count), until_ns
+        return self._lookups(ready.start, count), until_ns
 
     def give_back(self) -> None:
         """Let the program use the places of all that was taken."""
         self._consumed.value = self._taken
 
+    def _lookups(self, start: int, count: int) -> Lookups:
+        return Lookups(self._heads, self._bodies, start, count)
+
     def _next(self, count: int) -> Lookups:
         """Of the next so many those that have been begun for good, up to the end of the log."""
         position = self._taken + 1
         start = position % LOOKUPS
-        found = Lookups(self._memory, start, min(count, self.waiting, LOOKUPS - start))
+        found = self._lookups(start, min(count, self.waiting, LOOKUPS - start))
         positions = found.words("position")
         if positions == list(range(position, position + found.count)):
             return found
         begun = next(index for index, value in enumerate(positions) if value != position + index)
-        return Lookups(self._memory, start, begun)
+        return self._lookups(start, begun)
 
     def close(self) -> None:
         """Unmap."""
         del self._consumed
         self._ends.close()
-        self._memory.release()
-        self._map.close()
+        for memory, of in ((self._heads, self._map), (self._bodies, self._bodies_map)):
+            memory.release()
+            of.close()

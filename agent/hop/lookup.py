@@ -1,7 +1,9 @@
 """What the kernel program keeps of one lookup over UDP: its hops, joined where they happen.
 
-`LookupHead` and the sizes below are the layout of one place in the program's log of lookups. `bpf/record.h` is made of
-it, as of `agent.hop.record`, and the compiler asserts every offset when the program is loaded.
+`LookupHead` and the sizes below are the layout of one place in the program's log of lookups, which has two parts: heads
+and bodies. The heads of all lookups together fit a CPU's cache, and most lookups are told by their heads alone.
+`bpf/record.h` is made of the layout, as of `agent.hop.record`, and the compiler asserts every offset when the program
+is loaded.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from agent.hop.record import DETAIL, HEAD, RESPONSE, U16, U32, U64, Address, Hea
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LOOKUP_BYTES = 65 * 64
-"""Of each place in the log. Were it a power of two, one field of all lookups would compete for a few lines of the CPU's
-cache: those whose addresses end alike."""
+CACHE_LINE_BYTES = 64
+HEAD_BYTES = 3 * CACHE_LINE_BYTES
+"""From one head to the next."""
 LOOKUP_HOPS = 12
 """Hops for which there is room; eight are the way through a Service's address and back."""
-QUERY_BYTES, REPLY_BYTES = 216, 512
+QUERY_BYTES, REPLY_BYTES = 256, 512
 """Room for the two messages."""
 
 
@@ -71,6 +73,9 @@ class LookupHead(NamedTuple):
     id: U32
     home: U32
     """Namespace of the first hop."""
+    home_ifindex: U32
+    home_event: U32
+    """Device and event of the first hop."""
     server: U32
     """Namespace in which the reply left its socket; 0 if that was not seen."""
     pad: U32
@@ -95,9 +100,11 @@ class Kind(NamedTuple):
 
 LOOKUP_HEAD = struct.Struct(struct_format(LookupHead))
 RECORD_BYTES = HEAD.size + DETAIL.size
-QUERY_AT = LOOKUP_HEAD.size + LOOKUP_HOPS * RECORD_BYTES
+QUERY_AT = LOOKUP_HOPS * RECORD_BYTES
 REPLY_AT = QUERY_AT + QUERY_BYTES
-"""Where the messages are."""
+"""Where the messages are in a body, which begins with the hops."""
+BODY_BYTES = REPLY_AT + REPLY_BYTES
+"""From one body to the next: no power of two, so that bodies do not compete for a few lines of a cache."""
 
 
 def _offset_of(field: str) -> int:
@@ -113,16 +120,17 @@ class Lookups:
     """Some lookups of the log, one behind the other.
 
     Args:
-        memory: of the log.
+        heads: memory of the log's heads.
+        bodies: and of its bodies.
         start: which place the first of them has.
         count: how many there are.
     """
 
-    __slots__ = ("_halves", "_memory", "_words", "count", "start")
+    __slots__ = ("_bodies", "_halves", "_heads", "_words", "count", "start")
 
-    def __init__(self, memory: memoryview, start: int, count: int) -> None:
-        self._memory, self.start, self.count = memory, start, count
-        self._words, self._halves = memory.cast("Q"), memory.cast("I")
+    def __init__(self, heads: memoryview, bodies: memoryview, start: int, count: int) -> None:
+        self._heads, self._bodies, self.start, self.count = heads, bodies, start, count
+        self._words, self._halves = heads.cast("Q"), heads.cast("I")
 
     def words(self, field: str) -> list[int]:
         """The values of a field of 8 bytes."""
@@ -138,7 +146,7 @@ class Lookups:
 
     def head(self, index: int) -> LookupHead:
         """All about one of them, but its hops."""
-        return LookupHead._make(LOOKUP_HEAD.unpack_from(self._memory, self._place(index)))
+        return LookupHead._make(LOOKUP_HEAD.unpack_from(self._heads, self._head_at(index)))
 
     def query(self, index: int) -> bytes:
         """The query of one of them."""
@@ -149,15 +157,14 @@ class Lookups:
         return self._message(index, REPLY_AT, "reply_bytes")
 
     def _message(self, index: int, offset: int, length_field: str) -> bytes:
-        place = self._place(index)
-        (length,) = MESSAGE_LENGTH.unpack_from(self._memory, place + OFFSETS[length_field])
-        return bytes(self._memory[place + offset : place + offset + length])
+        (length,) = MESSAGE_LENGTH.unpack_from(self._heads, self._head_at(index) + OFFSETS[length_field])
+        start = self._body_at(index) + offset
+        return bytes(self._bodies[start : start + length])
 
     def hops(self, index: int) -> Iterator[Hop]:
         """The hops of one of them, as the program would have sent them one by one."""
-        memory, at = self._memory, self._place(index)
-        first = at + LOOKUP_HEAD.size
-        (hops,) = HOPS.unpack_from(memory, at + OFFSETS["hops"])
+        memory, first = self._bodies, self._body_at(index)
+        (hops,) = HOPS.unpack_from(self._heads, self._head_at(index) + OFFSETS["hops"])
         messages = {False: self.query(index), True: self.reply(index)}
         brought: set[int] = set()
         for start in range(first, first + hops * RECORD_BYTES, RECORD_BYTES):
@@ -172,9 +179,12 @@ class Lookups:
                 rest = b"".join((rest[: CAPTURED_AT.start], captured, rest[CAPTURED_AT.stop :], message))
             yield Hop._make((*fields, rest))
 
-    def _place(self, index: int) -> int:
-        return (self.start + index) * LOOKUP_BYTES
+    def _head_at(self, index: int) -> int:
+        return (self.start + index) * HEAD_BYTES
+
+    def _body_at(self, index: int) -> int:
+        return (self.start + index) * BODY_BYTES
 
     def _places(self, field: str, size: int) -> slice:
-        step, first = LOOKUP_BYTES // size, OFFSETS[field] // size
+        step, first = HEAD_BYTES // size, OFFSETS[field] // size
         return slice(self.start * step + first, (self.start + self.count) * step, step)

@@ -5,7 +5,8 @@ import zlib
 from dataclasses import dataclass, field
 
 from agent.hop.lookup import (
-    LOOKUP_BYTES,
+    BODY_BYTES,
+    HEAD_BYTES,
     LOOKUP_HEAD,
     LOOKUP_HOPS,
     QUERY_AT,
@@ -169,14 +170,14 @@ class Joiner:
 
     @staticmethod
     def _packed(entries: list[Entry]) -> Lookups:
-        memory = bytearray(max(1, len(entries)) * LOOKUP_BYTES)
+        heads, bodies = (bytearray(max(1, len(entries)) * size) for size in (HEAD_BYTES, BODY_BYTES))
         for index, entry in enumerate(entries):
-            at = index * LOOKUP_BYTES
             lengths = {"query_bytes": len(entry.query), "reply_bytes": len(entry.reply), "hops": len(entry.hops)}
-            LOOKUP_HEAD.pack_into(memory, at, *LookupHead(**entry.head | lengths))
+            LOOKUP_HEAD.pack_into(heads, index * HEAD_BYTES, *LookupHead(**entry.head | lengths))
+            at = index * BODY_BYTES
             for place, record in enumerate(entry.hops):
-                start = at + LOOKUP_HEAD.size + place * RECORD_BYTES
-                memory[start : start + RECORD_BYTES] = record
-            memory[at + QUERY_AT : at + QUERY_AT + len(entry.query)] = entry.query
-            memory[at + REPLY_AT : at + REPLY_AT + len(entry.reply)] = entry.reply
-        return Lookups(memoryview(memory), 0, len(entries))
+                start = at + place * RECORD_BYTES
+                bodies[start : start + RECORD_BYTES] = record
+            bodies[at + QUERY_AT : at + QUERY_AT + len(entry.query)] = entry.query
+            bodies[at + REPLY_AT : at + REPLY_AT + len(entry.reply)] = entry.reply
+        return Lookups(memoryview(heads), memoryview(bodies), 0, len(entries))

@@ -7,7 +7,7 @@ import pytest
 
 import agent
 from agent.capture.layout import RECORD, c_assertions, c_header, fields
-from agent.hop.lookup import LOOKUP_BYTES, LOOKUP_HEAD, OFFSETS, RECORD_BYTES, REPLY_AT, REPLY_BYTES, LookupHead
+from agent.hop.lookup import BODY_BYTES, CACHE_LINE_BYTES, HEAD_BYTES, LOOKUP_HEAD, OFFSETS, RECORD_BYTES, LookupHead
 from agent.hop.record import DETAIL, HEAD, Detail, Head
 
 ROOT = Path(agent.__file__).resolve().parent.parent
@@ -57,8 +57,9 @@ def test_a_lookups_fields_lie_where_both_sides_look_for_them(name, ctype, count,
     assert f"struct lookup, {name}) == {offset}" in c_assertions()
 
 
-def test_a_lookup_takes_whole_pages_of_the_log():
-    assert REPLY_AT + REPLY_BYTES == LOOKUP_BYTES
+def test_heads_and_bodies_of_lookups_take_whole_lines_of_a_cache():
+    assert LOOKUP_HEAD.size <= HEAD_BYTES
+    assert HEAD_BYTES % CACHE_LINE_BYTES == BODY_BYTES % CACHE_LINE_BYTES == 0
 
 
 def test_byte_order_is_the_machines():
