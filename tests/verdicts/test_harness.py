@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 
 from tests.kernel.conftest import Line
 from tests.verdicts import __main__ as command
-from tests.verdicts.campaign import Lines, Pace, Result, Run, judge
+from tests.verdicts.campaign import ONCE, Lines, Pace, Result, Run, _Campaign, judge
 from tests.verdicts.case import Asked, Case, Connection, Hop, Injection, Lost
 from tests.verdicts.matrix import by_code, by_fault, summary
+from tests.verdicts.stalls import Stalls
 
 CLIENT, SERVER, OTHER = 1, 2, 3
 LAB: Any = SimpleNamespace(servers=[SimpleNamespace(netns_id=SERVER)])
@@ -273,3 +275,17 @@ def test_words_that_no_fault_has_are_a_mistake_of_the_caller(monkeypatch):
 def test_only_what_the_kernel_decides_is_repeated_often():
     pace = Pace(each=3, probabilistic=20)
     assert (pace.of(CASE), pace.of(replace(CASE, probabilistic=True))) == (3, 20)
+
+
+def test_what_was_told_wrong_is_tried_once_more_and_only_once():
+    campaign = _Campaign({CASE.fault: Result(CASE, mistakes=["told wrong"])}, ONCE, progress=False)
+    assert list(campaign._begin_again([CASE])) == [CASE]
+    assert campaign.results[CASE.fault].good
+    assert list(campaign._begin_again([CASE])) == []
+
+
+def test_a_machine_that_stood_still_is_noticed():
+    with Stalls() as stalls:
+        # Not released meanwhile: nothing else runs in this process.
+        ctypes.PyDLL(None).usleep(300_000)
+    assert 0.2 < stalls.longest_seconds < 5
