@@ -6,6 +6,7 @@ symbol and the netfilter hook, read off the kernel stack, belong to the evidence
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ CLOSED = frozenset({"TCP_ABORT_ON_DATA", "TCP_CLOSE"})
 """Data for a TCP connection that its program has closed already (net/ipv4/tcp_input.c, tcp_rcv_state_process())."""
 
 # The packet was at its socket, which refused it: it did get to the server, or to the client.
+MAX_NAMED = 4096
+"""Drops of different kinds whose names are kept; beyond it all are forgotten."""
 AT_SOCKET = frozenset({"SOCKET_RCVBUFF", "SOCKET_FILTER", "PROTO_MEM"})
 
 
@@ -110,18 +113,27 @@ class DropReason(NamedTuple):
         return self.reason in AT_SOCKET or (self.location or "").startswith(("udp_queue_rcv", "udpv6_queue_rcv"))
 
 
-class Kernel(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernel:
     """What is needed to name a drop on the kernel that recorded it."""
 
     reasons: Mapping[int, str]
     symbol: Callable[[int], str | None]
     """Name of the function at a text address."""
+    _named: dict[tuple[int, int, tuple[int, ...]], DropReason] = field(default_factory=dict)
+    """By reason, place and stack: a fault drops many packets alike, and each is asked about several times."""
 
     def describe(self, hop: Hop) -> DropReason:
         """Name reason, place and hook of a drop record."""
         detail = hop.detail
-        location = self.symbol(detail.location)
-        return DropReason(self.reasons.get(detail.reason), location, self._hook(hop))
+        key = detail.reason, detail.location, hop.stack
+        found = self._named.get(key)
+        if found is None:
+            if len(self._named) >= MAX_NAMED:
+                self._named.clear()
+            location = self.symbol(detail.location)
+            found = self._named[key] = DropReason(self.reasons.get(detail.reason), location, self._hook(hop))
+        return found
 
     def _hook(self, hop: Hop) -> str | None:
         # A return address just behind the last call of a function belongs to the next one, hence the -1.
