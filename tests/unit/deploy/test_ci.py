@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 RUN = ROOT / ".ci/run"
 ALWAYS = ["test", "check", "test-slow"]
-WITH_GO = ["test-prometheus", "test-install", "test-cluster"]
+WITH_GO = ["test-prometheus", "test-install", "test-cluster", "test-image"]
 
 
 class Machine:
@@ -61,9 +61,10 @@ def test_a_lane_that_does_not_fit_any_more_is_not_begun_and_named(machine: Machi
     done = machine.run(seconds=450)
     assert done.returncode == 0
     assert machine.targets == [*ALWAYS, "test-prometheus", "test-install"]
-    (cluster,) = done.stdout.splitlines()
+    cluster, image = done.stdout.splitlines()
     assert cluster.startswith("SKIPPED test-cluster: it takes up to 800 s, and 4")
     assert cluster.endswith(" s of 450 s are left")
+    assert image.startswith("SKIPPED test-image: it takes up to 600 s, and 4")
 
 
 @pytest.mark.parametrize("failing", [*ALWAYS, *WITH_GO])
