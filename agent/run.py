@@ -57,9 +57,13 @@ if TYPE_CHECKING:
 KEY_BYTES = 16
 """Of the key for the words that stand for names on the page."""
 WAIT_SECONDS = 0.1
-"""Between two looks at the log of lookups, which does not wake its reader."""
+"""Between two turns of the loop while something presses, or somebody looks on."""
 CALM_SECONDS = 0.25
-"""Between two turns of the loop while nothing presses: each costs a slow node as much as hundreds of lookups."""
+"""While nothing presses: each turn costs a slow node as much as hundreds of lookups."""
+UNHURRIED_SECONDS = 0.5
+"""The same where lookups that succeed get no lines."""
+IDLE_SECONDS = 1.0
+"""While there are no lookups: the first one ends it. What is done once a second waits for no longer."""
 REPORT_SECONDS = 10.0
 STALL_SECONDS = 60.0
 """When the loop has not turned for so long, it never will. The kubelet may not find out: a full connection table keeps
@@ -186,6 +190,8 @@ class Agent:
         self._losses = LossReport(self.printer, out)
         self._teacher = Teacher(capture, options.ports)
         self._looked_ns = 0
+        self._is_behind = False
+        """Whether sessions that are over wait to be shown."""
         self._stopped_at: float | None = None
         self._reported = time.monotonic()
 
@@ -200,6 +206,7 @@ class Agent:
     def stop(self, *_signal: object) -> None:
         """End after the current turn."""
         self._stopped_at = self._stopped_at or time.monotonic()
+        self._capture.end_waiting()
 
     def work(self) -> None:
         """Turn until stopped or the duration is over."""
@@ -214,12 +221,12 @@ class Agent:
 
     def turn(self) -> None:
         """Wait a little, take in what was recorded, print what is over."""
-        self._rest()
+        self._capture.wait(self._pause_seconds())
         self._beat()
         now_ns = time.monotonic_ns()
         # While a backlog waits, time is that of its records: what is overdue by the clock may be answered in there.
         caught_up = self._take_in()
-        self._show(self.table.expire(self._capture.settled_ns if caught_up else 0))
+        self._is_behind = not self._show(self.table.expire(self._capture.settled_ns if caught_up else 0))
         self.printer.flush()
         self._look_around(now_ns)
         self._show_unnamed(time.monotonic())
@@ -230,14 +237,15 @@ class Agent:
         if time.monotonic() - self._reported > REPORT_SECONDS:
             self._report()
 
-    def _rest(self) -> None:
-        """Until there is something to do, or it is time to look."""
-        begun = time.monotonic()
-        self._capture.wait(WAIT_SECONDS)
-        while not (self._stopped_at or self._capture.presses or self._feed.readers):
-            if time.monotonic() - begun >= CALM_SECONDS - WAIT_SECONDS:
-                return
-            self._capture.wait(WAIT_SECONDS)
+    def _pause_seconds(self) -> float:
+        """How long to wait for records at most."""
+        if self._is_behind or not self._sources.pulse.has_begun:
+            return 0.0
+        if self._capture.presses or self._feed.readers:
+            return WAIT_SECONDS
+        if not (self._capture.has_lookups or self.table.left or self._unnamed):
+            return IDLE_SECONDS
+        return CALM_SECONDS if self._options.lines.log == "all" else UNHURRIED_SECONDS
 
     def finish(self) -> None:
         """Print what is still open, as far as the time allows, and the sums."""
@@ -327,13 +335,18 @@ class Agent:
                 self._looked_ns = now_ns
                 self._teacher.teach(live.dns_servers(), now_ns)
 
-    def _show(self, outcomes: Iterable[Outcome]) -> None:
-        """Print them, as far as the time allows; the others wait for the next turn, or for the end."""
+    def _show(self, outcomes: Iterable[Outcome]) -> bool:
+        """Print them, as far as the time allows; the others wait for the next turn, or for the end.
+
+        Returns:
+            Whether that were all.
+        """
         end = time.monotonic() + SHOW_SECONDS
         for outcome in outcomes:
             self._show_one(outcome)
             if self._stopped_at or (time.monotonic() > end and self.table.left < self._options.settings.max_sessions):
-                return
+                return False
+        return True
 
     def _show_one(self, outcome: Outcome) -> None:
         who = self._who(outcome)

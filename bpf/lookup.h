@@ -8,6 +8,9 @@
 
 #ifdef LOOKUPS
 
+/* So many lookups in the log wake the reader: it may be asleep for longer than the rest lasts. */
+#define WAKE_AT (LOOKUPS / 8)
+
 static __always_inline struct log *my_log(void)
 {
 	int zero = 0;
@@ -118,6 +121,18 @@ static __always_inline void unlock(struct lookup *l)
 	asm volatile("" : : "r"(before));
 }
 
+/*
+ * Let the reader look at the log: it sleeps while that is empty, and for a while
+ * when it is far from full. A ring that is full has woken it already.
+ */
+static __always_inline void wake_reader(void)
+{
+	void *nothing = ring.ringbuf_reserve(sizeof(u64));
+
+	if (nothing)
+		ring.ringbuf_discard(nothing, RINGBUF_FORCE_WAKEUP);
+}
+
 /* The next position of the log; 0 when it is full, or wanted by too many at once. */
 static __always_inline u64 next_position(u64 now)
 {
@@ -129,16 +144,20 @@ static __always_inline u64 next_position(u64 now)
 	position = *(volatile u64 *)&log->produced;
 #pragma unroll
 	for (int i = 0; i < CLAIMS; i++) {
+		u64 waiting = position - *(volatile u64 *)&log->consumed;
 		u64 found;
 
-		if (position - *(volatile u64 *)&log->consumed >= LOOKUPS) {
+		if (waiting >= LOOKUPS) {
 			log->full_ns = now;
 			return 0;
 		}
 		found = __sync_val_compare_and_swap(&log->produced, position,
 						    position + 1);
-		if (found == position)
+		if (found == position) {
+			if (!waiting || waiting == WAKE_AT)
+				wake_reader();
 			return position + 1;
+		}
 		position = found;
 	}
 	COUNT(contended);

@@ -96,6 +96,9 @@
 #define PT_REGS_SECOND 104
 #endif
 
+/* Of bpf_ringbuf_discard(): wake the reader, whatever it knows (include/uapi/linux/bpf.h) */
+#define RINGBUF_FORCE_WAKEUP 2
+
 #define be16(x) __builtin_bswap16(x)
 
 /* cgroup_skb: runs at the socket and can read paged data, where tracepoints cannot */

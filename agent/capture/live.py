@@ -82,6 +82,8 @@ class Capture:
         self._names: dict[int, str | None] = {}
         self._poll = select.epoll()
         self._poll.register(self._loaded.fds["ring"], select.EPOLLIN)
+        self._ended = os.eventfd(0)
+        self._poll.register(self._ended, select.EPOLLIN)
         self._endpoints = EndpointMap(self._loaded.fds["endpoints"], self._loaded.fds["sieves"])
         self.started_ns = time.monotonic_ns()
         # All programs are attached: from now on a lookup has all its hops.
@@ -99,6 +101,7 @@ class Capture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._poll.close()
+        os.close(self._ended)
         self._ring.close()
         if self._log is not None:
             self._log.close()
@@ -111,14 +114,23 @@ class Capture:
         """Sleep until there is something to drain, at most so long, and less while the log fills up."""
         if self._log is not None and self._log.waiting > LOOKUPS // 4:
             seconds = min(seconds, BUSY_SECONDS)
-        if self._poll.poll(seconds):
+        if any(fd != self._ended for fd, _ in self._poll.poll(seconds)):
             time.sleep(GATHER_SECONDS)
+
+    def end_waiting(self) -> None:
+        """Let `wait()` return at once from now on. For signal handlers: a system call goes on behind these."""
+        os.eventfd_write(self._ended, 1)
 
     @property
     def presses(self) -> bool:
         """Whether something should be taken in soon: not so with a few lookups in the log, which are over by and by."""
         log = self._log
         return log is None or bool(self._waiting) or log.waiting > LOOKUPS // 8 or self._ring.backlog_bytes() > 0
+
+    @property
+    def has_lookups(self) -> bool:
+        """Whether there are lookups in the log: the first one that comes wakes the reader."""
+        return self._log is not None and self._log.waiting > 0
 
     @property
     def joins(self) -> bool:

@@ -22,6 +22,9 @@ class Unnamed:
 
     _waiting: deque[tuple[float, Outcome]] = field(default_factory=deque)
 
+    def __len__(self) -> int:
+        return len(self._waiting)
+
     def keeps(self, outcome: Outcome, now: float) -> bool:
         """Whether there is room for one more, which then waits."""
         if len(self._waiting) >= MAX_WAITING:

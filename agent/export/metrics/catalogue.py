@@ -28,7 +28,7 @@ BUCKETS = 16
 LATENCY_BUCKETS = tuple(FIRST_BUCKET_NS * 2**index / SECOND_NS for index in range(BUCKETS))
 """Seconds, 0.25 ms to 8.192 s: those of CoreDNS's coredns_dns_request_duration_seconds, to be laid over it."""
 TURN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Seconds. A turn of the loop takes 50 ms when there is nothing to do."""
+"""Seconds. A turn of the loop takes up to one while there is nothing to do."""
 OTHER = "other"
 REST = "~other"
 """Clients beyond the cap. No Kubernetes name has a tilde."""
