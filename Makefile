@@ -212,11 +212,11 @@ check: setup-dev ## lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup-lab ## measure the agent's costs, beside no agent and beside tcpdump
-	@exec $(BIN)/python bench/budget.py $(ARGS)
+bench: setup-dev $(call WITH_GO,coredns) ## measure the agent's costs, beside no agent and beside its peers
+	@exec $(BIN)/python -m bench.budget $(ARGS)
 
 bench-compare: setup-lab ## what a change costs, beside another checkout: ARGS=../before
-	@exec $(BIN)/python bench/compare.py $(ARGS)
+	@exec $(BIN)/python -m bench.compare $(ARGS)
 
 dashboard: setup-dev prometheus $(VENV)/.installed-plot ## docs/dashboard.png: a node that breaks, drawn from a Prometheus
 	$(BIN)/python -m bench.dashboard docs/dashboard.png

@@ -1,6 +1,6 @@
 """What a change costs: this checkout's agent beside another checkout's, round by round in one run.
 
-    python bench/compare.py ../before     another checkout, with its own .venv (make setup)
+    python -m bench.compare ../before     another checkout, with its own .venv (make setup)
 
 Rounds are interleaved (nothing, before, after, nothing, ...) and medians are compared.
 """
@@ -15,14 +15,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from budget import Bench
-from load import require_tools
-from process import OWN_COMMAND
-
 from agent.lab import Lab, LabError
+from bench.budget import Bench
+from bench.load import require_tools
+from bench.process import OWN_COMMAND
 
 if TYPE_CHECKING:
-    from figures import Loaded
+    from bench.figures import Loaded
 
 RATES = (1_000, 5_000)
 """Lookups a second at which neither side loses records: what is lost costs nothing."""

@@ -24,12 +24,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dns.message
-from figures import Figure, table
-from process import AgentProcess
 
 from agent.lab import Lab, LabError, wait_until
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+from bench.figures import Figure, table
+from bench.process import AgentProcess
 from tests.cluster import manifests
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.node import Container, Dnstrail, Node, agents_kubeconfig, cart, running, serve_dns
@@ -39,8 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from subprocess import Popen
 
-    from process import Memory
-
+    from bench.process import Memory
     from tests.cluster.rest import Api, Manifest
 
 Line = dict[str, Any]

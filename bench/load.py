@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.lab import VIP, LabError, wait_until
+from agent.lab import ANY_UPSTREAM_NAME, VIP, LabError, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from agent.lab import DnsServer, Lab
 
 ZONE = "bench.cluster.local"
+UPSTREAM_ZONE = f"bench.{ANY_UPSTREAM_NAME}"
 NAMES = 100_000
 """dnsperf reuses its few message ids at once: only names that differ make each of its lookups a session of its own."""
 CLIENTS = 16
+WAITING = 100
 MARGIN_SECONDS = 20.0
+PAIRS = Path(__file__).with_name("pairs.py")
 
 
 class Load(NamedTuple):
@@ -44,9 +48,10 @@ def require_tools() -> None:
             raise LabError(f"the bench needs the program {tool}: install the Debian package {tool}")
 
 
-def write_names(path: Path) -> None:
-    """Write dnsperf's input: names of a usual length, A and AAAA in turn."""
-    lines = (f"api-{number:06d}.shop.{ZONE} {'AAAA' if number & 1 else 'A'}\n" for number in range(NAMES))
+def write_names(path: Path, zone: str = ZONE, *, typed: bool = True) -> None:
+    """Write names of a usual length, for dnsperf with A and AAAA in turn."""
+    types = (" A", " AAAA") if typed else ("",)
+    lines = (f"api-{number:06d}.shop.{zone}{types[number % len(types)]}\n" for number in range(NAMES))
     path.write_text("".join(lines))
 
 
@@ -57,10 +62,18 @@ def answer_bench_names(server: DnsServer) -> None:
     server.start()
 
 
-def dnsperf(lab: Lab, names: Path, seconds: float, rate: int | None = None) -> Load:
-    """Look names up from the client pod through the Service's address: so many a second, or as many as go."""
+def dnsperf(lab: Lab, names: Path, seconds: float, rate: int | None = None, waiting: int = WAITING) -> Load:
+    """Look names up from the client pod through the Service's address: so many a second, or as many as go.
+
+    Args:
+        lab: whose first client asks.
+        names: what it asks for.
+        seconds: how long.
+        rate: lookups a second.
+        waiting: so many at most wait for their replies.
+    """
     argv = ["dnsperf", "-f", "inet", "-s", VIP, "-d", str(names), "-c", str(CLIENTS), "-T", "1", "-t", "1"]
-    argv += ["-l", f"{seconds:g}", *(["-Q", str(rate)] if rate else [])]
+    argv += ["-q", str(waiting), "-l", f"{seconds:g}", *(["-Q", str(rate)] if rate else [])]
     text = lab.clients[0].run(argv, timeout=seconds + MARGIN_SECONDS).stdout
     return Load(
         sent=int(_figure(text, "Queries sent")),
@@ -68,6 +81,13 @@ def dnsperf(lab: Lab, names: Path, seconds: float, rate: int | None = None) -> L
         lost=int(_figure(text, "Queries lost")),
         seconds=_figure(text, r"Run time \(s\)"),
     )
+
+
+def pairs(lab: Lab, names: Path, seconds: float, rate: int) -> Load:
+    """Pairs of A and AAAA at that rate of lookups; see `bench/pairs.py`."""
+    argv = [sys.executable, str(PAIRS), VIP, str(rate), f"{seconds:g}", str(names)]
+    sent, answered = map(int, lab.clients[0].run(argv, timeout=seconds + MARGIN_SECONDS).stdout.split())
+    return Load(sent, answered, sent - answered, seconds)
 
 
 def _figure(text: str, label: str) -> float:

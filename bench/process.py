@@ -9,6 +9,7 @@ import platform
 import re
 import sys
 import time
+import urllib.request
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.lab import LabError, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from agent.lab import Lab
 
@@ -25,11 +26,15 @@ READY_SECONDS = 20.0
 EXIT_SECONDS = 30.0
 CPUCLOCK_SCHED = 2
 QUIET_SHARE = 0.1
+SCRAPE_SECONDS = 1.0
 QUIET_SECONDS = 0.25
 SETTLE_SECONDS = 15.0
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 BPF_ENABLE_STATS = 32
 OWN_COMMAND = Path(sys.executable).with_name("dnstrail")
+PROBLEMS = ("--log", "problems")
+BASE = ("--metrics-address=127.0.0.1:0", "--trace-socket=none", "--kubernetes=off")
+SAMPLE = re.compile(r"^(\w+)(?:{([^}]*)})? (\S+)$", re.MULTILINE)
 
 
 class Sums(NamedTuple):
@@ -57,14 +62,14 @@ class Memory(NamedTuple):
 class AgentProcess:
     """`dnstrail run` on this machine; it sees the lab's namespaces as it sees all others."""
 
-    def __init__(self, lab: Lab, directory: Path, command: Path = OWN_COMMAND) -> None:
+    def __init__(
+        self, lab: Lab, directory: Path, command: Path = OWN_COMMAND, options: Sequence[str] = PROBLEMS
+    ) -> None:
         self._out = directory / "agent.out"
         self._said = directory / "agent.err"
         begun = time.monotonic()
         with self._out.open("w") as out, self._said.open("w") as err:
-            self._process = lab.processes.popen(
-                [str(command), "run", "--metrics-address=none", "--log", "problems"], stdout=out, stderr=err
-            )
+            self._process = lab.processes.popen([str(command), "run", *BASE, *options], stdout=out, stderr=err)
         wait_until(self._is_ready, "the agent to be ready", seconds=READY_SECONDS)
         self.wall_ready_seconds = time.monotonic() - begun
         self.pid = self._process.pid
@@ -72,7 +77,7 @@ class AgentProcess:
     @property
     def said_ready_seconds(self) -> float:
         """By its own word."""
-        return float(self._number(r"ready in ([0-9.]+) s"))
+        return float(self._text(r"ready in ([0-9.]+) s"))
 
     def cpu_seconds(self) -> float:
         """User and system time of all its threads: the kernel's clock of that process, see clock_getcpuclockid(3)."""
@@ -84,6 +89,32 @@ class AgentProcess:
         found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
         fields = (int(found[name]) for name in ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmHWM"))
         return Memory(*fields, ring=self._ring_kib())
+
+    def metric(self, name: str, *labels: str) -> float:
+        """The sum of a metric's samples that have these labels, each as in `status="Failed"`."""
+        address = self._text(r"metrics and health at (\S+)")
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=EXIT_SECONDS) as answer:
+            samples = SAMPLE.findall(answer.read().decode())
+        return sum(
+            float(value)
+            for found, of_it, value in samples
+            if found == name and set(labels) <= set(re.findall(r'\w+="[^"]*"', of_it))
+        )
+
+    def sessions(self, status: str) -> int:
+        """How many lookups ended so."""
+        return round(self.metric("dnstrail_sessions_total", f'status="{status}"'))
+
+    def wait_for_sessions(self, count: int, seconds: float) -> None:
+        """Return when so many lookups are over, or after so long."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.metric("dnstrail_sessions_total") < count:
+            time.sleep(SCRAPE_SECONDS)
+
+    def output(self) -> tuple[int, int]:
+        """Lines and bytes that it has printed."""
+        text = self._out.read_bytes()
+        return text.count(b"\n"), len(text)
 
     def settle(self) -> float:
         """Return when it has worked off what it has, after how many seconds: at most SETTLE_SECONDS."""
@@ -130,10 +161,10 @@ class AgentProcess:
             raise LabError(f"the agent ended: {self._said.read_text().strip()[-300:]}")
         return "ready in" in self._said.read_text()
 
-    def _number(self, pattern: str) -> str:
+    def _text(self, pattern: str) -> str:
         found = re.search(pattern, self._said.read_text())
         if found is None:
-            raise LabError("the agent did not say how long its start took")
+            raise LabError(f"the agent did not say what the bench asks for: {pattern}")
         return found[1]
 
     def _lines(self) -> Counter[str]:
@@ -142,15 +173,18 @@ class AgentProcess:
 
 
 @contextmanager
-def running(lab: Lab, directory: Path, command: Path = OWN_COMMAND) -> Iterator[AgentProcess]:
+def running(
+    lab: Lab, directory: Path, command: Path = OWN_COMMAND, options: Sequence[str] = PROBLEMS
+) -> Iterator[AgentProcess]:
     """Let the agent run meanwhile; whoever wants its sums stops it before the end.
 
     Args:
         lab: where DNS happens.
         directory: for what the agent prints.
         command: `dnstrail` of this checkout, or of another one.
+        options: of `dnstrail run`.
     """
-    agent = AgentProcess(lab, directory, command)
+    agent = AgentProcess(lab, directory, command, options)
     try:
         yield agent
     finally:

@@ -17,9 +17,6 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from core import BATCH, PAUSE_NS, FileRing, recorded, starts
-from figures import Figure, table
-
 from agent.context.cluster import Pod
 from agent.context.who import NOBODY, Who
 from agent.explain.rules import explain
@@ -29,6 +26,8 @@ from agent.export.metrics.sources import Sources
 from agent.process import freeze_gc
 from agent.serve import Address, Server
 from agent.session.table import SessionTable
+from bench.core import BATCH, PAUSE_NS, FileRing, recorded, starts
+from bench.figures import Figure, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
