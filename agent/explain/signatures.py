@@ -52,7 +52,17 @@ SIGNATURES: dict[str, Signature] = {
             {"NEIGH_FAILED", "NEIGH_QUEUEFULL", "NEIGH_DEAD", "NEIGH_CREATEFAIL", "NEIGH_HH_FILLFAIL", "OTHERHOST"}
         ),
         frozenset(
-            {"neigh_invalidate", "__neigh_event_send", "neigh_resolve_output", "arp_error_report", "ndisc_error_report"}
+            {
+                "neigh_invalidate",
+                "neigh_timer_handler",
+                "neigh_update",
+                "__neigh_update",
+                "neigh_destroy",
+                "__neigh_event_send",
+                "neigh_resolve_output",
+                "arp_error_report",
+                "ndisc_error_report",
+            }
         ),
     ),
     "ReversePathFilter": Signature(

@@ -59,7 +59,7 @@ BENIGN = frozenset(
         ("OTHERHOST", None),  # a bridge flooded it to others too (net/ipv4/ip_input.c)
         ("TCP_OLD_DATA", None),  # bytes that the receiver had already (net/ipv4/tcp_input.c)
         ("TCP_OFOMERGE", None),
-        ("QUEUE_PURGE", None),  # a closed socket's unread queue
+        ("QUEUE_PURGE", None),  # a closed socket's unread queue; but see ON_THEIR_WAY
         (None, "skb_release_data"),  # refragmentation frees the old fragment list
         (None, "udp_destruct_common"),  # a closed socket's unread queue
         (None, "udp_destruct_sock"),
@@ -70,15 +70,19 @@ BENIGN = frozenset(
     }
 )
 
-UNSAID = frozenset({None, "NOT_SPECIFIED"})
-"""Reasons that say nothing: before 5.17, and where the kernel gives none."""
+ON_THEIR_WAY = ("neigh_", "__neigh_", "wg_")
+"""Functions with queues of packets that wait to go on: for the address of a neighbour (net/core/neighbour.c), or for a
+handshake of WireGuard. Packets that are purged there are lost."""
+UNSAID = frozenset({None, "NOT_SPECIFIED", "QUEUE_PURGE"})
+"""Reasons that say nothing of the cause: before 5.17, where the kernel gives none, and of a queue that was emptied."""
 RECEIVE = frozenset({"__udp4_lib_rcv", "__udp6_lib_rcv", "tcp_v4_rcv", "tcp_v6_rcv"})
 CLOSED = frozenset({"TCP_ABORT_ON_DATA", "TCP_CLOSE"})
 """Data for a TCP connection that its program has closed already (net/ipv4/tcp_input.c, tcp_rcv_state_process())."""
 
-# The packet was at its socket, which refused it: it did get to the server, or to the client.
 MAX_NAMED = 4096
 """Drops of different kinds whose names are kept; beyond it all are forgotten."""
+
+# The packet was at its socket, which refused it: it did get to the server, or to the client.
 AT_SOCKET = frozenset({"SOCKET_RCVBUFF", "SOCKET_FILTER", "PROTO_MEM"})
 
 
@@ -95,6 +99,8 @@ class DropReason(NamedTuple):
     @property
     def benign(self) -> bool:
         """Whether this is no loss at all."""
+        if self.location and self.location.startswith(ON_THEIR_WAY):
+            return False
         return (self.reason, None) in BENIGN or (None, self.location) in BENIGN
 
     @property
@@ -120,7 +126,7 @@ class Kernel:
     reasons: Mapping[int, str]
     symbol: Callable[[int], str | None]
     """Name of the function at a text address."""
-    _named: dict[tuple[int, int, tuple[int, ...]], DropReason] = field(default_factory=dict)
+    _named: dict[tuple[int, int, tuple[int, ...]], DropReason] = field(default_factory=dict, init=False, repr=False)
     """By reason, place and stack: a fault drops many packets alike, and each is asked about several times."""
 
     def describe(self, hop: Hop) -> DropReason:

@@ -245,6 +245,12 @@ def test_freed_copies_and_unread_queues_never_explain_a_failure(world, benign):
     assert (masks(one), cause(one)) == (("Failed", 1, 17), "ServerNoReply")
 
 
+def test_what_waited_for_a_neighbours_address_and_was_purged_is_lost(world):
+    """The queue is purged when another packet asks for the address while the first is being given up."""
+    one = world.outcome(world.dropped(world.Lookup().query(), 2, "QUEUE_PURGE", "neigh_invalidate"))
+    assert (one.status.value, cause(one)) == ("Failed", "NeighbourFailure")
+
+
 # Losses of the agent itself
 
 
