@@ -262,7 +262,7 @@ def without_names(control_plane: ControlPlane, directory: Path) -> Memory:
 
 
 def _mib(memory: Memory) -> str:
-    return f"{memory.rss / 1024:.0f} MiB (anon {memory.anon / 1024:.0f}, ring {memory.ring / 1024:.0f})"
+    return f"{memory.rss / 1024:.0f} MiB (anon {memory.anon / 1024:.0f}, BPF maps {memory.maps / 1024:.0f})"
 
 
 def _say(text: str) -> None:

@@ -48,10 +48,15 @@ def require_tools() -> None:
             raise LabError(f"the bench needs the program {tool}: install the Debian package {tool}")
 
 
+def name_of(number: int, zone: str) -> str:
+    """One of the bench's names."""
+    return f"api-{number:06d}.shop.{zone}"
+
+
 def write_names(path: Path, zone: str = ZONE, *, typed: bool = True) -> None:
     """Write names of a usual length, for dnsperf with A and AAAA in turn."""
     types = (" A", " AAAA") if typed else ("",)
-    lines = (f"api-{number:06d}.shop.{zone}{types[number % len(types)]}\n" for number in range(NAMES))
+    lines = (f"{name_of(number, zone)}{types[number % len(types)]}\n" for number in range(NAMES))
     path.write_text("".join(lines))
 
 

@@ -41,6 +41,18 @@ def queries(names: list[str]) -> Iterator[tuple[bytes, bytes]]:
         yield first, second
 
 
+def send(sock: socket.socket, query: bytes) -> bool:
+    """Send one; whether it was sent. An ICMP error about an earlier one is told instead, once."""
+    for _ in range(2):
+        try:
+            return sock.send(query) > 0
+        except ConnectionRefusedError:
+            continue
+        except BlockingIOError:
+            return False
+    return False
+
+
 def drain(sockets: list[socket.socket]) -> int:
     """Read all replies that are there; how many."""
     found = 0
@@ -61,13 +73,11 @@ def main(address: str, rate: int, seconds: float, names: list[str]) -> None:
     pairs, ring = queries(names), cycle(sockets)
     begun, sent, answered = time.monotonic(), 0, 0
     while (now := time.monotonic() - begun) < seconds:
-        while sent < rate * now:
+        due = rate * now - sent
+        while due > 0:
+            due -= 2
             sock = next(ring)
-            for query in next(pairs):
-                # An ICMP error about an earlier one is told here.
-                with contextlib.suppress(ConnectionRefusedError):
-                    sock.send(query)
-            sent += 2
+            sent += sum(send(sock, query) for query in next(pairs))
         answered += drain(sockets)
         time.sleep(TURN_SECONDS)
     end = time.monotonic() + WAIT_SECONDS

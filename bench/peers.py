@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agent.lab import wait_until
-from bench.load import ZONE
+from bench.load import NAMES, ZONE, name_of
 from tests.lab.servers import coredns, find_program
 
 if TYPE_CHECKING:
@@ -20,14 +20,10 @@ COREDNS_PLUGINS = ("", "log", "dnstap")
 COREFILE = """
 {zone} {{
     {plugin}
-    template IN A {{
-        answer "{{{{ .Name }}}} 60 IN A 10.96.9.9"
-    }}
-    template IN AAAA {{
-        answer "{{{{ .Name }}}} 60 IN AAAA fd00:10:96::909"
-    }}
+    hosts {hosts}
 }}
 """
+ADDRESSES = ("10.96.9.9", "fd00:10:96::909")
 
 
 def has_coredns() -> bool:
@@ -39,7 +35,12 @@ def has_coredns() -> bool:
 def coredns_with(plugin: str, lab: Lab, directory: Path) -> Iterator[None]:
     """Let CoreDNS serve in place of the lab's own server; what it tells is read and thrown away."""
     socket = directory / "dnstap.sock"
-    corefile = COREFILE.format(zone=ZONE, plugin=f"dnstap {socket} full" if plugin == "dnstap" else plugin)
+    hosts = directory / "hosts"
+    hosts.write_text(
+        "".join(f"{address} {name_of(number, ZONE)}\n" for address in ADDRESSES for number in range(NAMES))
+    )
+    line = f"dnstap {socket} full" if plugin == "dnstap" else plugin
+    corefile = COREFILE.format(zone=ZONE, plugin=line, hosts=hosts)
     reader = None
     if plugin == "dnstap":
         reader = lab.processes.popen([str(find_program("dnstap")), "-u", str(socket), "-w", "/dev/null"])

@@ -27,7 +27,8 @@ EXIT_SECONDS = 30.0
 CPUCLOCK_SCHED = 2
 QUIET_SHARE = 0.1
 SCRAPE_SECONDS = 1.0
-QUIET_SECONDS = 0.25
+QUIET_SECONDS = 1.2
+"""The agent may sleep for a second although something is left to do."""
 SETTLE_SECONDS = 15.0
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 BPF_ENABLE_STATS = 32
@@ -55,8 +56,8 @@ class Memory(NamedTuple):
     file: int
     shmem: int
     peak: int
-    ring: int
-    """The part of `rss` that is the BPF ring: its data is mapped twice and counts twice."""
+    maps: int
+    """The part of `rss` that is memory of BPF maps: the ring's data is mapped twice and counts twice."""
 
 
 class AgentProcess:
@@ -88,7 +89,7 @@ class AgentProcess:
         text = Path(f"/proc/{self.pid}/status").read_text()
         found = dict(re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE))
         fields = (int(found[name]) for name in ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmHWM"))
-        return Memory(*fields, ring=self._ring_kib())
+        return Memory(*fields, maps=self._maps_kib())
 
     def metric(self, name: str, *labels: str) -> float:
         """The sum of a metric's samples that have these labels, each as in `status="Failed"`."""
@@ -146,7 +147,7 @@ class AgentProcess:
             if "run_cnt" in one
         }
 
-    def _ring_kib(self) -> int:
+    def _maps_kib(self) -> int:
         """Resident size of the mappings of BPF maps, from smaps."""
         total, in_map = 0, False
         for line in Path(f"/proc/{self.pid}/smaps").read_text().splitlines():
