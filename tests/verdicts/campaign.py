@@ -116,6 +116,9 @@ class Result:
     mistakes: list[str] = field(default_factory=list)
     """Everything that is not as expected, a sentence each."""
 
+    at_first: list[str] = field(default_factory=list)
+    """The mistakes of a first try, while which the machine stood still."""
+
     @property
     def expected(self) -> str:
         """The code it must get, or NONE."""
@@ -133,6 +136,9 @@ class Run(NamedTuple):
     case: Case
     injection: Injection
     lost: list[Lost]
+    begun: float = 0.0
+    ended: float = 0.0
+    """By the monotonic clock."""
 
 
 @dataclass
@@ -252,32 +258,40 @@ class _Campaign:
                     wait_for_lines(lines, runs)
                     for one in runs:
                         judge(self.results[one.case.fault], one, lines.of(one.injection))
-                    wrong = self._ask_why(dnstrail, runs, stalls)
-                if stalls.longest_seconds > STALL_SECONDS:
-                    cases.extend(self._begin_again(wrong))
+                    slowed = self._ask_why(dnstrail, runs, stalls)
+                cases.extend(self._begin_again(slowed))
             except UNSUPPORTED as error:
                 for case in cases:
                     self.results[case.fault].unsupported = str(error)
                 return
 
     def _ask_why(self, dnstrail: Watch, runs: Sequence[Run], stalls: Stalls) -> list[Case]:
-        """Of what was told wrong, add what the agent says of itself: it may have lost records. Returns those cases."""
-        wrong = list({one.case.fault: one.case for one in runs if self.results[one.case.fault].mistakes}.values())
+        """Of what was told wrong, add what the agent says of itself: it may have lost records.
+
+        Returns:
+            Those cases during which the machine stood still.
+        """
+        wrong = [one for one in runs if self.results[one.case.fault].mistakes]
         said = numbers_of(dnstrail) if wrong else []
-        for case in wrong:
-            self.results[case.fault].mistakes += [
+        slowed = {}
+        for one in wrong:
+            seconds = stalls.longest_seconds(one.begun, one.ended + timeout_of(one.case.lab))
+            self.results[one.case.fault].mistakes += [
                 f"dnstrail says of itself: {said}",
-                f"the machine stood still for {stalls.longest_seconds:.2f} s at most",
+                f"the machine stood still for {seconds:.2f} s at most",
             ]
-        return wrong
+            if seconds > STALL_SECONDS:
+                slowed[one.case.fault] = one.case
+        return list(slowed.values())
 
     def _begin_again(self, wrong: Sequence[Case]) -> Iterator[Case]:
         """Those that are tried once more, because the machine stood still: then clients and servers are slow, too."""
         for case in wrong:
             if case.fault not in self.again:
                 self.again.add(case.fault)
-                print(f"once more: {case.fault}: {self.results[case.fault].mistakes}", file=sys.stderr, flush=True)
-                self.results[case.fault] = Result(case)
+                first = self.results[case.fault].mistakes
+                print(f"once more: {case.fault}: {first}", file=sys.stderr, flush=True)
+                self.results[case.fault] = Result(case, at_first=first)
                 yield case
 
     def _inject_while_whole(self, lab: Lab, proxies: Sequence[Proxy], cases: deque[Case]) -> list[Run]:
@@ -308,7 +322,9 @@ class _Campaign:
             with case.setup(lab):
                 for _ in range(self.pace.of(case)):
                     injection = Injection(lab, proxies)
-                    runs.append(Run(case, injection, list(case.inject(injection))))
+                    begun = time.monotonic()
+                    lost = list(case.inject(injection))
+                    runs.append(Run(case, injection, lost, begun, time.monotonic()))
                     if case.probabilistic and self.pace.until_lost and runs[-1].lost:
                         break
         except UnsupportedFaultError as error:

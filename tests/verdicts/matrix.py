@@ -114,8 +114,10 @@ def summary(results: Sequence[Result]) -> str:
     limited = sum(bool(result.case.limit) for result in tried)
     lookups = sum(result.lost for result in tried)
     missing = len(results) - len(tried)
+    again = sum(bool(result.at_first) for result in tried)
     words = [
         f"{good} of {len(tried)} faults diagnosed correctly over {lookups} lookups",
         f"{limited} with a limit that is named",
     ]
+    words += [f"{again} tried twice, because the machine stood still"] if again else []
     return "; ".join([*words, *([f"{missing} cannot be injected on this kernel"] if missing else [])]) + "."

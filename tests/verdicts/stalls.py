@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 EVERY_SECONDS = 0.02
+LEAST_SECONDS = 0.05
+"""Shorter ones are not noted."""
 
 
 class Stalls:
     """Watches, while it is entered, how much later than it should a thread that only sleeps goes on."""
 
     def __init__(self) -> None:
-        self.longest_seconds = 0.0
+        self._found: list[tuple[float, float]] = []
+        """When each ended, by the monotonic clock, and how long it was."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -34,5 +37,10 @@ class Stalls:
         before = time.monotonic()
         while not self._over.wait(EVERY_SECONDS):
             now = time.monotonic()
-            self.longest_seconds = max(self.longest_seconds, now - before - EVERY_SECONDS)
+            if (seconds := now - before - EVERY_SECONDS) > LEAST_SECONDS:
+                self._found.append((now, seconds))
             before = now
+
+    def longest_seconds(self, begun: float, ended: float) -> float:
+        """The longest stall of an interval of the monotonic clock."""
+        return max((seconds for at, seconds in self._found if begun <= at <= ended + seconds), default=0.0)

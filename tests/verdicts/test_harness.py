@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -281,11 +282,16 @@ def test_what_was_told_wrong_is_tried_once_more_and_only_once():
     campaign = _Campaign({CASE.fault: Result(CASE, mistakes=["told wrong"])}, ONCE, progress=False)
     assert list(campaign._begin_again([CASE])) == [CASE]
     assert campaign.results[CASE.fault].good
+    assert campaign.results[CASE.fault].at_first == ["told wrong"]
+    assert "1 tried twice, because the machine stood still" in summary([*campaign.results.values()])
     assert list(campaign._begin_again([CASE])) == []
 
 
 def test_a_machine_that_stood_still_is_noticed():
+    begun = time.monotonic()
     with Stalls() as stalls:
         # Not released meanwhile: nothing else runs in this process.
         ctypes.PyDLL(None).usleep(300_000)
-    assert 0.2 < stalls.longest_seconds < 5
+        time.sleep(0.1)
+    assert 0.2 < stalls.longest_seconds(begun, time.monotonic()) < 5
+    assert stalls.longest_seconds(begun - 10, begun - 5) == 0
