@@ -239,17 +239,16 @@ class UsualLookups:
             return []
         halves: list[tuple[int, int]] = []
         newest: dict[int, int] = {}
+        kinds, ids = taken.words("kind"), taken.halves("id")
+        rdtypes = {kind: Kind.of(kind).rdtype for kind in set(kinds)}
         for index, pair in enumerate(pairs):
             if pair in ahead_of_it:
                 ways[index] = TOLD
             before = newest.get(pair)
             newest[pair] = index
-            if before is None:
-                continue
-            one, other = taken.head(before), taken.head(index)
-            if OTHER_HALF.get(Kind.of(one.kind).rdtype) == Kind.of(other.kind).rdtype:
+            if before is not None and OTHER_HALF.get(rdtypes[kinds[before]]) == rdtypes[kinds[index]]:
                 halves.append((before, index))
-                if one.id == other.id:
+                if ids[before] == ids[index]:
                     ways[before] = ways[index] = TOLD
         return halves
 
