@@ -63,7 +63,7 @@ CALM_SECONDS = 0.25
 UNHURRIED_SECONDS = 0.5
 """The same where lookups that succeed get no lines."""
 IDLE_SECONDS = 1.0
-"""While there are no lookups: the first one ends it. What is done once a second waits for no longer."""
+"""While there are no lookups: the first one ends it. What is to be done once a second is done within two."""
 REPORT_SECONDS = 10.0
 STALL_SECONDS = 60.0
 """When the loop has not turned for so long, it never will. The kubelet may not find out: a full connection table keeps
@@ -216,12 +216,13 @@ class Agent:
         limit = self._options.duration_seconds
         end = None if limit is None else time.monotonic() + limit
         while self._stopped_at is None and (end is None or time.monotonic() < end):
-            self.turn()
+            self.turn(end)
         self.finish()
 
-    def turn(self) -> None:
-        """Wait a little, take in what was recorded, print what is over."""
-        self._capture.wait(self._pause_seconds())
+    def turn(self, end: float | None = None) -> None:
+        """Wait a little, and not beyond `end`; take in what was recorded, print what is over."""
+        pause = self._pause_seconds()
+        self._capture.wait(pause if end is None else max(0.0, min(pause, end - time.monotonic())))
         self._beat()
         now_ns = time.monotonic_ns()
         # While a backlog waits, time is that of its records: what is overdue by the clock may be answered in there.
@@ -339,7 +340,7 @@ class Agent:
         """Print them, as far as the time allows; the others wait for the next turn, or for the end.
 
         Returns:
-            Whether that were all.
+            Whether these were all.
         """
         end = time.monotonic() + SHOW_SECONDS
         for outcome in outcomes:

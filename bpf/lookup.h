@@ -8,9 +8,6 @@
 
 #ifdef LOOKUPS
 
-/* So many lookups in the log wake the reader: it may be asleep for longer than the rest lasts. */
-#define WAKE_AT (LOOKUPS / 8)
-
 static __always_inline struct log *my_log(void)
 {
 	int zero = 0;
@@ -123,7 +120,7 @@ static __always_inline void unlock(struct lookup *l)
 
 /*
  * Let the reader look at the log: it sleeps while that is empty, and for a while
- * when it is far from full. A ring that is full has woken it already.
+ * when few lookups are in it (WAKE_AT). A ring that is full has woken it already.
  */
 static __always_inline void wake_reader(void)
 {
@@ -144,17 +141,19 @@ static __always_inline u64 next_position(u64 now)
 	position = *(volatile u64 *)&log->produced;
 #pragma unroll
 	for (int i = 0; i < CLAIMS; i++) {
-		u64 waiting = position - *(volatile u64 *)&log->consumed;
-		u64 found;
+		u64 waiting, found;
 
-		if (waiting >= LOOKUPS) {
+		if (position - *(volatile u64 *)&log->consumed >= LOOKUPS) {
 			log->full_ns = now;
 			return 0;
 		}
 		found = __sync_val_compare_and_swap(&log->produced, position,
 						    position + 1);
 		if (found == position) {
-			if (!waiting || waiting == WAKE_AT)
+			/* Read behind the claim: the reader looks for claims before it sleeps. */
+			waiting = position - *(volatile u64 *)&log->consumed;
+			if (!waiting || waiting == WAKE_AT ||
+			    waiting == LOOKUPS / 2)
 				wake_reader();
 			return position + 1;
 		}

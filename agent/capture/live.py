@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from agent.capture.counters import CounterMap, Counters
 from agent.capture.endpoints import EndpointMap
 from agent.capture.loader import LOG_HANDED_OVER, load
-from agent.capture.lookups import LOOKUPS, LookupLog
+from agent.capture.lookups import LOOKUPS, WAKE_AT, LookupLog
 from agent.capture.losses import Loss, Losses, LossWatch
 from agent.capture.ring import Ring
 from agent.hop.drops import Kernel
@@ -111,21 +112,26 @@ class Capture:
             os.close(fd)
 
     def wait(self, seconds: float) -> None:
-        """Sleep until there is something to drain, at most so long, and less while the log fills up."""
+        """Sleep until there is something to drain, at most so long, and less while the log fills up; 0 does not."""
         if self._log is not None and self._log.waiting > LOOKUPS // 4:
             seconds = min(seconds, BUSY_SECONDS)
-        if any(fd != self._ended for fd, _ in self._poll.poll(seconds)):
+        if any(fd != self._ended for fd, _ in self._poll.poll(seconds)) and seconds:
             time.sleep(GATHER_SECONDS)
 
     def end_waiting(self) -> None:
-        """Let `wait()` return at once from now on. For signal handlers: a system call goes on behind these."""
-        os.eventfd_write(self._ended, 1)
+        """Let `wait()` return at once from now on.
+
+        For signal handlers: Python takes up a system call again behind them (PEP 475), so a flag would not end it.
+        """
+        # A second signal may come while the capture is being closed.
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._ended, 1)
 
     @property
     def presses(self) -> bool:
         """Whether something should be taken in soon: not so with a few lookups in the log, which are over by and by."""
         log = self._log
-        return log is None or bool(self._waiting) or log.waiting > LOOKUPS // 8 or self._ring.backlog_bytes() > 0
+        return log is None or bool(self._waiting) or log.waiting > WAKE_AT or self._ring.backlog_bytes() > 0
 
     @property
     def has_lookups(self) -> bool:

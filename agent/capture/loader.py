@@ -22,7 +22,7 @@ from agent.capture import cgroup, privileges
 from agent.capture.counters import COUNTERS_ASSERTION
 from agent.capture.endpoints import ENDPOINTS_ASSERTION
 from agent.capture.layout import c_assertions
-from agent.capture.lookups import LOG_ASSERTION, LOOKUPS
+from agent.capture.lookups import LOG_ASSERTION, LOOKUPS, WAKE_AT
 from agent.kernel import kept
 from agent.kernel.btf import Btf, BtfError
 from agent.kernel.casts import CALL_NUMBER, cast_id
@@ -40,7 +40,7 @@ MAPS = (*HANDED_OVER, "scratch", "seen", "fragments", "reads", "passings")
 LOG_HANDED_OVER = ("lookups", "bodies", "logs")
 LOG_MAPS = (*LOG_HANDED_OVER, "tag_sets")
 """The same of the log of lookups, which needs atomic operations that return what was there before (Linux 5.12)."""
-LOG = {"LOOKUPS": LOOKUPS, "TAG_SETS": LOOKUPS // 2}
+LOG = {"LOOKUPS": LOOKUPS, "TAG_SETS": LOOKUPS // 2, "WAKE_AT": WAKE_AT}
 CHILD_TIMEOUT_SECONDS = 120
 HAS_COUNTERS = "HAS_CONNTRACK_STAT"
 COUNTERS_LOSS = (

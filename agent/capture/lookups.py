@@ -17,6 +17,8 @@ from agent.hop.lookup import BODY_BYTES, HEAD_BYTES, Lookups
 
 LOOKUPS = 8192
 """Places in the log, a power of two of at most 65,536 (TAG_POSITION in bpf/protocols.h)."""
+WAKE_AT = LOOKUPS // 8
+"""So many of them wake the reader; with fewer it may sleep for a while."""
 CONSUMED_AT = 64
 LOG_BYTES = 192
 LOG_ASSERTION = (
@@ -94,8 +96,9 @@ class LookupLog:
         return self._lookups(ready.start, count), until_ns
 
     def give_back(self) -> None:
-        """Let the program use the places of all that was taken."""
+        """Let the program use the places of all that was taken; it wakes the reader by that for the next one."""
         self._consumed.value = self._taken
+        self._fence()
 
     def _lookups(self, start: int, count: int) -> Lookups:
         return Lookups(self._heads, self._bodies, start, count)

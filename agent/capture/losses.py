@@ -46,7 +46,7 @@ class LossWatch:
     What the kernel skipped is counted where it costs a system call to look, so that is looked at less often.
 
     Args:
-        looked_ns: when the capture began.
+        looked_ns: when it was looked at last; at first, when the capture began.
     """
 
     looked_ns: int

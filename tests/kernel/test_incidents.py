@@ -117,6 +117,7 @@ def fail(pod: Pod, server: str) -> None:
         assert pod.ask(f"x{index}.test", server=server, seconds=SHORT) is None
 
 
+@pytest.mark.slow  # an incident ends after a minute without such lookups
 @pytest.mark.timeout(300)
 def test_a_server_that_refuses_half_of_all_lookups_is_one_incident_from_its_beginning_to_its_end(tmp_path: Path):
     with (

@@ -27,8 +27,8 @@ FIRST_BUCKET_NS = 250_000
 BUCKETS = 16
 LATENCY_BUCKETS = tuple(FIRST_BUCKET_NS * 2**index / SECOND_NS for index in range(BUCKETS))
 """Seconds, 0.25 ms to 8.192 s: those of CoreDNS's coredns_dns_request_duration_seconds, to be laid over it."""
-TURN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Seconds. A turn of the loop takes up to one while there is nothing to do."""
+TURN_BUCKETS = (0.01, 0.025, 0.05, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0, 10.0)
+"""Seconds. The loop sleeps in a turn, up to one second without lookups: the bounds are a little above its pauses."""
 OTHER = "other"
 REST = "~other"
 """Clients beyond the cap. No Kubernetes name has a tilde."""
@@ -436,7 +436,7 @@ LOG_LINES_SUPPRESSED = _counter("dnstrail_log_lines_suppressed_total", "Lines he
 TURN_SECONDS = Metric(
     "dnstrail_loop_turn_duration_seconds",
     Kind.HISTOGRAM,
-    "Time from one turn of the event loop to the next; the ring fills meanwhile",
+    "Time from one turn of the event loop to the next, with its sleep: up to a second without lookups",
     buckets=TURN_BUCKETS,
 )
 TURN_AGE = _gauge("dnstrail_loop_last_turn_age_seconds", "How long ago the event loop turned last")
