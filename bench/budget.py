@@ -308,7 +308,11 @@ def measure(bench: Bench, words: Sequence[str]) -> list[Part]:
         if words and not any(word in name for word in words):
             continue
         begun = time.monotonic()
-        found.append(Part(name, part.__doc__ or "", part(bench)))
+        try:
+            figures = part(bench)
+        except LabError as error:
+            figures = [Figure(name, f"could not be measured: {str(error).splitlines()[0]}")]
+        found.append(Part(name, part.__doc__ or "", figures))
         print(f"bench: {name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     return found
 
