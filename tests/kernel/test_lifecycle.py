@@ -325,6 +325,7 @@ def test_the_next_start_takes_the_compiled_program_and_sees_the_same(
     assert len(seen[0]) == 2
 
 
+@pytest.mark.slow  # two agents under load, one behind the other
 def test_a_restart_under_load_misses_only_the_time_between_and_accuses_nobody(lab: Lab, watch: Start):
     first = watch("--log-rate", "1000000")
     load = Load(lab, rate=500, seconds=16)
