@@ -300,12 +300,14 @@ class Incidents:
         """
         states = ((self._state(incident, now_ns), incident) for incident in list(self._open.values()))
         due = [(state, incident) for state, incident in states if state is not None]
-        due.sort(key=lambda one: URGENCY.index(one[0]))
+        due.sort(key=lambda entry: URGENCY.index(entry[0]))
         return [(incident, self._tell(incident, state, now_ns)) for state, incident in due[:most]]
 
     def accounts(self) -> list[Account]:
         """All open incidents now, those with most lookups first."""
-        going = ((one, State.OPENED if one.told_ns is None else State.UPDATED) for one in self._open.values())
+        going = (
+            (incident, State.OPENED if incident.told_ns is None else State.UPDATED) for incident in self._open.values()
+        )
         accounts = [self._account(incident, state) for incident, state in going]
         return sorted(accounts, key=lambda account: account.lookups, reverse=True)
 
@@ -353,7 +355,9 @@ class Incidents:
 
     def _forgets(self, kind: OrderedDict[Key, Incident], now_ns: int) -> bool:
         """Make room, if there is one that did not open and was not seen lately."""
-        stale = (key for key, one in kind.items() if not one.opened and now_ns - one.noted_ns >= WINDOW_NS)
+        stale = (
+            key for key, incident in kind.items() if not incident.opened and now_ns - incident.noted_ns >= WINDOW_NS
+        )
         key = next(stale, None)
         return key is not None and kind.pop(key) is not None
 
@@ -399,7 +403,7 @@ class Incidents:
     def _fill(self, incident: Incident, subject: Subject, outcome: Outcome, now_ns: int) -> None:
         """Count a failure in its slot, and forget slots that are too old."""
         number = now_ns // SLOT_NS
-        for old in [one for one in incident.slots if (number - one) * SLOT_NS >= WINDOW_NS]:
+        for old in [slot_number for slot_number in incident.slots if (number - slot_number) * SLOT_NS >= WINDOW_NS]:
             incident.lookups -= incident.slots.pop(old).lookups
         first_ns = outcome.session.first_ns
         slot = incident.slots.setdefault(number, _Slot(first_ns, now_ns, incident.whole_at_last - 1))
@@ -452,7 +456,7 @@ class Incidents:
         if state is State.ENDED:
             del self._open[id(incident)]
             kind = self._known[incident.key.cause]
-            for key in [key for key, one in kind.items() if one is incident]:
+            for key in [key for key, known in kind.items() if known is incident]:
                 del kind[key]
             self.recent.append(account)
         return account

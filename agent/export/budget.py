@@ -93,7 +93,7 @@ class Budget:
         self._forget(now)
         rooms = self._lines.room(rank), self._bytes.room(rank)
         lines, data = rooms
-        known = [one for one in (lines, None if data is None else data // size) if one is not None]
+        known = [room for room in (lines, None if data is None else data // size) if room is not None]
         return max(0, min(known)) if known else None
 
     def has_room(self, rank: Rank, now: float) -> bool:

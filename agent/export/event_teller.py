@@ -89,10 +89,12 @@ class EventTeller:
     def _chosen(self, account: Account, told: _Told) -> list[PodTrouble]:
         """Pods that are still here: those with an Event, and as many others as there is room for."""
         mine = self._still_here(account.pods)
-        known = [one for one in mine if one.pod.uid in told.pods_ns]
-        others = sorted((one for one in mine if one.pod.uid not in told.pods_ns), key=lambda one: -one.lookups)
+        known = [trouble for trouble in mine if trouble.pod.uid in told.pods_ns]
+        others = sorted(
+            (trouble for trouble in mine if trouble.pod.uid not in told.pods_ns), key=lambda trouble: -trouble.lookups
+        )
         room = max(0, MAX_EVENTS - len(told.pods_ns))
-        left_out = {one.pod.uid for one in others[room:]} - told.left_out
+        left_out = {trouble.pod.uid for trouble in others[room:]} - told.left_out
         told.left_out |= left_out
         self.left_out += len(left_out)
         return known + others[:room]
@@ -101,4 +103,6 @@ class EventTeller:
         """A pod that was deleted gets no Event; nor does one that the cluster knows on another node."""
         found = self._pods_here()
         uids = None if found is None else {pod.uid for pod in found}
-        return [one for one in pods if one.pod.node == self._node and (uids is None or one.pod.uid in uids)]
+        return [
+            trouble for trouble in pods if trouble.pod.node == self._node and (uids is None or trouble.pod.uid in uids)
+        ]

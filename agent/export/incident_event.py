@@ -157,7 +157,7 @@ def _counted(number: int, word: str) -> str:
 
 def _clean(words: str, most_bytes: int) -> str:
     """Without what terminals and browsers obey, and not longer than that."""
-    visible = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in words)
+    visible = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in words)
     return _cut(visible, most_bytes)
 
 

@@ -110,7 +110,7 @@ def build(account: Account, context: Context, now_ns: int) -> IncidentLine:
         last=rfc3339(account.last_ns + context.wall_offset_ns),
         share_percent=None if account.share is None else round(account.share * 100, 2),
         held_back=account.held_back,
-        examples=[ExampleLine(*one) for one in account.examples],
+        examples=[ExampleLine(*example) for example in account.examples],
         remedy=cause.remedy,
         doc=cause.doc,
     )

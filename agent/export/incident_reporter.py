@@ -74,6 +74,10 @@ class IncidentReporter:
         line = self._printer.incident_line
         going = [(account, line(account)) for account in self._incidents.accounts()]
         ended = [(account, line(account)) for account in reversed(self._incidents.recent)]
-        self._board.put_up([one for _, one in going], [one for _, one in ended], self._metrics_by)
+        self._board.put_up(
+            [incident_line for _, incident_line in going],
+            [incident_line for _, incident_line in ended],
+            self._metrics_by,
+        )
         if self._watcher is not None:
             self._watcher.put_up(going, ended, now_ns)

@@ -58,5 +58,5 @@ class Course:
 
 def _halved(parts: Parts) -> Parts:
     even = parts.lookups + [0.0] * (len(parts.lookups) % 2)
-    pairs = [one + other for one, other in zip(even[::2], even[1::2], strict=True)]
+    pairs = [earlier + later for earlier, later in zip(even[::2], even[1::2], strict=True)]
     return Parts(pairs, 2 * parts.step_ns, (parts.early + 1) // 2)

@@ -171,10 +171,12 @@ class Flows:
             return False
         self.begun_ns, self.turned_ns = self.turned_ns, now_ns
         counted: list[Flow | Upstream] = [*self._known.values(), *self._upstreams.values()]
-        for one in (*counted, self.rest, self.rest_upstream):
-            one.before, one.now = one.now, Window()
+        for traffic in (*counted, self.rest, self.rest_upstream):
+            traffic.before, traffic.now = traffic.now, Window()
         self._known = {key: flow for key, flow in self._known.items() if not _is_idle(flow, now_ns)}
-        self._upstreams = {key: one for key, one in self._upstreams.items() if now_ns - one.seen_ns < IDLE_NS}
+        self._upstreams = {
+            key: upstream for key, upstream in self._upstreams.items() if now_ns - upstream.seen_ns < IDLE_NS
+        }
         return True
 
     def all(self) -> list[Flow]:

@@ -289,12 +289,12 @@ def _box(name: str, numbers: _Sum, column: str, stands_for: int = 1) -> Box:
 
 def _together(sums: Iterable[_Sum]) -> _Sum:
     whole = _Sum()
-    for one in sums:
-        whole.lookups += one.lookups
-        whole.failed += one.failed
-        whole.answered += one.answered
-        whole.waited_ns += one.waited_ns
-        whole.marks.update(one.marks)
+    for numbers in sums:
+        whole.lookups += numbers.lookups
+        whole.failed += numbers.failed
+        whole.answered += numbers.answered
+        whole.waited_ns += numbers.waited_ns
+        whole.marks.update(numbers.marks)
     return whole
 
 
@@ -314,8 +314,8 @@ def _edge(ends: tuple[str, str], numbers: _Sum) -> Edge:
 def _marks(marks: Counter[Trouble]) -> list[Mark]:
     """The most frequent, and one for all others."""
     told = [
-        Mark(one.code, one.confidence, one.leg, one.place or one.upstream, lookups)
-        for one, lookups in marks.most_common(MAX_MARKS)
+        Mark(trouble.code, trouble.confidence, trouble.leg, trouble.place or trouble.upstream, lookups)
+        for trouble, lookups in marks.most_common(MAX_MARKS)
     ]
     rest = marks.total() - sum(mark.lookups for mark in told)
     return [*told, Mark("others", "", "", "", rest)] if rest else told

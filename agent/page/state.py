@@ -77,7 +77,7 @@ class State(msgspec.Struct, rename="pascal"):
 
 def incidents_of(told: list[Told]) -> list[Shown]:
     """As they are shown."""
-    return [_incident(one) for one in told]
+    return [_incident(incident) for incident in told]
 
 
 def _incident(told: Told) -> Shown:

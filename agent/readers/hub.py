@@ -224,7 +224,7 @@ class Hub:
         try:
             await asyncio.wait((sending, hearing), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self.readers = tuple(one for one in self.readers if one is not reader)
+            self.readers = tuple(other_reader for other_reader in self.readers if other_reader is not reader)
             del self._wakes[reader]
             for task in (sending, hearing):
                 task.cancel()

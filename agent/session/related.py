@@ -45,7 +45,9 @@ class LastLookups:
         times.append(ts_ns)
         del times[:-KEPT_TIMES]
         if len(self._asked) > MAX_PLACES:
-            self._asked = {one: asked for one, asked in self._asked.items() if ts_ns - asked[-1] < SECOND_NS}
+            self._asked = {
+                known_place: asked for known_place, asked in self._asked.items() if ts_ns - asked[-1] < SECOND_NS
+            }
 
     def relate(self, session: Session) -> None:
         """Compare a new lookup with the ones before it."""

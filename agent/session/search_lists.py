@@ -95,7 +95,7 @@ class SearchLists:
             last_ns: when that was said.
         """
         if len(self._open) > MAX_STEPS:
-            self._open = {one: found for one, found in self._open.items() if found[0] > last_ns}
+            self._open = {client: found for client, found in self._open.items() if found[0] > last_ns}
         self._open[who] = last_ns + SEARCH_NS, name
 
     def find(self, asked: Sequence[Asked], taken: Lookups, seen_until_ns: int) -> Searches:
@@ -109,12 +109,12 @@ class SearchLists:
         found = Searches()
         first, last = taken.words("first_ns"), taken.words("last_ns")
         replied, names = taken.words("replied_ns"), taken.words("name")
-        for index, one in enumerate(asked):
+        for index, lookup in enumerate(asked):
             if self._open:
-                self._see_expected(taken, index, one.who, first[index], found)
-            before = found.newest.pop(one.who, None)
-            if one.is_empty:
-                found.newest[one.who] = index
+                self._see_expected(taken, index, lookup.who, first[index], found)
+            before = found.newest.pop(lookup.who, None)
+            if lookup.is_empty:
+                found.newest[lookup.who] = index
             if before is None or first[index] - last[before] >= SEARCH_NS:
                 continue
             if first[index] - last[before] > self._linger_ns * 9 // 10:

@@ -387,11 +387,11 @@ def _of_those(wanted: list[bool], columns: tuple[list[int], ...]) -> tuple[list[
 def _tell_together(ways: list[Usual], links: list[tuple[int, int]], onward: list[tuple[int, int]]) -> None:
     """Hand over all that is linked with something that is handed over; of `onward` the second with the first."""
     linked: dict[int, list[int]] = {}
-    for one, other in links:
-        linked.setdefault(one, []).append(other)
-        linked.setdefault(other, []).append(one)
-    for one, other in onward:
-        linked.setdefault(one, []).append(other)
+    for first, second in links:
+        linked.setdefault(first, []).append(second)
+        linked.setdefault(second, []).append(first)
+    for first, second in onward:
+        linked.setdefault(first, []).append(second)
     spreading = [index for index in linked if ways[index].label is None]
     while spreading:
         for other in linked.get(spreading.pop(), ()):

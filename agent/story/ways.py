@@ -123,7 +123,7 @@ def every_way(line: Line, most: int) -> list[Way]:
         most: of each message; those between the first ones and the last are left out.
     """
     found = ways(line)
-    return [way for one in found for way in ([one] if one.copies == 1 else _attempts(line, one, most))]
+    return [way for chosen in found for way in ([chosen] if chosen.copies == 1 else _attempts(line, chosen, most))]
 
 
 def _attempts(line: Line, chosen: Way, most: int) -> list[Way]:

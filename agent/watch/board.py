@@ -134,10 +134,10 @@ def _table(kind: str, troubles: Troubles, look: Look, room: int) -> Iterator[str
         return
     yield ""
     yield painted(Piece(_cells(look, (kind, 50), ("LOOKUPS", 8), ("FAILED", 8), ("LAST", 8), ("WHY", 0)), BOLD), look)
-    for one in found:
-        failed = painted(Piece(fit(f"{one.failed:,}", 8, look), RED if one.failed else ""), look)
-        rest = _cells(look, (one.last[11:19], 8), (_why(one), 0))
-        yield f"{_cells(look, (one.who, 50), (f'{one.lookups:,}', 8)):<59} {failed} {rest}"
+    for trouble in found:
+        failed = painted(Piece(fit(f"{trouble.failed:,}", 8, look), RED if trouble.failed else ""), look)
+        rest = _cells(look, (trouble.last[11:19], 8), (_why(trouble), 0))
+        yield f"{_cells(look, (trouble.who, 50), (f'{trouble.lookups:,}', 8)):<59} {failed} {rest}"
     beyond = troubles.apart(kind) - len(found)
     if beyond:
         yield f"({beyond:,} more)"
@@ -145,9 +145,9 @@ def _table(kind: str, troubles: Troubles, look: Look, room: int) -> Iterator[str
         yield f"({number(troubles.beyond[kind], 'lookup')} of still others)"
 
 
-def _why(one: Trouble) -> str:
-    causes = [f"{cause} {count:,}" for cause, count in one.causes.most_common(MAX_CAUSES_SHOWN)]
-    return ", ".join([*causes, *(["…"] if len(one.causes) > MAX_CAUSES_SHOWN else [])])
+def _why(trouble: Trouble) -> str:
+    causes = [f"{cause} {count:,}" for cause, count in trouble.causes.most_common(MAX_CAUSES_SHOWN)]
+    return ", ".join([*causes, *(["…"] if len(trouble.causes) > MAX_CAUSES_SHOWN else [])])
 
 
 def _cells(look: Look, *texts: tuple[str, int]) -> str:

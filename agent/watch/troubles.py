@@ -98,7 +98,7 @@ class Troubles:
 
     def worst(self, kind: str, most: int) -> list[Trouble]:
         """Those with most trouble."""
-        return sorted(self._tables[kind].values(), key=lambda one: (-one.lookups, one.who))[:most]
+        return sorted(self._tables[kind].values(), key=lambda trouble: (-trouble.lookups, trouble.who))[:most]
 
     def apart(self, kind: str) -> int:
         """How many there are of a kind."""
