@@ -113,9 +113,9 @@ class Bench:
             cpu, after = agent.cpu_seconds() - before, agent.memory()
             states = {status: agent.sessions(status) for status in ("Succeeded", "Failed", "SampleLoss")}
             ready = agent.said_ready_seconds, agent.wall_ready_seconds
-            lines, octets = agent.output()
+            lines, printed_bytes = agent.output()
             told = time.monotonic() - begun
-            one = Loaded(load, agent.stop(), cpu, settled, idle, after, *ready, states, lines, octets, told)
+            one = Loaded(load, agent.stop(), cpu, settled, idle, after, *ready, states, lines, printed_bytes, told)
         self.runs.append(one)
         return one
 

@@ -66,7 +66,7 @@ class Loaded(NamedTuple):
     states: dict[str, int]
     """Lookups by status, as the metrics tell them."""
     lines: int
-    octets: int
+    printed_bytes: int
     told_seconds: float
     """What was printed, and from the beginning of the load until then."""
 
@@ -196,9 +196,9 @@ def failing_figures(name: str, one: Loaded) -> list[Figure]:
         ),
         Figure(
             f"{name}: lines",
-            f"{one.lines} lines, {one.octets >> 10} KiB in {seconds:.0f} s",
+            f"{one.lines} lines, {one.printed_bytes >> 10} KiB in {seconds:.0f} s",
             f"<= {LINES_A_SECOND}/s, {BYTES_A_SECOND >> 20} MiB/s",
-            one.lines <= limit[0] and one.octets <= limit[1],
+            one.lines <= limit[0] and one.printed_bytes <= limit[1],
         ),
     ]
 
