@@ -227,6 +227,7 @@ def ended_while_open(line: Line) -> bool:
     return line["Status"] == "SampleLoss" and "the capture ended while the lookup was open" in evidence
 
 
+@pytest.mark.slow  # 65,536 lookups are opened first
 def test_sigterm_with_as_many_open_sessions_as_it_keeps_ends_within_two_seconds_and_counts_those_without_a_line(
     lab: Lab, watch: Start
 ):
