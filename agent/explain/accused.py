@@ -1,7 +1,7 @@
 """Whom or what each cause accuses: that decides which failures are one incident.
 
 A server that refuses everybody is one incident and not one for each of its clients; a policy that stops two workloads
-is two. The table stands beside `agent.explain.causes.CAUSES` and has the same codes.
+is two. `agent.explain.causes.CAUSES` says it of each cause.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from agent.explain.causes import CAUSES, Side
 from agent.session.outcome import Leg
 
 if TYPE_CHECKING:
@@ -29,21 +30,6 @@ class Part(StrEnum):
     """Its device."""
 
 
-class Side(StrEnum):
-    """Who or what has to be looked at."""
-
-    CLIENT = "client"
-    SERVER = "server"
-    UPSTREAM = "upstream"
-    NAMESPACE = "namespace"
-    """What the kernel keeps for a whole network namespace."""
-    DEVICE = "device"
-    ROUTE = "route"
-    """The way from a network namespace to a server."""
-    AGENT = "agent"
-    """The agent's own records are missing: nobody is accused, and there is no incident."""
-
-
 PARTS: dict[Side, tuple[Part, ...]] = {
     Side.CLIENT: (Part.CLIENT, Part.NETNS),
     Side.SERVER: (Part.SERVER,),
@@ -56,41 +42,10 @@ PARTS: dict[Side, tuple[Part, ...]] = {
 PLACES = frozenset({Side.NAMESPACE, Side.DEVICE, Side.ROUTE})
 """Sides that are known by a drop: without one the server is all there is to go by."""
 
-ACCUSED: dict[str, Side] = {
-    "CaptureLoss": Side.AGENT,
-    "IPVSStaleBackend": Side.SERVER,
-    "StaleConntrackEntry": Side.SERVER,
-    "ConntrackTableFull": Side.NAMESPACE,
-    "ConntrackRace": Side.NAMESPACE,
-    "ServerSocketOverflow": Side.SERVER,
-    "ClientSocketOverflow": Side.CLIENT,
-    "PolicyDrop": Side.CLIENT,
-    "NoEndpoints": Side.SERVER,
-    "NoListener": Side.SERVER,
-    "LateReply": Side.SERVER,
-    "InterfaceDown": Side.DEVICE,
-    "NoRoute": Side.ROUTE,
-    "NeighbourFailure": Side.ROUTE,
-    "ReversePathFilter": Side.DEVICE,
-    "ChecksumError": Side.DEVICE,
-    "FragmentLost": Side.ROUTE,
-    "QueueOverflow": Side.DEVICE,
-    "KernelDrop": Side.CLIENT,
-    "UnexpectedSource": Side.SERVER,
-    "MalformedReply": Side.SERVER,
-    "MismatchedReply": Side.SERVER,
-    "UpstreamTCPUnavailable": Side.UPSTREAM,
-    "UpstreamTimeout": Side.UPSTREAM,
-    "ServerNoReply": Side.SERVER,
-    "LeftNode": Side.SERVER,
-    "UpstreamError": Side.UPSTREAM,
-    "ServerError": Side.SERVER,
-    "Unknown": Side.CLIENT,
-}
 UPSTREAM_LEGS = frozenset({Leg.UPSTREAM_QUERY, Leg.UPSTREAM_REPLY})
 
 
 def side_of(cause: Cause) -> Side:
     """Whom a cause accuses. Between a server and its upstream the client is that server."""
-    side = ACCUSED[cause.code]
+    side = CAUSES[cause.code].side
     return Side.SERVER if side is Side.CLIENT and cause.leg in UPSTREAM_LEGS else side

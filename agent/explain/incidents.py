@@ -13,7 +13,8 @@ from enum import StrEnum
 from hashlib import blake2s
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.explain.accused import PLACES, Side, side_of
+from agent.explain.accused import PLACES, side_of
+from agent.explain.causes import Side
 from agent.explain.incident_key import rest_of, subject_of, traits_of
 from agent.explain.troubled_pods import TroubledPods
 from agent.explain.verdict import HIGH, LOW, MEDIUM, Confidence

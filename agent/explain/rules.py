@@ -42,6 +42,7 @@ from agent.explain.rcodes import (
 )
 from agent.explain.replies import late_reply, not_translated_back, refused_untranslated
 from agent.explain.rule_input import RuleInput
+from agent.explain.signatures import ON_THE_WAY
 from agent.explain.silence import (
     left_node,
     server_no_reply,
@@ -145,11 +146,7 @@ RULES: tuple[Callable[[RuleInput], Cause | None], ...] = (
     kernel_says("ChecksumError"),
     damaged,
     interface_down,
-    kernel_says("NoRoute"),
-    kernel_says("NeighbourFailure"),
-    kernel_says("ReversePathFilter"),
-    kernel_says("FragmentLost"),
-    kernel_says("QueueOverflow"),
+    *map(kernel_says, ON_THE_WAY),
     kernel_drop,
     proxied.refused_where_it_came,
     told_by_icmp,

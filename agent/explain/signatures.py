@@ -103,6 +103,8 @@ SIGNATURES: dict[str, Signature] = {
     ),
     "InterfaceDown": Signature(frozenset({"DEV_READY"}), vague=frozenset({"dev_hard_start_xmit", "noop_enqueue"})),
 }
+ON_THE_WAY = ("NoRoute", "NeighbourFailure", "ReversePathFilter", "FragmentLost", "QueueOverflow")
+"""Codes for which the kernel's word is enough, in the order in which they are tried."""
 """Reasons: include/net/dropreason-core.h and dropreason-qdisc.h. Locations were traced."""
 
 PROGRAMS = {

@@ -9,7 +9,7 @@ from hashlib import blake2s
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent.enrich.kube.events import Event
-from agent.explain.accused import Side
+from agent.explain.causes import Side
 from agent.explain.incidents import State
 from agent.explain.troubled_pods import MAX_PODS
 from agent.explain.verdict import CONFIDENCE_WORDS

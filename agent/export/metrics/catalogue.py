@@ -16,8 +16,7 @@ from typing import NamedTuple
 from agent.capture.cgroup import ATTACH_TYPES
 from agent.capture.loader import PROBE
 from agent.enrich.kube.events import RESULTS
-from agent.explain.accused import ACCUSED, Side
-from agent.explain.causes import CAUSES, EVERYWHERE
+from agent.explain.causes import CAUSES, EVERYWHERE, Side
 from agent.explain.findings import NAMES
 from agent.hop.record import Event
 from agent.kernel.offsets import TRACEPOINTS
@@ -127,7 +126,7 @@ BITMAP = Label("bitmap", tuple(map(str, range(16))), "CQ=1, CR=2, FQ=4, FR=8, se
 CAUSE = Label("cause", tuple(CAUSES), "Code, see docs/causes.md")
 CONFIDENCE = Label("confidence", ("high", "medium", "low"), "How sure the verdict is")
 INCIDENT_CAUSE = Label(
-    "cause", tuple(code for code, side in ACCUSED.items() if side is not Side.AGENT), "Code, see docs/causes.md"
+    "cause", tuple(code for code, text in CAUSES.items() if text.side is not Side.AGENT), "Code, see docs/causes.md"
 )
 LOST_BY = Label("cause", tuple(LEGS), "Code, see docs/causes.md")
 LEG = Label(
