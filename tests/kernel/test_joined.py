@@ -30,7 +30,7 @@ ALIKE = ("captured_bytes", "stat_invalid", "stat_insert_failed", "stat_drop", "c
 """Fields of the detail that differ between two programs that see one packet: bytes come once, counters go on."""
 
 
-@pytest.fixture(scope="module", params=["iptables", "nftables"])
+@pytest.fixture(scope="module", params=["iptables", pytest.param("nftables", marks=pytest.mark.slow)])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with Lab(request.param) as built:
         yield built

@@ -7,7 +7,8 @@ import pytest
 from agent.lab.processes import PATIENCE
 from tests.verdicts.healthy import run
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+"""The healthy lookups of every other test have no cause either: this one has thousands."""
 
 LOOKUPS = 5_000
 

@@ -39,7 +39,8 @@ def variants() -> frozenset[str]:
     left: set[str] = set()
     for number, group in enumerate(GROUPS):
         for case in group:
-            kind = number, case.code, case.lab.plane, case.lab.link, case.lab.port
+            family = case.lab.plane.partition(",")[0]
+            kind = number, case.code, family, case.lab.link, case.lab.port
             alike = seen[kind] >= OF_EACH_KIND and group is not benign.CASES
             if case.slow or alike:
                 left.add(case.fault)
