@@ -13,6 +13,7 @@ import pytest
 
 from agent.check import kernel_release
 from agent.lab import VIP, VIP6, Lab, closed_port, drop_first_query, drop_queries, drop_replies, stopped_server
+from agent.lab.processes import wait_until
 from agent.lab.zones import ANY_CLUSTER_NAME
 from tests.kernel.conftest import Line, Watch
 
@@ -140,7 +141,7 @@ def test_records_lost_on_purpose_are_counted_exactly_and_accuse_nobody(any_lab: 
     burst = [any_lab.clients[0].popen(dig_burst(lookups), stdout=subprocess.PIPE)]
     answered = sum(process.communicate(timeout=30)[0].count("status: NOERROR") for process in burst)
     assert answered == lookups
-    dnstrail.wait_for(any_lab, 1)
+    wait_until(lambda: any(line["Status"] == "SampleLoss" for line in dnstrail.lines(any_lab)), "one to be marked")
     diagnostics = dnstrail.stop()
     summary = SUMMARY.search(diagnostics)
     assert summary is not None
