@@ -18,6 +18,7 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING
 
+from agent.export.metrics.catalogue import STATUSES
 from agent.lab import Lab, LabError
 from agent.lab.faults import drop_queries
 from bench.figures import (
@@ -111,7 +112,7 @@ class Bench:
                 agent.wait_for_sessions(load.sent, TIMEOUT_SECONDS)
             settled = agent.settle()
             cpu, after = agent.cpu_seconds() - before, agent.memory()
-            states = {status: agent.sessions(status) for status in ("Succeeded", "Failed", "SampleLoss")}
+            states = {status: agent.sessions(status) for status in STATUSES}
             ready = agent.said_ready_seconds, agent.wall_ready_seconds
             lines, printed_bytes = agent.output()
             told = time.monotonic() - begun

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from agent.lab import LabError, wait_until
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ BPF_ENABLE_STATS = 32
 OWN_COMMAND = Path(sys.executable).with_name("dnstrail")
 PROBLEMS = ("--log", "problems")
 BASE = ("--metrics-address=127.0.0.1:0", "--trace-socket=none", "--kubernetes=off")
-SAMPLE = re.compile(r"^(\w+)(?:{([^}]*)})? (\S+)$", re.MULTILINE)
 
 
 class Sums(NamedTuple):
@@ -91,20 +92,21 @@ class AgentProcess:
         fields = (int(found[name]) for name in ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmHWM"))
         return Memory(*fields, maps=self._maps_kib())
 
-    def metric(self, name: str, *labels: str) -> float:
-        """The sum of a metric's samples that have these labels, each as in `status="Failed"`."""
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
         address = self._text(r"metrics and health at (\S+)")
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=EXIT_SECONDS) as answer:
-            samples = SAMPLE.findall(answer.read().decode())
+            families = list(text_string_to_metric_families(answer.read().decode()))
         return sum(
-            float(value)
-            for found, of_it, value in samples
-            if found == name and set(labels) <= set(re.findall(r'\w+="[^"]*"', of_it))
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
         )
 
     def sessions(self, status: str) -> int:
         """How many lookups ended so."""
-        return round(self.metric("dnstrail_sessions_total", f'status="{status}"'))
+        return round(self.metric("dnstrail_sessions_total", status=status))
 
     def wait_for_sessions(self, count: int, seconds: float) -> None:
         """Return when so many lookups are over, or after so long."""

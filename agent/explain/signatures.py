@@ -54,16 +54,14 @@ SIGNATURES: dict[str, Signature] = {
         frozenset(
             {
                 "neigh_invalidate",
-                "neigh_timer_handler",
-                "neigh_update",
-                "__neigh_update",
-                "neigh_destroy",
                 "__neigh_event_send",
                 "neigh_resolve_output",
                 "arp_error_report",
                 "ndisc_error_report",
             }
         ),
+        # They purge what waits for an address; the entry may also have been deleted or changed by somebody.
+        vague=frozenset({"neigh_timer_handler", "neigh_update", "__neigh_update", "neigh_destroy"}),
     ),
     "ReversePathFilter": Signature(
         frozenset({"IP_RPFILTER", "IP_LOCAL_SOURCE", "IP_INVALID_SOURCE", "IP_INVALID_DEST", "IP_LOCALNET"}),

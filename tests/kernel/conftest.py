@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,13 @@ class Watch:
         """The lab's lines, once there are so many."""
         self._until(lambda: len(self.lines(lab)) >= count, seconds, f"{count} sessions")
         return self.lines(lab)
+
+    def get(self, path: str) -> str:
+        """A page of its port, which an option has to give it: see `ALONE`."""
+        found = re.search(r"metrics and health at (\S+)", self.diagnostics())
+        assert found
+        with urllib.request.urlopen(f"http://{found[1]}{path}", timeout=10) as answer:
+            return str(answer.read().decode())
 
     def stop(self) -> str:
         """End it as Kubernetes would; what it said."""

@@ -7,7 +7,6 @@ import json
 import re
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,16 +78,8 @@ def of_code(watch: Watch, code: str, state: str = "Opened") -> list[Line]:
     return [line for line in incidents(watch) if (line["Code"], line["State"]) == (code, state)]
 
 
-def get(watch: Watch, path: str) -> str:
-    """A page of the agent's port."""
-    found = re.search(r"metrics and health at (\S+)", watch.diagnostics())
-    assert found
-    with urllib.request.urlopen(f"http://{found[1]}{path}", timeout=5) as answer:
-        return str(answer.read().decode())
-
-
 def number(watch: Watch, series: str) -> float:
-    found = re.search(rf"^{re.escape(series)} (\S+)$", get(watch, "/metrics"), re.MULTILINE)
+    found = re.search(rf"^{re.escape(series)} (\S+)$", watch.get("/metrics"), re.MULTILINE)
     assert found, series
     return float(found[1])
 
@@ -129,14 +120,14 @@ def test_a_server_that_refuses_half_of_all_lookups_is_one_incident_from_its_begi
             assert load(lab, tmp_path, ("ok", "refused"), RATE, STORM_SECONDS).wait(60) == 0
             wait_until(lambda: of_code(watch, "ServerError"), "the incident", seconds=LINE_SECONDS)
         assert number(watch, 'dnstrail_incidents_open{cause="ServerError"}') == 1
-        (listed,) = json.loads(get(watch, "/incidents"))["Open"]
+        (listed,) = json.loads(watch.get("/incidents"))["Open"]
         healthy = load(lab, tmp_path, ("ok",), 5, int(ENDS_SECONDS))
         wait_until(lambda: of_code(watch, "ServerError", "Ended"), "its end", seconds=ENDS_SECONDS)
         healthy.kill()
         healthy.wait()
         assert number(watch, 'dnstrail_incidents_open{cause="ServerError"}') == 0
         assert number(watch, 'dnstrail_incidents_total{cause="ServerError"}') == 1
-        (over,) = json.loads(get(watch, "/incidents"))["Ended"]
+        (over,) = json.loads(watch.get("/incidents"))["Ended"]
         lines, ended = watch.lines(lab), of_code(watch, "ServerError", "Ended")[0]
         told = incidents(watch)
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -338,12 +337,8 @@ class _Campaign:
 
 def numbers_of(dnstrail: Watch) -> list[str]:
     """Its metrics about itself, but for those that are 0; why not, if it does not answer."""
-    found = re.search(r"metrics and health at (\S+)", dnstrail.diagnostics())
-    if found is None:
-        return ["no metrics"]
     try:
-        with urllib.request.urlopen(f"http://{found[1]}/metrics", timeout=10) as answer:
-            return NUMBERS.findall(answer.read().decode())
+        return NUMBERS.findall(dnstrail.get("/metrics"))
     except OSError as error:
         return [f"no metrics: {error}"]
 
