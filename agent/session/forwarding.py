@@ -80,9 +80,14 @@ class Forwarding:
             self._node_state.serving.setdefault(hop.netns, Servers())
             self._set_apart(session, match.session, hop)
             return True
-        sibling = upstream.find_sibling(session, hop, oldest)
-        parent = self._parents.get(sibling) if sibling is not None else None
-        if parent is None or parent not in self._index.open or not upstream.is_waiting(parent, hop, self._node_state):
+        parents = (self._parents.get(sibling) for sibling in upstream.siblings(session, hop, oldest))
+        waiting = (
+            parent
+            for parent in parents
+            if parent is not None and parent in self._index.open and upstream.is_waiting(parent, hop, self._node_state)
+        )
+        parent = next(waiting, None)
+        if parent is None:
             return False
         self.attach(parent, session, ambiguous=True)
         return True

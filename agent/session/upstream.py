@@ -17,7 +17,7 @@ from agent.session.proxies import may_be_taken, poses, was_taken
 from agent.wire.message import client_cookie
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from agent.hop.record import Hop
     from agent.session.model import Message
@@ -221,13 +221,12 @@ def find_rewritten(asking: Session, hop: Hop, recent: Iterable[Session], node_st
     return young[0] if len(young) == 1 else None
 
 
-def find_sibling(asking: Session, hop: Hop, same: Iterable[Session]) -> Session | None:
-    """An earlier attempt of this server at the same question, under whatever name its client asked."""
+def siblings(asking: Session, hop: Hop, same: Iterable[Session]) -> Iterator[Session]:
+    """Earlier attempts of this server at the same question, under whatever names its clients asked."""
     for session in same:
         queries = session.queries.transmissions
         if session is not asking and session.upstream_of is not None and queries[0].hops[0].netns == hop.netns:
-            return session
-    return None
+            yield session
 
 
 def background_of(asking: Session) -> Background | None:
