@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from agent.hop.endpoint import Endpoint
     from agent.hop.lookup import Lookups
     from agent.hop.record import Hop
-    from agent.page.flows import Flow
+    from agent.page.flows import Flow, Upstream
     from agent.page.watcher import Watcher
     from agent.serve import Address
     from agent.session.outcome import Outcome
@@ -117,7 +117,8 @@ class Together(NamedTuple):
     """Namespace, if it is on this node, and address."""
     server: Endpoint
     flow: Flow | None = None
-    """What the page counts them in, if there is one."""
+    upstream: Upstream | None = None
+    """What the page counts them in, and what their server asked for them, if there is a page."""
 
 
 class Audience(NamedTuple):
@@ -295,24 +296,26 @@ class Agent:
         label = self._sources.tally.usual_label(outcome, verdict, who)
         if label is None:
             return None
-        client, flow = (outcome.client_netns, outcome.session.key.client.address), None
+        client, flow, upstream = (outcome.client_netns, outcome.session.key.client.address), None, None
         if self._watcher is not None:
-            flow = self._watcher.flow_of(outcome, verdict, who, time.monotonic_ns())
-        return Together(label, client, outcome.server, flow)
+            flow, upstream = self._watcher.traffic_of(outcome, verdict, who, time.monotonic_ns())
+        return Together(label, client, outcome.server, flow, upstream)
 
     def _count_usual(self) -> None:
         """Count the lookups that nobody looked at."""
         if self._usual is None:
             return
         sums, times = self._usual.take_sums()
-        for together, *numbers in sums:
+        for together, lookups, pairs, waited_ns, exchanges, upstream_ns in sums:
             assert isinstance(together, Together)  # noqa: S101  that is what _label_of() gives
-            self._sources.tally.count_together(together.label, *numbers)
-            self._sources.incidents.count(together.client, together.server, numbers[0])
-            self.printer.hold_back(numbers[0])
+            self._sources.tally.count_together(together.label, lookups, pairs, waited_ns)
+            self._sources.incidents.count(together.client, together.server, lookups)
+            self.printer.hold_back(lookups)
             if together.flow is not None:
-                together.flow.count_together(numbers[0], numbers[2])
-            self._feed.pass_over(numbers[0])
+                together.flow.count_together(lookups, waited_ns)
+            if together.upstream is not None:
+                together.upstream.count_together(exchanges, upstream_ns)
+            self._feed.pass_over(lookups)
         self._sources.tally.count_times(times)
 
     def _read_rest(self, end: float) -> None:

@@ -39,7 +39,7 @@ HOLD_NS = 60_000_000
 Settings.linger_ns, by which late records are waited for."""
 PARTS = 2
 """What lies around the end of the log is taken in so many parts."""
-AHEAD_NS = 5_000_000
+AHEAD_NS = 20_000_000
 """So much younger ones are looked at beside those that are taken."""
 ORDER_NS = 1_000_000
 """By so much at most a lookup of the log is older than the one before it."""

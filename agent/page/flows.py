@@ -90,10 +90,7 @@ class Flow:
 
     def count_together(self, lookups: int, waited_ns: int) -> None:
         """Count lookups that were answered, and that nobody looked at."""
-        window = self.now
-        window.lookups += lookups
-        window.answered += lookups
-        window.waited_ns += waited_ns
+        _count_answered(self.now, lookups, waited_ns)
 
 
 @dataclass(slots=True, eq=False)
@@ -105,6 +102,16 @@ class Upstream:
     seen_ns: int
     now: Window = field(default_factory=Window)
     before: Window = field(default_factory=Window)
+
+    def count_together(self, lookups: int, waited_ns: int) -> None:
+        """Count questions that it answered, and that nobody looked at."""
+        _count_answered(self.now, lookups, waited_ns)
+
+
+def _count_answered(window: Window, lookups: int, waited_ns: int) -> None:
+    window.lookups += lookups
+    window.answered += lookups
+    window.waited_ns += waited_ns
 
 
 class Flows:
@@ -175,9 +182,7 @@ class Flows:
         for traffic in (*counted, self.rest, self.rest_upstream):
             traffic.before, traffic.now = traffic.now, Window()
         self._known = {key: flow for key, flow in self._known.items() if not _is_idle(flow, now_ns)}
-        self._upstreams = {
-            key: upstream for key, upstream in self._upstreams.items() if now_ns - upstream.seen_ns < IDLE_NS
-        }
+        self._upstreams = {key: upstream for key, upstream in self._upstreams.items() if not _is_idle(upstream, now_ns)}
         return True
 
     def all(self) -> list[Flow]:
@@ -187,6 +192,12 @@ class Flows:
     def upstreams(self) -> list[Upstream]:
         """Likewise."""
         return list(self._upstreams.values())
+
+    def upstream_of(self, outcome: Outcome, now_ns: int) -> Upstream | None:
+        """Where what a server asked is counted together with what it asks for lookups like this; None if it did not."""
+        backend = endpoint_to_text(*backend_of(outcome))
+        asked = [asked for exchange in outcome.exchanges for asked in servers_asked(exchange)]
+        return self._upstream(backend, endpoint_to_text(*asked[0].server), now_ns) if asked else None
 
     def _count_upstream(self, outcome: Outcome, now_ns: int) -> None:
         backend = endpoint_to_text(*backend_of(outcome))
@@ -211,9 +222,9 @@ class Flows:
         return found
 
 
-def _is_idle(flow: Flow, now_ns: int) -> bool:
+def _is_idle(traffic: Flow | Upstream, now_ns: int) -> bool:
     """Lookups that are counted together do not say when they were seen."""
-    return now_ns - flow.seen_ns >= IDLE_NS and not flow.before.lookups
+    return now_ns - traffic.seen_ns >= IDLE_NS and not traffic.before.lookups
 
 
 def _describe(flow: Flow, line: Line) -> None:

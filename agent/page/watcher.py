@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agent.export.metrics.histogram import Distribution
     from agent.export.metrics.tally import Tally
     from agent.export.redaction import Redaction
-    from agent.page.flows import Flow
+    from agent.page.flows import Flow, Upstream
     from agent.session.outcome import Outcome
 
 MAX_ALIKE = 10
@@ -118,11 +118,14 @@ class Watcher:
             bound(line)
             self.memory.keep(line, None if incident is None else tag_of(incident.key))
 
-    def flow_of(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who], now_ns: int) -> Flow:
-        """Where lookups like this one are counted when nobody looks at them one by one."""
-        return self.flows.flow_of(
+    def traffic_of(
+        self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who], now_ns: int
+    ) -> tuple[Flow, Upstream | None]:
+        """Where lookups like this one are counted when nobody looks at them one by one, and what was asked for them."""
+        flow = self.flows.flow_of(
             outcome, lambda: build(outcome, verdict, self.context, who(), with_messages=False), now_ns
         )
+        return flow, self.flows.upstream_of(outcome, now_ns)
 
     def latencies_now(self) -> dict[str, Distribution]:
         """Of all lookups so far; any thread may ask."""

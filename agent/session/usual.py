@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.hop.endpoint import is_loopback
 from agent.hop.lookup import Kind
 from agent.hop.record import DADDR, ORIGIN, RESPONSE, TCP
-from agent.session.forwarded import ForwardedLookups
+from agent.session.forwarded import ForwardedLookups, Found
 from agent.session.last_answers import WINDOW_NS
 from agent.session.model import SECOND_NS
 from agent.session.outcome import Told
 from agent.session.related import AAAA, OTHER_HALF
 from agent.session.search_lists import Searches, SearchLists, name_of
-from agent.session.ways import RCODE, TOLD, Usual, Ways, asked_by, is_answer, is_missing
+from agent.session.ways import RCODE, TOLD, Forwarded, Usual, Ways, asked_by, is_answer, is_missing
 from agent.wire.message import summarize
 from agent.wire.rcodes import ANSWERED, NOERROR
 
@@ -50,11 +50,15 @@ class Sum(NamedTuple):
     """Lookups that were counted together."""
 
     label: Hashable
-    lookups: int
-    pairs: int
+    lookups: int = 0
+    pairs: int = 0
     """So many of them were the later half of a pair."""
-    waited_ns: int
+    waited_ns: int = 0
     """All of them together."""
+    exchanges: int = 0
+    """For so many of them their server asked another one."""
+    upstream_ns: int = 0
+    """So long these took together."""
 
 
 @dataclass(slots=True)
@@ -65,6 +69,7 @@ class Times:
     way_there: list[int] = field(default_factory=list)
     server: list[int] = field(default_factory=list)
     way_back: list[int] = field(default_factory=list)
+    upstream: list[int] = field(default_factory=list)
 
 
 class UsualLookups:
@@ -117,14 +122,16 @@ class UsualLookups:
         self._note_hops(hops)
         if not taken.count:
             return []
+        self._forwarded.forget_before(taken.words("first_ns")[0])
         ways = self._ways.of(taken)
         ways[: min(wanted, len(ways))] = [TOLD] * min(wanted, len(ways))
-        self._look_closer(ways, taken, ahead, seen_until_ns)
+        forwarded = self._look_closer(ways, taken, ahead, seen_until_ns)
         halves = self._see_pairs(ways, taken, ahead)
         searches = self._see_search_lists(ways, taken, dict(halves), seen_until_ns)
-        _tell_together(ways, halves + searches.links, searches.onward)
+        _tell_together(ways, [*halves, *searches.links, *forwarded], searches.onward)
         self._say_what_is_behind(searches, ways, taken)
         self._count_pairs(ways, halves)
+        self._count_exchanges(ways, taken, forwarded)
         self._count(ways, taken)
         told = [index for index, usual in enumerate(ways) if usual.label is None]
         for index in told:
@@ -138,26 +145,53 @@ class UsualLookups:
             self._sums, self._times = [], Times()
         return sums, times
 
-    def _look_closer(self, ways: list[Usual], taken: Lookups, ahead: Lookups, seen_until_ns: int) -> None:
-        """Set apart those of a usual way that may not be usual after all."""
+    def _look_closer(self, ways: list[Usual], taken: Lookups, ahead: Lookups, seen_until_ns: int) -> list[Forwarded]:
+        """Set apart those of a usual way that may not be usual after all.
+
+        Returns:
+            Lookups that their server forwarded, with what it asked.
+        """
         known = set(ways)
         first_ns = taken.words("first_ns")[0]
         self._ways.forget_old(known, first_ns)
-        # A server's own lookups look the same as those of a client in its namespace.
-        doubtful = {usual for usual in known if usual.may_count and usual.home in self._serving}
-        if doubtful:
-            ways[:] = [TOLD if usual in doubtful else usual for usual in ways]
+        forwarded = self._see_forwarded(ways, known, (taken, ahead), seen_until_ns)
         if self._told:
             self._set_apart_asked_again(ways, taken)
         if self._missing or any(usual.followed for usual in known):
             self._set_apart_contradictory(ways, taken)
         if any(usual.kind.has_additional for usual in known):
             self._set_apart_options(ways, taken)
-        if any(usual.server for usual in known):
-            for index in list(self._forwarded.find(ways, taken, ahead, seen_until_ns)):
-                ways[index] = TOLD
         if self._knows_services:
             self._set_apart_services(ways, taken)
+        return forwarded
+
+    def _see_forwarded(
+        self, ways: list[Usual], known: set[Usual], lookups: tuple[Lookups, Lookups], seen_until_ns: int
+    ) -> list[Forwarded]:
+        """Find what servers asked, and set apart where it is not sure for whose sake."""
+        taken, ahead = lookups
+        found = Found(set(), [])
+        if any(usual.server for usual in known):
+            found = self._forwarded.find(ways, taken, ahead, seen_until_ns)
+        for index in found.told:
+            ways[index] = TOLD
+        alone = list(ways)
+        # A server's own lookups look the same as those of a client in its namespace.
+        doubtful = {usual for usual in known if usual.may_count and usual.home in self._serving}
+        if doubtful:
+            owned = {asked for _, asked in found.forwarded}
+            ways[:] = [TOLD if usual in doubtful and index not in owned else usual for index, usual in enumerate(ways)]
+        # Oldest first: what a server asked may have been forwarded itself.
+        forwarded = sorted(found.forwarded)
+        for pair in forwarded:
+            lookup, asked = pair
+            if ways[lookup] is TOLD:
+                ways[asked] = TOLD
+                continue
+            ways[lookup], exchange = self._ways.forwarding(taken, pair, (alone[lookup], alone[asked]))
+            if exchange.is_exchange:
+                ways[asked] = exchange
+        return forwarded
 
     @staticmethod
     def _set_apart_options(ways: list[Usual], taken: Lookups) -> None:
@@ -179,6 +213,9 @@ class UsualLookups:
         """Answers to Services' names are looked at: once a second, as long as they are the same."""
         for index, usual in enumerate(ways):
             if usual.label is None or SERVICE_LABEL not in (query := taken.query(index)).lower():
+                continue
+            if usual.is_forwarded or usual.is_exchange:
+                ways[index] = TOLD
                 continue
             head, answer = taken.head(index), (query[ID_BYTES:], taken.reply(index)[ID_BYTES:])
             if self._answers.get(answer, 0) >= head.first_ns:
@@ -208,8 +245,6 @@ class UsualLookups:
 
     def _note_hops(self, hops: list[Hop]) -> None:
         """Take note of what came one by one: whose lookups may belong to it, and what servers asked."""
-        if not hops:
-            return
         for hop in hops:
             if hop.flags & RESPONSE:
                 if _says_nothing(hop):
@@ -219,7 +254,6 @@ class UsualLookups:
                         self._search_lists.expect(who, None, hop.ts_ns)
             elif hop.flags & ORIGIN:
                 self._forwarded.note(hop)
-        self._forwarded.forget_before(hops[-1].ts_ns)
 
     def _see_pairs(self, ways: list[Usual], taken: Lookups, ahead: Lookups) -> list[tuple[int, int]]:
         """Find pairs: where one half is handed over, so is the other.
@@ -254,9 +288,23 @@ class UsualLookups:
 
     def _count_pairs(self, ways: list[Usual], halves: list[tuple[int, int]]) -> None:
         for _, index in halves:
-            label = ways[index].label
-            if label is not None:
-                self._sums.append(Sum(label, 0, 1, 0))
+            usual = ways[index]
+            if usual.label is not None and not usual.is_exchange:
+                self._sums.append(Sum(usual.label, pairs=1))
+
+    def _count_exchanges(self, ways: list[Usual], taken: Lookups, forwarded: list[Forwarded]) -> None:
+        """Count how long servers waited for those that they asked."""
+        counted = [pair for pair in forwarded if ways[pair.lookup].label is not None]
+        if not counted:
+            return
+        first, last = taken.words("first_ns"), taken.words("last_ns")
+        waited: dict[Usual, list[int]] = {}
+        for lookup, asked in counted:
+            waited.setdefault(ways[lookup], []).append(last[asked] - first[asked])
+            self._table.counts.upstream_exchanges += ways[asked].is_exchange
+        for usual, times in waited.items():
+            self._times.upstream += times
+            self._sums.append(Sum(usual.label, exchanges=len(times), upstream_ns=sum(times)))
 
     def _see_search_lists(
         self, ways: list[Usual], taken: Lookups, halves: dict[int, int], seen_until_ns: int
@@ -277,7 +325,9 @@ class UsualLookups:
             usual = ways[index]
             if usual.label is None or step.is_bare or is_missing(usual.kind):
                 continue
-            if is_answer(usual.kind):
+            if usual.is_forwarded or usual.is_exchange:
+                ways[index] = TOLD
+            elif is_answer(usual.kind):
                 ways[index] = self._ways.search_ended(taken, index, usual, step.prefix)
             elif index not in found.followed and not _is_half_of_answer(ways, index, other_half):
                 ways[index] = TOLD
@@ -298,18 +348,32 @@ class UsualLookups:
         counted = [usual.label is not None for usual in ways]
         if not any(counted):
             return
+        self._table.counts.sessions += sum(counted)
+        self._table.counts.hops += sum(compress(taken.halves("hops"), counted))
+        counted = self._without_exchanges(ways, counted, taken)
         columns = {name: taken.words(name) for name in ("first_ns", "asked_ns", "replied_ns", "last_ns", "name")}
-        hops = taken.halves("hops")
         if not all(counted):
             ways = list(compress(ways, counted))
             columns = {name: list(compress(values, counted)) for name, values in columns.items()}
-            hops = list(compress(hops, counted))
         first, arrived, replied, last, names = columns.values()
-        self._table.counts.sessions += len(ways)
-        self._table.counts.hops += sum(hops)
         self._remember(names, ways, last)
         self._add_sums(ways, list(map(sub, last, first)), last[-1])
         self._add_times(ways, (first, arrived, replied, last))
+
+    @staticmethod
+    def _without_exchanges(ways: list[Usual], counted: list[bool], taken: Lookups) -> list[bool]:
+        """Leave out what is counted with the lookups that it was asked for; but a server that answered has answered."""
+        exchanges = [index for index, usual in enumerate(ways) if usual.is_exchange and counted[index]]
+        if not exchanges:
+            return counted
+        last = taken.words("last_ns")
+        lookups = list(counted)
+        for index in exchanges:
+            lookups[index] = False
+            backend = ways[index].backend
+            if backend is not None:
+                backend.count(last[index], 1)
+        return lookups
 
     def _add_times(self, ways: list[Usual], stamps: tuple[list[int], ...]) -> None:
         """How long the parts took whose both ends are on this node."""
@@ -330,7 +394,7 @@ class UsualLookups:
             together = (
                 waited if len(numbers) == 1 else [ns for ns, way in zip(waited, ways, strict=True) if way is usual]
             )
-            self._sums.append(Sum(usual.label, number, 0, sum(together)))
+            self._sums.append(Sum(usual.label, number, waited_ns=sum(together)))
 
     def _remember(self, names: list[int], ways: list[Usual], last: list[int]) -> None:
         """How each name was answered last."""
@@ -352,6 +416,8 @@ class UsualLookups:
         head = taken.head(index)
         kind = Kind.of(head.kind)
         self._note_number(head)
+        lifetime_ns = self._table.settings.lifetime_ns
+        self._forwarded.note_waiting(head.question, head.server, head.replied_ns or head.first_ns + lifetime_ns)
         if not head.reply_bytes or kind.flags & RCODE not in ANSWERED:
             return
         counted = self._answered.pop(head.name, None) or self._answered_before.pop(head.name, None)

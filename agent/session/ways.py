@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent.hop.endpoint import is_loopback
 from agent.hop.lookup import Kind
 from agent.hop.record import DADDR
+from agent.session.latency import Latency, latency_of
 from agent.session.model import SECOND_NS
 from agent.session.search_lists import Asked
 from agent.session.table import SessionTable
@@ -32,6 +33,13 @@ Way = tuple[int, int]
 """Shape and kind of a lookup."""
 
 
+class Forwarded(NamedTuple):
+    """A lookup, and the one by which its server asked for it; numbers of those taken."""
+
+    lookup: int
+    asked: int
+
+
 @dataclass(slots=True, eq=False)
 class Usual:
     """What is known of lookups that take one way."""
@@ -54,6 +62,10 @@ class Usual:
     """When to conclude one again."""
     followed: Usual | None = None
     """Of a name that does not exist: what it is where its client goes on with a search list."""
+    is_forwarded: bool = False
+    """Whether its server asked another one, as one exchange shows."""
+    is_exchange: bool = False
+    """Whether it is such an exchange, and is counted with the lookup that it was asked for."""
 
     @property
     def may_count(self) -> bool:
@@ -84,6 +96,8 @@ class Ways:
         self._ways: dict[Way, Usual] = {}
         self._searched: dict[tuple[Way, int, bytes], tuple[Usual, int]] = {}
         """What the last lookup of a search list is, by its name and what was looked for; and until when."""
+        self._forwarding: dict[tuple[Way, Way], tuple[Usual, Usual]] = {}
+        """What a lookup is that its server forwarded, and what the exchange is, by the ways of both."""
 
     def of(self, taken: Lookups) -> list[Usual]:
         """What is known of each, by the way that it took."""
@@ -119,13 +133,72 @@ class Ways:
             until_ns=head.first_ns + RENEW_NS,
         )
         if outcome is not None and is_missing(kind):
-            outcome.session.search_list_followed = True
-            label = self._label_of(outcome)
-            usual.followed = None if label is None else replace(usual, label=label)
+            usual.followed = self._as_followed(usual, outcome)
         if len(self._ways) >= MAX_WAYS:
             self._ways.clear()
         self._ways[usual.way] = usual
         return usual
+
+    def _as_followed(self, usual: Usual, outcome: Outcome) -> Usual | None:
+        """What it is where its client goes on with a search list; None if there is something to tell of it."""
+        outcome.session.search_list_followed = True
+        label = self._label_of(outcome)
+        return None if label is None else replace(usual, label=label)
+
+    def forwarding(self, taken: Lookups, pair: Forwarded, alone: tuple[Usual, Usual]) -> tuple[Usual, Usual]:
+        """What a lookup is that its server forwarded, and what the exchange is by which it did.
+
+        Args:
+            taken: some lookups.
+            pair: which two of them.
+            alone: what each of the two is by itself; both take known ways.
+        """
+        key = alone[0].way, alone[1].way
+        found = self._forwarding.get(key)
+        # By then what each of them is by itself is learned again.
+        if found is None or found[0].until_ns < min(usual.until_ns for usual in alone):
+            if len(self._forwarding) >= MAX_WAYS:
+                self._forwarding.clear()
+            found = self._forwarding[key] = self._learn_forwarding(taken, pair, alone)
+        return found
+
+    def _learn_forwarding(self, taken: Lookups, pair: Forwarded, alone: tuple[Usual, Usual]) -> tuple[Usual, Usual]:
+        """Conclude both together, as if there were no others, and remember what comes of it."""
+        usual, exchange = alone
+        until_ns = min(usual.until_ns, exchange.until_ns)
+        outcome = self._conclude_forwarded(taken, pair, exchange)
+        if outcome is None:
+            return replace(usual, label=None, followed=None, until_ns=until_ns), exchange
+        together = replace(
+            usual,
+            label=self._label_of(outcome),
+            backend=outcome.backend,
+            until_ns=until_ns,
+            followed=None,
+            is_forwarded=True,
+        )
+        if is_missing(usual.kind):
+            together.followed = self._as_followed(together, outcome)
+        if exchange.server == 0:
+            exchange = replace(exchange, is_exchange=True)
+            if exchange.followed is not None:
+                exchange.followed = replace(exchange.followed, is_exchange=True)
+        return together, exchange
+
+    def _conclude_forwarded(self, taken: Lookups, pair: Forwarded, exchange: Usual) -> Outcome | None:
+        """What would become of both in a table of their own; None unless the one is the other's exchange."""
+        heads = [taken.head(index) for index in pair]
+        table = SessionTable(self._table.settings, node_state=self._table.node_state)
+        for hop in sorted(hop for index in pair for hop in taken.hops(index)):
+            table.observe(hop)
+        outcomes = list(table.expire(max(head.last_ns for head in heads) + 2 * table.settings.timeout_ns))
+        found = [outcome for outcome in outcomes if outcome.session.upstream]
+        others = [outcome for outcome in outcomes if not outcome.session.upstream]
+        if len(found) != 1 or not _stands_alone(found[0], heads[0].hops, exchanges=1) or not _is_timed(found[0], heads):
+            return None
+        # Only a server on this node makes the exchange a lookup of its own; by that it is known already.
+        is_own = [self._label_of(outcome) == exchange.label for outcome in others]
+        return found[0] if is_own == [True] * (exchange.server != 0) else None
 
     def label_of(self, taken: Lookups, index: int, prefix: bytes = b"") -> Hashable | None:
         """What a lookup is counted as, whatever its way is; None if there is something to tell of it.
@@ -190,14 +263,14 @@ def asked_by(head: LookupHead) -> Asked:
     return _asked(head.client, head.home, Kind.of(head.kind))
 
 
-def _stands_alone(outcome: Outcome, hops: int) -> bool:
-    """Whether nothing but the hops of one lookup made this outcome."""
+def _stands_alone(outcome: Outcome, hops: int, exchanges: int = 0) -> bool:
+    """Whether nothing but the hops of one lookup, and of so many exchanges with upstreams, made this outcome."""
     session = outcome.session
     transmissions = (*session.queries.transmissions, *session.replies.transmissions)
     return (
         len(session.queries.transmissions) == len(session.replies.transmissions) == 1
         and sum(len(transmission.hops) for transmission in transmissions) <= hops
-        and not session.upstream
+        and len(session.upstream) == len(session.exchanges) == exchanges
         and session.upstream_of is None
         and not session.errors
         and session.strays is None
@@ -205,4 +278,16 @@ def _stands_alone(outcome: Outcome, hops: int) -> bool:
         and not session.search_prefix
         and outcome.contradicted is None
         and not outcome.lossy
+    )
+
+
+def _is_timed(outcome: Outcome, heads: list[LookupHead]) -> bool:
+    """Whether the heads of a lookup and of its exchange tell how long each part took."""
+    head, exchange = heads
+    here = outcome.client_netns is not None
+    return latency_of(outcome) == Latency(
+        head.asked_ns - head.first_ns if here else None,
+        head.replied_ns - head.asked_ns,
+        exchange.last_ns - exchange.first_ns,
+        head.last_ns - head.replied_ns if here else None,
     )

@@ -19,7 +19,7 @@ from agent.hop.record import ORIGIN, TCP, UDP
 from agent.session.accepted import rcode_of
 from agent.session.addressed import servers_asked, times_asked
 from agent.session.latency import latency_of
-from agent.session.outcome import BITMAP, COMPLETE
+from agent.session.outcome import BITMAP, COMPLETE, FQ, FR
 from agent.wire.render import rcode_to_text, rdtype_from_text
 
 if TYPE_CHECKING:
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 
 Values = dict[tuple[str, ...], float]
 """By label values, in the order of the catalogue."""
-Kind = tuple[str, str, int | None, bool, bool]
-"""Vantage, type asked for, response code, whether truncated, and whether one of a pair."""
-Label = tuple[tuple[str, str, int | None, bool], bool, tuple[str, str] | None, tuple[str, ...]]
+Kind = tuple[str, str, int | None, bool, str | None, bool]
+"""Vantage, type asked for, response code, whether truncated, what an upstream replied (None: none was asked), and
+whether one of a pair."""
+Label = tuple[tuple[str, str, int | None, bool, str | None], bool, tuple[str, str] | None, tuple[str, ...]]
 """A kind without its last part; whether the client is on this node and counted one by one, and who it is; findings."""
 STEADY = frozenset({"ServerImbalance", "NodeLocalBypassed", "SearchPathNXDOMAIN"})
 """Findings that hold of all lookups of one way, and are counted with them."""
@@ -46,6 +47,8 @@ STEADY = frozenset({"ServerImbalance", "NodeLocalBypassed", "SearchPathNXDOMAIN"
 TRUNCATED = "Truncated"
 """The finding: a reply with the TC bit (RFC 1035 4.1.1)."""
 COMPLETE_BITMAP = str(COMPLETE & BITMAP)
+FORWARDED = FQ | FR
+FORWARDED_BITMAP = str((COMPLETE | FORWARDED) & BITMAP)
 SERVER_COMPLETE = COMPLETE & BITMAP
 """What is seen of a whole lookup where only the server is."""
 _QTYPE = {rdtype_from_text(name): name for name in QTYPES}
@@ -102,11 +105,13 @@ class Tally:
         """What lookups like this one are counted as together; None if each is to be counted by itself."""
         complete = COMPLETE if outcome.client_netns is not None else SERVER_COMPLETE
         telling = verdict.cause is not None or not STEADY.issuperset(verdict.findings)
-        if telling or outcome.bits != complete or not _is_usual(outcome):
+        upstream = _upstream_rcode(outcome)
+        expected = complete if upstream is None else complete | FORWARDED
+        if telling or outcome.bits != expected or not _is_usual(outcome):
             return None
         here = self._clients is not None and outcome.client_netns is not None
         client = client_of(who()) if here else None
-        return _kind_of(outcome, truncated=False)[:-1], here, client, tuple(verdict.findings)
+        return (*_kind_of(outcome, truncated=False)[:-2], upstream), here, client, tuple(verdict.findings)
 
     def count_together(self, label: Label, lookups: int, pairs: int, waited_ns: int) -> None:
         """Count lookups that were not looked at one by one.
@@ -132,6 +137,7 @@ class Tally:
             (self._way_there, times.way_there),
             (self._server, times.server),
             (self._way_back, times.way_back),
+            (self._upstream, times.upstream),
         ):
             if durations:
                 histogram.add_all(durations)
@@ -139,10 +145,14 @@ class Tally:
     def counts(self) -> dict[Metric, Values]:
         """Every counter, now."""
         now = {metric: dict(values) for metric, values in self._counts.items()}
-        for (vantage, qtype, rcode, truncated, paired), number in dict(self._usual).items():
+        for (vantage, qtype, rcode, truncated, upstream, paired), number in dict(self._usual).items():
+            bitmap = COMPLETE_BITMAP if upstream is None else FORWARDED_BITMAP
             _add(now, catalogue.QUERIES, (vantage, "udp", qtype), number)
             _add(now, catalogue.RESPONSES, (vantage, _rcode(rcode)), number)
-            _add(now, catalogue.SESSIONS, (vantage, "Succeeded", COMPLETE_BITMAP), number)
+            _add(now, catalogue.SESSIONS, (vantage, "Succeeded", bitmap), number)
+            if upstream is not None:
+                _add(now, catalogue.UPSTREAM_QUERIES, ("udp",), number)
+                _add(now, catalogue.UPSTREAM_RESPONSES, (upstream,), number)
             _add(now, catalogue.TRUNCATED, (vantage,), number if truncated else 0)
             _add(now, catalogue.PAIRS, (vantage,), number if paired else 0)
         return now
@@ -253,7 +263,16 @@ def _is_usual(outcome: Outcome) -> bool:
 def _kind_of(outcome: Outcome, *, truncated: bool) -> Kind:
     session = outcome.session
     vantage, paired = outcome.vantage or "transit", session.pair is not None
-    return vantage, _QTYPE.get(session.key.rdtype, OTHER), outcome.rcode, truncated, paired
+    return vantage, _QTYPE.get(session.key.rdtype, OTHER), outcome.rcode, truncated, None, paired
+
+
+def _upstream_rcode(outcome: Outcome) -> str | None:
+    """What an upstream replied that was asked by one datagram, and replied by one; None for all others."""
+    exchanges = outcome.exchanges
+    if len(exchanges) != 1 or exchanges[0].key.protocol != UDP or exchanges[0].connecting:
+        return None
+    queries, replies = exchanges[0].queries.transmissions, exchanges[0].replies.transmissions
+    return _rcode(rcode_of(replies[0])) if len(queries) == len(replies) == 1 else None
 
 
 def _add(counts: dict[Metric, Values], metric: Metric, labels: tuple[str, ...], number: int) -> None:

@@ -86,8 +86,8 @@ def by_way(world, hops, turn_ns=TURN_NS, wanted=0):
             handed_over += 1
         records = []
         sums, times = usual.take_sums()
-        for label, *numbers in sums:
-            told.tally.count_together(label, *numbers)
+        for label, lookups, pairs, waited_ns, *_ in sums:
+            told.tally.count_together(label, lookups, pairs, waited_ns)
         told.tally.count_times(times)
         waiting.sort()
         settled_ns = now_ns - hold_ns - 1_000_000
@@ -124,6 +124,14 @@ def compare(worlds, plain, **how):
     assert quick_world.table.counts.sessions == slow_world.table.counts.sessions
     assert quick_world.table.counts.background == slow_world.table.counts.background
     return quick
+
+
+def already_known(world):
+    """Lookups long before the others: what they show of the node is learned in the order in which lookups end."""
+    known = [
+        world.Lookup(shape=shape, port=1999, name=f"{shape}.local.") for shape in ("pod", "host", "client", "server")
+    ]
+    return [hop for lookup in known for hop in lookup.both(world.START - world.SECOND, an=1)]
 
 
 def many(world, number, *, step_ns=1_000_000, **changes):
@@ -262,6 +270,137 @@ def test_what_a_server_asks_stays_with_the_lookup_it_asks_for(worlds, world):
     assert quick.tally.counts()
 
 
+def forwarded(world, start, number, *, name=None, shape="pod", waits_us=600, rcode=0, an=1, onward="forward", rdtype=A):
+    """A lookup whose server asks an upstream for it, and is told within so long."""
+    lookup = world.Lookup(name=name or f"f{number}.example.net.", port=9000 + number, shape=shape, rdtype=rdtype)
+    asked = lookup.onward(onward, port=34000 + number)
+    said = {"rcode": rcode, "an": an, "aa": False, "ra": True}
+    return [
+        *lookup.query(start),
+        *asked.query(start + 200 * world.US),
+        *asked.reply(start + (200 + waits_us) * world.US, **said),
+        *lookup.reply(start + (300 + waits_us) * world.US, **said),
+    ]
+
+
+@pytest.mark.parametrize("shape", ["pod", "host", "server"])
+@pytest.mark.parametrize("an", [0, 1])
+@pytest.mark.parametrize("apart_us", [200, 3_000])
+def test_lookups_that_a_server_forwards_need_no_sessions(worlds, world, shape, an, apart_us):
+    hops = []
+    for number in range(150):
+        hops += forwarded(world, world.START + number * apart_us * world.US, number, shape=shape, an=an)
+    quick = compare(worlds, hops, turn_ns=500 * world.MS)
+    assert quick.handed_over <= (10 if an else 30)
+
+
+def through_two_servers(world, start, number):
+    """The node's own server asks the cluster's, and that one an upstream."""
+    said = {"an": 1, "aa": False, "ra": True}
+    outer = world.Lookup(name=f"two{number}.example.net.", port=9000 + number, shape="local")
+    middle = outer.onward("host", port=20000 + number)
+    inner = middle.onward("forward", port=34000 + number)
+    parts = [outer.query(start), middle.query(start + 100_000), inner.query(start + 200_000)]
+    parts += [inner.reply(start + 700_000, **said), middle.reply(start + 800_000, **said)]
+    return [hop for part in (*parts, outer.reply(start + 900_000, **said)) for hop in part]
+
+
+def test_lookups_through_two_servers_of_the_node_are_counted_at_each(worlds, world):
+    hops = []
+    for number in range(100):
+        hops += through_two_servers(world, world.START + number * 2 * world.MS, number)
+    compare(worlds, hops, turn_ns=500 * world.MS)
+
+
+def test_a_lookup_is_told_with_what_its_server_asked(worlds, world):
+    hops = []
+    for number in range(50):
+        hops += forwarded(world, world.START + number * 2 * world.MS, number)
+    quick = compare(worlds, hops, wanted=2, turn_ns=300 * world.MS)
+    assert 2 <= quick.handed_over < 12
+
+
+FORWARDED_KINDS = (
+    "forwarded",
+    "forwarded",
+    "forwarded",
+    "cached",
+    "asked twice",
+    "upstream silent",
+    "upstream fails",
+    "missing",
+    "nothing",
+    "renewed",
+    "under another name",
+    "pair",
+    "by itself",
+    "upstream query dropped",
+    "through two servers",
+)
+
+
+def forwarded_hops(world, kind, number, start, *, name, shape, waits_us):
+    """The hops of one lookup whose server does this for it."""
+    us, said, error = world.US, {"an": 1, "aa": False, "ra": True}, {"rcode": 2, "aa": False, "ra": True}
+    how = {"name": name, "shape": shape, "waits_us": waits_us}
+    lookup = world.Lookup(name=name, port=9000 + number, shape=shape)
+    asked, soon = lookup.onward(port=34000 + number), start + 100 * us
+    again = lookup.onward(port=44000 + number, identifier=77)
+    other = lookup.onward(port=34000 + number, name=f"other{number}.example.org.")
+    query, end = lookup.query(start), start + (400 + waits_us) * us
+    aaaa = how | {"rdtype": AAAA, "waits_us": waits_us + 7}
+    hops = {
+        "forwarded": lambda: forwarded(world, start, number, **how),
+        "missing": lambda: forwarded(world, start, number, rcode=3, an=0, **how),
+        "nothing": lambda: forwarded(world, start, number, an=0, **how),
+        "pair": lambda: hops["forwarded"]() + forwarded(world, start + 50 * us, number, **aaaa),
+        "through two servers": lambda: through_two_servers(world, start, number),
+        "by itself": lambda: asked.both(start, **said),
+        "cached": lambda: lookup.both(start, **said),
+        "renewed": lambda: lookup.both(start, **said) + asked.both(start + 700 * us, **said),
+        "asked twice": lambda: [
+            *query,
+            *asked.both(soon, **said),
+            *again.both(start + 300 * us, **said),
+            *lookup.reply(end, **said),
+        ],
+        "upstream silent": lambda: query + asked.query(soon),
+        "upstream fails": lambda: query + asked.both(soon, **error) + lookup.reply(end, **error),
+        "under another name": lambda: query + other.both(soon, **said) + lookup.reply(end, **said),
+        "upstream query dropped": lambda: query + world.dropped(asked.query(soon), 2),
+    }
+    return hops[kind]()
+
+
+@settings(max_examples=300, phases=QUICKLY)
+@given(
+    plan=st.lists(
+        st.tuples(
+            st.sampled_from(FORWARDED_KINDS),
+            st.sampled_from(("pod", "pod", "host", "server")),
+            st.integers(0, 300),
+            st.integers(0, 3),
+            st.sampled_from((90, 400, 6_000, 30_000)),
+        ),
+        min_size=1,
+        max_size=25,
+    ),
+    turn_ms=st.sampled_from([7, 50, 300]),
+)
+def test_whatever_a_server_asks_both_ways_tell_the_same(worlds, plan, turn_ms):
+    world = worlds()
+    hops = already_known(world) + many(world, 20, step_ns=20 * world.MS)
+    for number in range(5):
+        hops += forwarded(world, world.START + number * 30 * world.MS, 500 + number, name=f"early{number}.example.net.")
+    for number, (kind, shape, start_ms, named, waits_us) in enumerate(plan):
+        start = world.START + start_ms * world.MS + number
+        # Names that exist at one time and not at another are another test's.
+        exists = {"missing": "m", "nothing": "n"}.get(kind, "e")
+        name = f"{exists}{named or number + 10}.example.net."
+        hops += forwarded_hops(world, kind, number, start, name=name, shape=shape, waits_us=waits_us)
+    compare(worlds, hops, turn_ns=turn_ms * world.MS)
+
+
 def test_a_cache_that_renews_its_answer_is_no_client(worlds, world):
     hops = many(world, 50)
     for index in range(10):
@@ -326,10 +465,11 @@ plans = st.lists(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, phases=QUICKLY)
 @given(plan=plans, turn_ms=st.integers(5, 120))
 def test_whatever_happens_both_ways_tell_the_same(worlds, plan, turn_ms):
     world, hops = worlds(), []
+    hops += already_known(world)
     for index, (kind, shape, masqueraded, start_ms, where, rdtype) in enumerate(plan):
         lookup = world.Lookup(
             shape=shape, snat=masqueraded and shape == "pod", port=2000 + index, name=f"n{index}.local.", rdtype=rdtype
