@@ -38,7 +38,7 @@ GO_BUILD = go build -trimpath -buildvcs=false -ldflags "-s -w" -o $(CURDIR)/$@
 WITH_GO = $(if $(shell command -v go),$(1))
 
 .PHONY: help setup setup-lab setup-dev oracles coredns cluster node prometheus image run demo test test-cluster test-prometheus test-slow
-.PHONY: test-page pictures test-install test-image test-node verdicts dataplanes healthy vm test-vm check bench bench-compare
+.PHONY: test-page pictures test-install test-image test-node verdicts dataplanes healthy vm test-vm check bench bench-vm bench-compare
 .PHONY: dashboard lock clean
 
 help: ## list the targets
@@ -214,6 +214,9 @@ check: setup-dev ## lint, types, layers
 
 bench: setup-dev $(call WITH_GO,coredns) ## measure the agent's costs, beside no agent and beside its peers
 	@exec $(BIN)/python -m bench.budget $(ARGS)
+
+bench-vm: setup-dev vm ## the same on a Debian kernel in an emulated machine: ARGS="--rounds 1 saturation"
+	VM_MODULE=bench.budget VM_RELEASE=$(VM_RELEASE) bash deploy/test-vm $(ARGS)
 
 bench-compare: setup-lab ## what a change costs, beside another checkout: ARGS=../before
 	@exec $(BIN)/python -m bench.compare $(ARGS)

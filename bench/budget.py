@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING
 from agent.export.metrics.catalogue import STATUSES
 from agent.lab import Lab, LabError
 from agent.lab.faults import drop_queries
+from bench.empty import empty_programs
 from bench.figures import (
     Figure,
     Loaded,
     Part,
     Quiet,
+    Saturated,
     failing_figures,
     flood_figures,
     growth_figures,
@@ -57,7 +59,7 @@ LOG_RATE = 10_000
 GROWTH_RATE = 5_000
 QUIET_RATE, QUIET_SECONDS = 400, 10.0
 NAMESPACES = (0, 50, 250)
-RULES = 170
+RULES = 190
 """So that a packet costs about 4.6 µs."""
 FLOOD_PORT = 9999
 FLOOD_SECONDS = 2.0
@@ -120,20 +122,20 @@ class Bench:
         self.runs.append(one)
         return one
 
-    def saturated(self) -> tuple[list[float], list[Loaded], list[float], list[Peer]]:
-        """Rounds at saturation: lookups a second alone, runs with the agent, lookups a second with tcpdump, and it."""
-        alone: list[float] = []
-        agent: list[Loaded] = []
-        peer: list[float] = []
+    def saturated(self) -> tuple[Saturated, list[Peer]]:
+        """Rounds at saturation, and what tcpdump said of its own."""
+        found = Saturated([], [], [], [])
         peers: list[Peer] = []
         self.load(seconds=1)
         for _ in range(self.rounds):
-            alone.append(self.load().rate)
-            agent.append(self.loaded())
+            found.alone.append(self.load().rate)
+            found.agent.append(self.loaded())
             with tcpdump(self.lab, self.directory) as said:
-                peer.append(self.load().rate)
+                found.tcpdump.append(self.load().rate)
             peers.append(said)
-        return alone, agent, peer, peers
+            with empty_programs():
+                found.empty.append(self.load().rate)
+        return found, peers
 
     def floods(self, rules: int = 0) -> tuple[list[float], list[float]]:
         """Packets a second that are no DNS, alone and with the agent; rules make each cost more."""
@@ -168,13 +170,15 @@ class Bench:
 
 
 def saturation(bench: Bench) -> list[Figure]:
-    """DNS throughput with the agent, and with tcpdump."""
-    alone, agent, peer, peers = bench.saturated()
-    figures = throughput_figures(alone, agent, peer)
+    """DNS throughput with the agent, with tcpdump, and with programs that do nothing where the agent's are."""
+    found, peers = bench.saturated()
+    figures = throughput_figures(found)
     figures.append(
         Figure("tcpdump's own loss", f"{peers[-1].dropped} of {peers[-1].captured + peers[-1].dropped} packets")
     )
-    return figures + run_figures("saturated", sorted(agent, key=lambda one: one.load.rate)[len(agent) // 2], None)
+    return figures + run_figures(
+        "saturated", sorted(found.agent, key=lambda one: one.load.rate)[len(found.agent) // 2], None
+    )
 
 
 def steady(bench: Bench) -> list[Figure]:

@@ -82,6 +82,16 @@ class Loaded(NamedTuple):
         return 1e6 * self.cpu_seconds / self.load.sent
 
 
+class Saturated(NamedTuple):
+    """Lookups a second at saturation, round by round."""
+
+    alone: list[float]
+    agent: list[Loaded]
+    tcpdump: list[float]
+    empty: list[float]
+    """With programs that do nothing where the agent's are."""
+
+
 def run_times(what: str, start: dict[str, tuple[int, int]], end: dict[str, tuple[int, int]]) -> list[Figure]:
     """How long one run of each BPF program took between two readings."""
     figures = []
@@ -93,19 +103,25 @@ def run_times(what: str, start: dict[str, tuple[int, int]], end: dict[str, tuple
     return figures
 
 
-def throughput_figures(alone: list[float], agent: list[Loaded], peer: list[float]) -> list[Figure]:
+def throughput_figures(found: Saturated) -> list[Figure]:
     """Saturation."""
     # A record that was lost cost less than one that was read: such a run cannot be within the budget.
-    lost = any(one.sums.lost for one in agent)
+    lost = any(one.sums.lost for one in found.agent)
     remark = ", records lost" if lost else ""
-    free, watched, dumped = median(alone), median(one.load.rate for one in agent), median(peer)
+    watched = [one.load.rate for one in found.agent]
+    rates = {
+        "without agent": found.alone,
+        "with agent": watched,
+        "with tcpdump": found.tcpdump,
+        "with empty programs": found.empty,
+    }
+    free, dumped = median(found.alone), median(found.tcpdump)
     return [
-        Figure("lookups/s without agent", f"{free:.0f} ({_spread(alone)})"),
-        Figure("lookups/s with agent", f"{watched:.0f} ({_spread([one.load.rate for one in agent])})"),
-        Figure("lookups/s with tcpdump", f"{dumped:.0f} ({_spread(peer)})"),
-        _ratio(f"DNS throughput, agent/none{remark}", watched / free, THROUGHPUT_TARGET, invalid=lost),
+        *(Figure(f"lookups/s {what}", f"{median(each):.0f} ({_spread(each)})") for what, each in rates.items()),
+        _ratio(f"DNS throughput, agent/none{remark}", median(watched) / free, THROUGHPUT_TARGET, invalid=lost),
         Figure("DNS throughput, tcpdump/none", f"{dumped / free:.3f}"),
-        Figure("DNS throughput, agent/tcpdump", f"{watched / dumped:.3f}"),
+        Figure("DNS throughput, empty programs/none", f"{median(found.empty) / free:.3f}"),
+        Figure("DNS throughput, agent/tcpdump", f"{median(watched) / dumped:.3f}"),
     ]
 
 

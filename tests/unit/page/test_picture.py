@@ -129,6 +129,24 @@ def test_lookups_that_are_counted_together_are_in_the_same_sums():
     assert found.edges[0].mean_seconds == 0.001
 
 
+def test_what_servers_ask_for_lookups_that_are_counted_together_is_in_the_same_sums():
+    flows, world = Flows(START), World()
+    lookup = Lookup()
+    onward, reply = lookup.onward(), {"an": 1, "aa": False, "ra": True}
+    hops = (lookup.query(START), onward.query(START + MS), onward.reply(START + 4 * MS, **reply))
+    outcome = world.outcome([hop for part in (*hops, lookup.reply(START + 5 * MS, **reply)) for hop in part])
+    line = build(outcome, explain(outcome), Context("node-a", 0), KNOWN, with_messages=False)
+    flows.flow_of(outcome, lambda: line, START).count_together(500, 2500 * MS)
+    upstream = flows.upstream_of(outcome, START)
+    assert upstream is not None
+    upstream.count_together(500, 1500 * MS)
+    found = picture(flows)
+    (box,) = found.columns["upstream"]
+    edge = next(edge for edge in found.edges if edge.to == f"upstream {box.id}")
+    assert (edge.lookups, edge.failed, edge.mean_seconds) == (500, 0, 0.003)
+    assert flows.upstream_of(world.outcome(Lookup(identifier=7).both()), START) is None
+
+
 def test_the_numbers_are_of_the_last_half_to_whole_minute():
     flows = Flows(START)
     count(flows, Lookup().both())
