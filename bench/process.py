@@ -18,20 +18,21 @@ from typing import TYPE_CHECKING, NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent.lab import LabError, wait_until
+from agent.lab.processes import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from agent.lab import Lab
 
-READY_SECONDS = 20.0
-EXIT_SECONDS = 30.0
+READY_SECONDS = 20.0 * PATIENCE
+EXIT_SECONDS = 30.0 * PATIENCE
 CPUCLOCK_SCHED = 2
 QUIET_SHARE = 0.1
 SCRAPE_SECONDS = 1.0
 QUIET_SECONDS = 1.2
 """The agent may sleep for a second although something is left to do."""
-SETTLE_SECONDS = 15.0
+SETTLE_SECONDS = 15.0 * PATIENCE
 BPF_SYSCALL = {"x86_64": 321, "aarch64": 280}
 BPF_ENABLE_STATS = 32
 OWN_COMMAND = Path(sys.executable).with_name("dnstrail")
@@ -58,7 +59,7 @@ class Memory(NamedTuple):
     shmem: int
     peak: int
     maps: int
-    """The part of `rss` that is memory of BPF maps: the ring's data is mapped twice and counts twice."""
+    """The part of `rss` that is memory of BPF maps."""
 
 
 class AgentProcess:

@@ -1,7 +1,8 @@
 """Reading the BPF ring buffer by memory mapping: a tenth of the cost of BCC's callback.
 
-Layout (kernel/bpf/ringbuf.c): page 0 holds the consumer position, page 1 the producer position, then the data, mapped
-twice in a row so that a record never wraps. A record is a 4-byte length with two flag bits, 4 bytes of page offset,
+Layout (kernel/bpf/ringbuf.c): page 0 holds the consumer position, page 1 the producer position, then the data, which
+may be mapped twice in a row so that a record never wraps. Of the second time as much as one record takes is enough: the
+rest would only count as memory of this process. A record is a 4-byte length with two flag bits, 4 bytes of page offset,
 then the data, padded to 8.
 """
 
@@ -28,6 +29,8 @@ REST_AT = HEAD_AT + HEAD.size
 REST_FIXED = DETAIL.size
 WEAKLY_ORDERED = platform.machine() != "x86_64"
 """Whether this CPU may load what stands behind a length before the length, unless it is told not to."""
+LONGEST_BYTES = 128 << 10
+"""More than the longest record has (bpf/record.h, struct record, with the bytes and the stack behind it)."""
 GIVE_BACK = 255
 """Mask: how often the consumer's position is published, in records."""
 
@@ -39,7 +42,8 @@ class Ring:
         self.fd = fd
         self.size = size
         self._consumer_page = mmap.mmap(fd, mmap.PAGESIZE, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._data = mmap.mmap(fd, mmap.PAGESIZE + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE)
+        length = mmap.PAGESIZE + size + min(size, LONGEST_BYTES)
+        self._data = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=mmap.PAGESIZE)
         # One aligned 8-byte store: the kernel must never see half a position.
         self._consumer = ctypes.c_uint64.from_buffer(self._consumer_page)
         # What the kernel's own reader has smp_load_acquire() and smp_store_release() for (tools/lib/bpf/ringbuf.c).

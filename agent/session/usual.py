@@ -287,10 +287,12 @@ class UsualLookups:
         return halves
 
     def _count_pairs(self, ways: list[Usual], halves: list[tuple[int, int]]) -> None:
-        for _, index in halves:
-            usual = ways[index]
-            if usual.label is not None and not usual.is_exchange:
-                self._sums.append(Sum(usual.label, pairs=1))
+        later = Counter(ways[index] for _, index in halves)
+        self._sums += [
+            Sum(usual.label, pairs=number)
+            for usual, number in later.items()
+            if usual.label is not None and not usual.is_exchange
+        ]
 
     def _count_exchanges(self, ways: list[Usual], taken: Lookups, forwarded: list[Forwarded]) -> None:
         """Count how long servers waited for those that they asked."""
@@ -452,6 +454,8 @@ def _of_those(wanted: list[bool], columns: tuple[list[int], ...]) -> tuple[list[
 
 def _tell_together(ways: list[Usual], links: list[tuple[int, int]], onward: list[tuple[int, int]]) -> None:
     """Hand over all that is linked with something that is handed over; of `onward` the second with the first."""
+    if all(usual.label is not None for usual in ways):
+        return
     linked: dict[int, list[int]] = {}
     for first, second in links:
         linked.setdefault(first, []).append(second)

@@ -458,7 +458,7 @@ AGENT = Row(
             "Memory",
             BYTES,
             (Target('process_resident_memory_bytes{job=~"$job", instance=~"$instance"}', "{{instance}}"),),
-            words="Resident memory of each agent; the ring is mapped twice and counts twice.",
+            words="Resident memory of each agent; the ring and the log of lookups are part of it.",
         ),
         Panel(
             "What runs where",

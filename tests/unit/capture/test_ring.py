@@ -2,12 +2,14 @@
 
 import mmap
 import os
+import re
 import struct
+from pathlib import Path
 
 import pytest
 
-from agent.capture.ring import BUSY, DISCARD, Ring
-from agent.hop.record import DETAIL, HEAD, Head
+from agent.capture.ring import BUSY, DISCARD, LONGEST_BYTES, Ring
+from agent.hop.record import DETAIL, HEAD, STACK_FRAMES, Head
 
 PAGE = mmap.PAGESIZE
 SIZE = 4096
@@ -136,3 +138,8 @@ def test_records_across_the_end_are_whole_for_many_rounds(ring, producer):
         assert (only.ts_ns, only.rest[DETAIL.size :]) == (number, tail)
         number += 1
     assert producer.consumed == producer.position
+
+
+def test_what_is_mapped_behind_the_ring_has_room_for_the_longest_record():
+    (largest,) = re.findall(r"^#define LARGE (\d+)$", Path("bpf/emit.h").read_text(), re.MULTILINE)
+    assert RECORD + 8 * STACK_FRAMES + int(largest) + struct.calcsize("=II") <= LONGEST_BYTES
