@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum, IntFlag
+from functools import lru_cache
 from typing import Annotated, NamedTuple, get_type_hints
 
 U8 = Annotated[int, "B", "__u8"]
@@ -170,8 +171,15 @@ def place_of(field: str) -> slice:
     return slice(start, start + struct.calcsize("=" + hints[field].__metadata__[0]))
 
 
+DECODED = 64
+"""So many details are kept decoded: a lookup that is concluded is asked for the same ones dozens of times."""
 SADDR, SPORT = place_of("saddr"), place_of("sport")
 DADDR, DPORT = place_of("daddr"), place_of("dport")
+
+
+@lru_cache(maxsize=DECODED)
+def _detail_of(rest: bytes) -> Detail:
+    return Detail._make(DETAIL.unpack_from(rest))
 
 
 class Hop(NamedTuple):
@@ -196,8 +204,8 @@ class Hop(NamedTuple):
 
     @property
     def detail(self) -> Detail:
-        """Everything else about this hop, decoded now."""
-        return Detail._make(DETAIL.unpack_from(self.rest))
+        """Everything else about this hop."""
+        return _detail_of(self.rest)
 
     @property
     def stack(self) -> tuple[int, ...]:
