@@ -413,6 +413,14 @@ def add_trace(parser: EnvironmentParser) -> None:
     )
     add_watching(parser)
     parser.add_option("count", type=count, default=None, metavar="LOOKUPS", help="stop after so many lookups")
+    parser.add_option(
+        "healthy-rate",
+        type=count,
+        default=None,
+        metavar="LOOKUPS",
+        help="lookups that succeeded are shown so often a second at most; the others are counted (default 100 on a "
+        "screen without a filter, else 1000, which is the most)",
+    )
     parser.add_flag(
         "end-with-stdin",
         "as rows: end when the other end of standard input is closed (whoever started it elsewhere is gone)",
@@ -676,6 +684,7 @@ def command_trace(arguments: argparse.Namespace) -> int:
             socket=arguments.trace_socket,
             duration_seconds=arguments.duration,
             lookups=arguments.count,
+            healthy_a_second=arguments.healthy_rate,
             ends_with_stdin=arguments.end_with_stdin,
         )
     )

@@ -33,6 +33,8 @@ DRAW_SECONDS = 0.1
 SAY_SECONDS = 10.0
 """What is missing is said so often at most, beside rows."""
 SCREENS = ("table", "wide")
+HEALTHY_A_SECOND = 100
+"""On a screen, unless there is a filter: nobody reads more, and each costs the agent a session and a line."""
 
 
 class Options(NamedTuple):
@@ -46,6 +48,8 @@ class Options(NamedTuple):
     duration_seconds: float | None = None
     lookups: int | None = None
     """To end after so many."""
+    healthy_a_second: int | None = None
+    """So many lookups that succeeded are shown a second at most; None for what suits the output."""
     ends_with_stdin: bool = False
     """Beside rows: whether it ends when the other end of stdin is closed."""
 
@@ -57,8 +61,16 @@ def trace(options: Options) -> int:
         0; 1 if there is nothing to read from, or not any more.
     """
     on_screen = options.output in SCREENS and is_usable(os.environ)
-    wanted = Wanted(options.wanted, messages=options.output == "json")
+    wanted = _wanted(options, options.wanted, on_screen=on_screen)
     return follow(options.socket, wanted, partial(_on_screen if on_screen else _as_rows, options), is_quiet=on_screen)
+
+
+def _wanted(options: Options, lookups: Filter, *, on_screen: bool) -> Wanted:
+    """What the agent is asked for."""
+    healthy = options.healthy_a_second
+    if healthy is None and on_screen and lookups == Filter():
+        healthy = HEALTHY_A_SECOND
+    return Wanted(lookups, messages=options.output == "json", healthy_a_second=healthy)
 
 
 def _on_screen(options: Options, source: Source) -> None:
@@ -84,7 +96,7 @@ def _on_screen(options: Options, source: Source) -> None:
                     if shown == options.lookups:
                         break
             if view.ask is not None:
-                source.ask(Wanted(view.ask))
+                source.ask(_wanted(options, view.ask, on_screen=True))
                 view.ask = None
             if ready or time.monotonic() - drawn > DRAW_SECONDS:
                 drawn = _draw(screen, view, look, drawn)

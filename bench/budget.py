@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING
@@ -40,11 +41,12 @@ from bench.figures import (
     start_figures,
     table,
     throughput_figures,
+    trace_figures,
 )
 from bench.load import UPSTREAM_ZONE, ZONE, answer_bench_names, dnsperf, pairs, require_tools, tcpdump, write_names
 from bench.node import many_namespaces, many_rules
 from bench.peers import COREDNS_PLUGINS, coredns_with, has_coredns
-from bench.process import OWN_COMMAND, PROBLEMS, bpf_statistics, running
+from bench.process import OWN_COMMAND, PROBLEMS, bpf_statistics, running, tracing
 from bench.results import results
 
 if TYPE_CHECKING:
@@ -208,13 +210,23 @@ def quiet(bench: Bench) -> list[Figure]:
         agent.settle()
         shares = []
         for rate in (0, QUIET_RATE):
-            begun, before = time.monotonic(), agent.cpu_seconds()
-            if rate:
-                bench.load(rate, QUIET_SECONDS)
-            else:
-                time.sleep(QUIET_SECONDS)
-            shares.append(Quiet(rate, (agent.cpu_seconds() - before) / (time.monotonic() - begun)))
+            wait = partial(bench.load, rate, QUIET_SECONDS) if rate else partial(time.sleep, QUIET_SECONDS)
+            shares.append(Quiet(rate, agent.share_of(wait)))
     return quiet_figures(shares)
+
+
+def trace(bench: Bench) -> list[Figure]:
+    """CPU of `dnstrail trace` beside the agent, and what the agent does for it."""
+    path = bench.directory / "trace.sock"
+    shares = []
+    with running(bench.lab, bench.directory, options=(*PROBLEMS, f"--trace-socket={path}")) as agent:
+        agent.settle()
+        for rate in (QUIET_RATE, GROWTH_RATE):
+            without = agent.share_of(partial(bench.load, rate, QUIET_SECONDS))
+            with tracing(bench.lab, path) as reader:
+                with_it = agent.share_of(partial(bench.load, rate, QUIET_SECONDS), reader)
+            shares.append(Quiet(rate, with_it - without))
+    return trace_figures(shares)
 
 
 def flood(bench: Bench) -> list[Figure]:
@@ -296,6 +308,7 @@ PARTS: tuple[Callable[[Bench], list[Figure]], ...] = (
     steady,
     shapes,
     quiet,
+    trace,
     flood,
     failing,
     growth,

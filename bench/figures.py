@@ -16,6 +16,7 @@ FLOOD_TARGET = 0.95
 RSS_TARGET_KIB = 80 * 1024
 READY_TARGET_SECONDS = 2.0
 IDLE_TARGET, QUIET_TARGET = 0.003, 0.005
+TRACE_TARGET = 0.05
 FAILING_TARGET_US = 50.0
 LOG_TARGET = 0.6
 LINES_A_SECOND, BYTES_A_SECOND = 100, 1 << 20
@@ -174,6 +175,19 @@ def run_figures(name: str, one: Loaded, rate: int | None, legs: int = 1) -> list
 def _of(*, tried: bool, met: bool) -> bool | None:
     """Whether a target is met; None where it was not tried."""
     return met if tried else None
+
+
+def trace_figures(shares: list[Quiet]) -> list[Figure]:
+    """While somebody looks on."""
+    return [
+        Figure(
+            f"trace at {one.rate} lookups/s: CPU of it and of the agent for it",
+            f"{one.share:.1%} of a core",
+            f"<= {TRACE_TARGET:.0%}",
+            one.share <= TRACE_TARGET,
+        )
+        for one in shares
+    ]
 
 
 def quiet_figures(shares: list[Quiet]) -> list[Figure]:

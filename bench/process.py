@@ -21,7 +21,8 @@ from agent.lab import LabError, wait_until
 from agent.lab.processes import PATIENCE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from subprocess import Popen
 
     from agent.lab import Lab
 
@@ -38,6 +39,11 @@ BPF_ENABLE_STATS = 32
 OWN_COMMAND = Path(sys.executable).with_name("dnstrail")
 PROBLEMS = ("--log", "problems")
 BASE = ("--metrics-address=127.0.0.1:0", "--trace-socket=none", "--kubernetes=off")
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """User and system time of all threads: the kernel's clock of that process, see clock_getcpuclockid(3)."""
+    return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED)
 
 
 class Sums(NamedTuple):
@@ -83,8 +89,15 @@ class AgentProcess:
         return float(self._text(r"ready in ([0-9.]+) s"))
 
     def cpu_seconds(self) -> float:
-        """User and system time of all its threads: the kernel's clock of that process, see clock_getcpuclockid(3)."""
-        return time.clock_gettime(~self.pid << 3 | CPUCLOCK_SCHED)
+        """User and system time of all its threads."""
+        return cpu_seconds_of(self.pid)
+
+    def share_of(self, work: Callable[[], object], reader: Popen[str] | None = None) -> float:
+        """What it takes of a core while this is done; of another process too, if there is one."""
+        pids = [self.pid] if reader is None else [self.pid, reader.pid]
+        begun, before = time.monotonic(), sum(map(cpu_seconds_of, pids))
+        work()
+        return (sum(map(cpu_seconds_of, pids)) - before) / (time.monotonic() - begun)
 
     def memory(self) -> Memory:
         """Resident memory now."""
@@ -194,6 +207,22 @@ def running(
     finally:
         agent._process.kill()  # noqa: SLF001  same module
         agent._process.wait(EXIT_SECONDS)  # noqa: SLF001  same module
+
+
+@contextmanager
+def tracing(lab: Lab, path: Path) -> Iterator[Popen[str]]:
+    """Let `dnstrail trace` read from the agent that listens there; its rows are thrown away."""
+    with Path(os.devnull).open("w") as nowhere:
+        reader = lab.processes.popen(
+            [str(OWN_COMMAND), "trace", "--healthy-rate=100", f"--trace-socket={path}"], stdout=nowhere
+        )
+    # What it takes to start is not what it costs.
+    time.sleep(QUIET_SECONDS)
+    try:
+        yield reader
+    finally:
+        reader.kill()
+        reader.wait(EXIT_SECONDS)
 
 
 @contextmanager

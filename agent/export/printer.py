@@ -77,7 +77,8 @@ class RateLimit:
             return number
         if int(now) != self.second:
             self.second, self.passed = int(now), 0
-        passing = min(number, self.rate - self.passed)
+        # The rate may have been lowered within this second.
+        passing = max(0, min(number, self.rate - self.passed))
         self.passed += passing
         return passing
 

@@ -54,7 +54,7 @@ class Feed:
         self._incidents = incidents
         self._numbers = numbers
         self._encoder = msgspec.json.Encoder()
-        self._examples = RateLimit(hub.limits.lookups_a_second if hub else 0)
+        self._examples = RateLimit(0)
         self._unnamed = Unnamed()
         self._told_ns = 0
 
@@ -65,7 +65,8 @@ class Feed:
 
     def examples(self, lookups: int, now: float) -> int:
         """How many of so many lookups, which seem to be usual, are to be handed over; `now` is in seconds."""
-        return self._examples.take(lookups, now) if self._somebody_wants_healthy() else 0
+        self._examples.rate = max((reader.examples for reader in self.readers), default=0)
+        return self._examples.take(lookups, now)
 
     def pass_over(self, lookups: int) -> None:
         """Take note of healthy lookups that were not handed over."""

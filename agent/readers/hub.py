@@ -53,17 +53,28 @@ class Limits(NamedTuple):
 class Reader:
     """One of them, as the agent's loop sees him. The loop puts lines in, the hub's thread takes them out."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, wanted: Wanted) -> None:
         self._capacity = limits.queue_bytes
+        self._most = limits.lookups_a_second
         self._lock = threading.Lock()
         self._lines: deque[bytes] = deque()
         self._notices: dict[str, bytes] = {}
         self._waiting_bytes = 0
-        self.wanted = Wanted()
-        self.healthy, self.others = RateLimit(limits.lookups_a_second), RateLimit(limits.lookups_a_second)
+        self.healthy, self.others = RateLimit(self._most), RateLimit(self._most)
+        self.ask(wanted)
         self.passed_over = 0
         self.held = 0
         self.dropped = 0
+
+    def ask(self, wanted: Wanted) -> None:
+        """Say what he wants from now on."""
+        self.wanted = wanted
+        self.healthy.rate = min(self._most, wanted.healthy_a_second or self._most)
+
+    @property
+    def examples(self) -> int:
+        """So many healthy lookups a second are to be handed over for him."""
+        return (self.healthy.rate or 0) if self.wanted.wants_healthy else 0
 
     def put(self, line: bytes) -> None:
         """A line of a session, if there is room for it."""
@@ -215,8 +226,7 @@ class Hub:
             wanted = await requests.next()
         if wanted is None:
             return
-        reader, wake = Reader(self.limits), asyncio.Event()
-        reader.wanted = wanted
+        reader, wake = Reader(self.limits, wanted), asyncio.Event()
         self._wakes[reader] = wake
         self.readers = (*self.readers, reader)
         sending = asyncio.create_task(self._send(connection, reader, wake))
@@ -255,7 +265,7 @@ class Hub:
 async def _hear(requests: Requests, reader: Reader) -> None:
     """Take in what he wants from now on, until he goes away."""
     while (wanted := await requests.next()) is not None:
-        reader.wanted = wanted
+        reader.ask(wanted)
 
 
 def _may_read(connection: socket.socket) -> bool:

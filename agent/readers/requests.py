@@ -49,6 +49,7 @@ class Request(msgspec.Struct, rename="pascal", forbid_unknown_fields=True, omit_
     problems: bool = False
     messages: bool = False
     incidents: bool = False
+    healthy_a_second: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class Wanted(NamedTuple):
@@ -61,6 +62,8 @@ class Wanted(NamedTuple):
     """Lines with the field Messages: it costs the most."""
     incidents: bool = False
     """Once a second the open incidents, too."""
+    healthy_a_second: int | None = None
+    """So many lookups that succeeded at most; None for as many as the agent allows."""
 
     def wants(self, outcome: Outcome, verdict: Verdict, who: Callable[[], Who]) -> bool:
         """Whether this lookup is among those that the reader wants to see."""
@@ -104,7 +107,7 @@ def read_request(text: bytes) -> Wanted:
         pods=tuple(request.pods),
         slow_seconds=request.slow_seconds,
     )
-    return Wanted(lookups, request.problems, request.messages, request.incidents)
+    return Wanted(lookups, request.problems, request.messages, request.incidents, request.healthy_a_second)
 
 
 def write_request(wanted: Wanted) -> bytes:
@@ -122,5 +125,6 @@ def write_request(wanted: Wanted) -> bytes:
         problems=wanted.problems,
         messages=wanted.messages,
         incidents=wanted.incidents,
+        healthy_a_second=wanted.healthy_a_second,
     )
     return msgspec.json.encode(request) + b"\n"

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 LOSSES = (
     ("lost_records", "lost records"),
     ("passed_over", "healthy ones only counted"),
-    ("held", "beyond 1,000 a second"),
+    ("held", "beyond the limit"),
     ("dropped", "dropped: reader too slow"),
 )
 """Fields of `State` and what they are called."""

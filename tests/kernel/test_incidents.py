@@ -16,7 +16,7 @@ from typing import Self
 import pytest
 
 from agent.lab import Lab, Pod, wait_until
-from agent.lab.faults import tc_drop
+from agent.lab.faults import stopped_server, tc_drop
 from tests.kernel.conftest import LINE_SECONDS, Line, Watch, every_line
 from tests.lab.scripted import scripted
 
@@ -86,11 +86,18 @@ def number(watch: Watch, series: str) -> float:
 
 def load(lab: Lab, folder: Path, words: tuple[str, ...], rate: int, seconds: int) -> Popen[str]:
     """Ask the first server for names that begin with these words, one after the other."""
+    names = names_file(folder, words)
+    return ask_for(lab.clients[0], lab.servers[0].address, names, "-l", str(seconds), "-Q", str(rate))
+
+
+def names_file(folder: Path, words: tuple[str, ...]) -> Path:
     names = folder / f"names-{'-'.join(words)}"
     names.write_text("".join(f"{words[index % len(words)]}.x{index}.test A\n" for index in range(NAMES)))
-    server = lab.servers[0].address
-    command = ["dnsperf", "-f", "inet", "-s", server, "-d", str(names), "-l", str(seconds), "-Q", str(rate)]
-    return lab.clients[0].popen(command)
+    return names
+
+
+def ask_for(client: Pod, server: str, names: Path, *options: str) -> Popen[str]:
+    return client.popen(["dnsperf", "-f", "inet", "-s", server, "-d", str(names), *options])
 
 
 @contextmanager
@@ -186,3 +193,50 @@ def test_healthy_lookups_and_a_single_loss_are_no_incident(tmp_path: Path):
         time.sleep(2)
         assert not [line for line in incidents(watch) if line["Code"] == "PolicyDrop"]
         assert number(watch, 'dnstrail_incidents_total{cause="PolicyDrop"}') == 0
+
+
+STORM_RATE = 20_000
+"""More than the agent has time for."""
+RARE = 12
+RARE_SECONDS = 0.5
+
+
+@pytest.mark.slow  # three generators of load take both processors
+@pytest.mark.timeout(300)
+def test_a_storm_of_three_failures_leaves_bounded_output_three_incidents_and_a_fourth_that_is_rare(tmp_path: Path):
+    with Lab("nftables", clients=4) as lab, watching(tmp_path) as watch:
+        stopped, unheard, refused, rare = lab.clients
+        answering, silent = lab.servers
+        to = {stopped: answering.address, unheard: rare.address, refused: answering.address}
+        many = ("-q", "60000", "-t", "1", "-c", "8", "-l", str(STORM_SECONDS), "-Q", str(STORM_RATE // 3))
+        with tc_drop(lab.node, stopped.node_interface, "ingress"), stopped_server(lab, 1), Growth(watch.out) as growth:
+            storm = [
+                ask_for(client, server, names_file(tmp_path, (f"storm{number}",)), *many)
+                for number, (client, server) in enumerate(to.items())
+            ]
+            for index in range(RARE):
+                assert rare.ask(f"rare{index}.test", server=silent.address, seconds=RARE_SECONDS) is None
+            asked = [int(re.findall(r"Queries sent: +(\d+)", one.communicate(timeout=60)[0])[0]) for one in storm]
+            codes = ("PolicyDrop", "NoListener", "ServerError", "ServerNoReply")
+            for code in codes:
+                wait_until(lambda code=code: of_code(watch, code), f"the incident {code}", seconds=2 * LINE_SECONDS)
+            wait_until(lambda: "rare" in watch.out.read_text(), "the rare failure", seconds=LINE_SECONDS)
+            wait_until(lambda: not number(watch, "dnstrail_open_sessions"), "the end", seconds=2 * LINE_SECONDS)
+        told, metrics, lines = incidents(watch), watch.get("/metrics"), watch.lines(lab)
+
+    assert sum(asked) > 0.9 * STORM_RATE * STORM_SECONDS
+    assert {line["Code"] for line in told} == set(codes)
+    by_client = {stopped: "PolicyDrop", unheard: "NoListener", refused: "ServerError", rare: "ServerNoReply"}
+    for client, code in by_client.items():
+        opened = [line for line in told if (line["Code"], line["State"]) == (code, "Opened")]
+        assert [line["Client"]["Address"] for line in opened if line["Client"]] in ([client.address], [])
+    caused = {(line["Client"]["Netns"], line["Cause"]["Code"]) for line in lines if line["Cause"]}
+    assert caused <= {(client.netns_id, code) for client, code in by_client.items()} | {
+        (client.netns_id, "SampleLoss") for client in lab.clients
+    }
+    failed = sum(float(found) for found in re.findall(r'^dnstrail_sessions_total{.*"} (\S+)$', metrics, re.MULTILINE))
+    lost = re.findall(r"^dnstrail_capture_lost_records_total{.*} (\S+)$", metrics, re.MULTILINE)
+    assert failed >= sum(asked) or sum(map(float, lost)) > 0
+    most_lines, most_bytes = growth.most()
+    assert 0 < most_lines <= 100
+    assert most_bytes <= 1 << 20

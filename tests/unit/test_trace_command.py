@@ -17,6 +17,7 @@ import pytest
 from agent.cli import main
 from agent.export.line import Line
 from agent.readers.hub import Limits
+from agent.trace_command import HEALTHY_A_SECOND
 from tests.unit.agents import SECONDS, SocketAgent
 from tests.unit.terminal import Terminal
 
@@ -128,6 +129,16 @@ def test_every_filter_is_sent_to_the_agent(agent: SocketAgent):
     assert found == (("*.local",), ("A",), ("Failed",), ("SERVFAIL",), ("PolicyDrop",), ("shop",), ("cart-*",), 0.1)
 
 
+def test_rows_are_of_all_healthy_lookups_that_the_agent_allows_unless_fewer_are_asked_for(agent: SocketAgent):
+    wanted = []
+    for options in ((), ("--healthy-rate", "7")):
+        with plain(agent, *options) as child:
+            wanted.append(agent.hub.readers[0].wanted.healthy_a_second)
+            child.terminate()
+        agent.wait_for(0)
+    assert wanted == [None, 7]
+
+
 HOSTILE = "\x1b[2J\x9b31m\u202eevil\r\n\0" + "x" * 1000
 
 
@@ -176,7 +187,7 @@ def test_what_is_missing_is_said_on_stderr(agent: SocketAgent):
         child.terminate()
         _, err = child.communicate(timeout=SECONDS)
     assert err == (
-        b"dnstrail: not all lookups are shown: healthy ones only counted: 4,000, beyond 1,000 a second: 3, "
+        b"dnstrail: not all lookups are shown: healthy ones only counted: 4,000, beyond the limit: 3, "
         b"dropped: reader too slow: 2\n"
     )
 
@@ -352,9 +363,11 @@ def test_a_filter_that_is_typed_holds_in_the_agent_and_for_what_is_shown(agent: 
         for line in KEPT:
             agent.send(line)
         terminal.until(lambda rows: "ServerError" in "".join(rows), "all are shown")
+        assert agent.hub.readers[0].wanted.healthy_a_second == HEALTHY_A_SECOND
         terminal.press("/cause:PolicyDrop slow:1s\r")
         agent.until(lambda: agent.hub.readers[0].wanted.filter.causes == ("PolicyDrop",), "the agent knows it")
         assert agent.hub.readers[0].wanted.filter.slow_seconds == 1.0
+        assert agent.hub.readers[0].wanted.healthy_a_second is None
         rows = terminal.until(lambda rows: "only cause:PolicyDrop slow:1000ms" in rows[0], "it is shown")
         assert sum("shop/" in row for row in rows) == 3
 

@@ -127,6 +127,20 @@ def test_usual_lookups_are_asked_for_while_somebody_wants_them_and_never_more_th
     assert troubled.until_state()[1]["PassedOver"] == 0
 
 
+def test_a_reader_may_want_fewer_healthy_lookups_than_he_may_have(agent: SocketAgent):
+    modest = Client(agent, Wanted(healthy_a_second=2))
+    assert [agent.feed.examples(100, 1.0), agent.feed.examples(100, 1.5)] == [2, 0]
+    greedy = Client(agent, Wanted(healthy_a_second=1_000_000))
+    assert [agent.feed.examples(100, 1.5), agent.feed.examples(100, 2.0)] == [3, 5]
+    now = time.time()
+    time.sleep(1 - now % 1 if now % 1 > 0.5 else 0)  # what follows is within one second
+    show_all(agent, [*fine(20), *lost(3)])
+    told, more = (reader.until_state()[0] for reader in (modest, greedy))
+    assert [line["Status"] for line in told].count("Failed") == 3
+    assert 2 <= len(told) - 3 <= 4
+    assert 5 <= len(more) - 3 <= 10
+
+
 def test_without_readers_nothing_is_made_and_nothing_is_said(agent: SocketAgent):
     show_all(agent, fine(3))
     client = Client(agent)

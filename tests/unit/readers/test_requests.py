@@ -12,6 +12,7 @@ EVERYTHING = Wanted(
     problems=True,
     messages=True,
     incidents=True,
+    healthy_a_second=7,
 )
 
 
@@ -35,6 +36,7 @@ def test_nothing_asked_for_is_everything():
         b'{"Names":"x"}',
         b'{"Names":[1]}',
         b'{"SlowSeconds":-1}',
+        b'{"HealthyASecond":0}',
         b"[" * 10_000,
         b'{"Names":["' + b"x" * 2000 + b'"]}',
         json.dumps({"Names": ["x"] * (MAX_WORDS + 1)}).encode(),
