@@ -32,7 +32,7 @@ class Side(StrEnum):
     ROUTE = "route"
     """The way from a network namespace to a server."""
     AGENT = "agent"
-    """The agent's own records are missing: nobody is accused, and there is no incident."""
+    """The agent's own records are missing: nobody is blamed, and there is no incident."""
 
 
 class CauseText(NamedTuple):
@@ -44,7 +44,7 @@ class CauseText(NamedTuple):
     """Which messages it can be the loss of, none if it is no loss. An error that ended the lookup lost none, one after
     which the client asked again is a lost query."""
     side: Side = Side.CLIENT
-    """Who or what is accused, which decides which lookups are one incident."""
+    """Who or what is blamed, which decides which lookups are one incident."""
 
 
 CAUSES: dict[str, CauseText] = {

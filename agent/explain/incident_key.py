@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.explain.accused import PARTS, PLACES, Part, side_of
+from agent.explain.blamed import PARTS, PLACES, Part, side_of
 from agent.explain.causes import LEG_WORDS, Side
 from agent.explain.evidence import interface
 from agent.explain.troubled_pods import pod_here

@@ -13,7 +13,7 @@ from enum import StrEnum
 from hashlib import blake2s
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.explain.accused import PLACES, side_of
+from agent.explain.blamed import PLACES, side_of
 from agent.explain.causes import Side
 from agent.explain.incident_key import rest_of, subject_of, traits_of
 from agent.explain.troubled_pods import TroubledPods
@@ -261,7 +261,7 @@ class Incidents:
             now_ns: Only grows.
 
         Returns:
-            The incident that it belongs to, whether that has opened or not; None where nobody is accused of anything.
+            The incident that it belongs to, whether that has opened or not; None where nobody is blamed for anything.
         """
         client = (outcome.client_netns, outcome.session.key.client.address)
         self._by_client.count(client)

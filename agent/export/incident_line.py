@@ -72,8 +72,8 @@ class IncidentLine(msgspec.Struct, rename="pascal"):
     share_percent: Annotated[
         float | None,
         doc(
-            "Lookups in percent of all from First to Last: of these clients' where the cause accuses a client, of "
-            "those that asked these servers where it accuses a server, else of the node's; null when they were not all "
+            "Lookups in percent of all from First to Last: of these clients' where the cause blames a client, of "
+            "those that asked these servers where it blames a server, else of the node's; null when they were not all "
             "counted."
         ),
     ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.explain.accused import side_of
+from agent.explain.blamed import side_of
 from agent.explain.causes import Side
 from agent.explain.incident_key import backend_of, upstream_of
 from agent.hop.endpoint import endpoint_to_text

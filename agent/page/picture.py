@@ -233,7 +233,7 @@ def _put_upstream(columns: _Columns, upstream: Upstream, servers: set[str]) -> N
 
 
 def _put_trouble_upstream(columns: _Columns, flows: Iterable[Flow]) -> None:
-    """Lay what upstreams are accused of to the way there, where that is known."""
+    """Lay what upstreams are blamed for on the way there, where that is known."""
     for flow in flows:
         if flow.server is None:
             continue

@@ -25,7 +25,7 @@ MAX_REQUEST_BYTES = 64 << 10
 MAX_WORDS = 64
 """Of one kind in a filter."""
 MAX_WORD_CHARACTERS = 1100
-"""A name has at most 1004 as text: 255 octets, each of them escaped."""
+"""A name has at most 1004 as text: 255 bytes, each of them escaped."""
 Words = Annotated[
     list[Annotated[str, msgspec.Meta(max_length=MAX_WORD_CHARACTERS)]], msgspec.Meta(max_length=MAX_WORDS)
 ]

@@ -26,7 +26,7 @@ return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
 
 
 def longest() -> bytes:
-    """A name of 255 octets, the most there can be (RFC 1035 2.3.4)."""
+    """A name of 255 bytes, the most there can be (RFC 1035 2.3.4)."""
     return b"".join(bytes([length]) + b"x" * length for length in (63, 63, 63, 61)) + b"\0"
 
 

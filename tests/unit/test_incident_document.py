@@ -61,8 +61,8 @@ def test_the_section_of_a_cause_says_what_it_accuses(code: str):
     section = re.search(rf"^## {code}\n(.*?)(?=^## |\Z)", CAUSES_PAGE, re.MULTILINE | re.DOTALL)
     assert section
     side = CAUSES[code].side
-    accused = "None:" if side is Side.AGENT else f"It accuses the {SIDES[side].partition(' ')[2]}."
-    assert f"**Incident.** {accused}" in section[1]
+    blamed = "None:" if side is Side.AGENT else f"It blames the {SIDES[side].partition(' ')[2]}."
+    assert f"**Incident.** {blamed}" in section[1]
 
 
 def test_the_lines_shown_are_one_line_and_its_row():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agent.context.cluster import Pod, Service
 from agent.context.who import NOBODY, Who
-from agent.explain.accused import PARTS
+from agent.explain.blamed import PARTS
 from agent.explain.causes import Side
 from agent.explain.incidents import (
     LOST_SHARE,

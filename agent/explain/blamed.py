@@ -1,4 +1,4 @@
-"""Whom or what each cause accuses: that decides which failures are one incident.
+"""Whom or what each cause blames: that decides which failures are one incident.
 
 A server that refuses everybody is one incident and not one for each of its clients; a policy that stops two workloads
 is two. `agent.explain.causes.CAUSES` says it of each cause.
@@ -46,6 +46,6 @@ UPSTREAM_LEGS = frozenset({Leg.UPSTREAM_QUERY, Leg.UPSTREAM_REPLY})
 
 
 def side_of(cause: Cause) -> Side:
-    """Whom a cause accuses. Between a server and its upstream the client is that server."""
+    """Whom a cause blames. Between a server and its upstream the client is that server."""
     side = CAUSES[cause.code].side
     return Side.SERVER if side is Side.CLIENT and cause.leg in UPSTREAM_LEGS else side
