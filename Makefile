@@ -215,7 +215,7 @@ check: setup-dev ## lint, types, layers
 bench: setup-dev $(call WITH_GO,coredns) ## measure the agent's costs, beside no agent and beside its peers
 	@exec $(BIN)/python -m bench.budget $(ARGS)
 
-bench-vm: setup-dev vm ## the same on a Debian kernel in an emulated machine: ARGS="--rounds 1 saturation"
+bench-vm: setup-dev vm $(call WITH_GO,coredns) ## the same on a kernel as test-vm: ARGS="--rounds 1 saturation"
 	VM_MODULE=bench.budget VM_RELEASE=$(VM_RELEASE) bash deploy/test-vm $(ARGS)
 
 bench-compare: setup-lab ## what a change costs, beside another checkout: ARGS=../before

@@ -103,9 +103,9 @@ class Upstream:
     now: Window = field(default_factory=Window)
     before: Window = field(default_factory=Window)
 
-    def count_together(self, lookups: int, waited_ns: int) -> None:
+    def count_together(self, questions: int, waited_ns: int) -> None:
         """Count questions that it answered, and that nobody looked at."""
-        _count_answered(self.now, lookups, waited_ns)
+        _count_answered(self.now, questions, waited_ns)
 
 
 def _count_answered(window: Window, lookups: int, waited_ns: int) -> None:

@@ -21,7 +21,7 @@ SEARCH_NS = 200_000_000
 """So long after a name without records a client may go on with the next one of its search list: Settings.linger_ns, and
 as much for the client."""
 AT_ONCE_NS = 20_000_000
-"""Within this time a client goes on as a rule. What ends later than this before the newest known lookup is over."""
+"""Within this time a client goes on as a rule. What ended longer than this before the newest lookup taken is over."""
 MAX_STEPS = 8192
 """Of search lists that are remembered; beyond it all are forgotten."""
 
@@ -98,13 +98,12 @@ class SearchLists:
             self._open = {client: found for client, found in self._open.items() if found[0] > last_ns}
         self._open[who] = last_ns + SEARCH_NS, name
 
-    def find(self, asked: Sequence[Asked], taken: Lookups, seen_until_ns: int) -> Searches:
+    def find(self, asked: Sequence[Asked], taken: Lookups) -> Searches:
         """Find out which lookups go on with a search list.
 
         Args:
             asked: what each of them is.
             taken: the lookups, oldest first.
-            seen_until_ns: all that began before is known to the caller.
         """
         found = Searches()
         first, last = taken.words("first_ns"), taken.words("last_ns")
@@ -127,7 +126,7 @@ class SearchLists:
                 self._go_on(taken, (before, index), (names[before], names[index]), found)
             else:
                 found.apart.append(index)
-        found.told |= {index for index in found.newest.values() if last[index] + AT_ONCE_NS > seen_until_ns}
+        found.told |= {index for index in found.newest.values() if last[index] + AT_ONCE_NS > first[-1]}
         return found
 
     def _see_expected(self, taken: Lookups, index: int, who: Who, first_ns: int, found: Searches) -> None:

@@ -3,7 +3,7 @@
 The program in the kernel joins the hops of a lookup and says which way it took (`LookupHead.shape`). A lookup that went
 the way of an earlier one, with a reply of the same kind, has the outcome of that one, if nothing was to be told of it.
 All others are handed over hop by hop. So are those that tell something of another: the other half of a pair, lookups
-that may go on with a search list, what a server asks, and what it was asked for meanwhile.
+that may go on with a search list, and what a server asks and for whose sake, unless that is certain.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.hop.endpoint import is_loopback
 from agent.hop.lookup import Kind
 from agent.hop.record import DADDR, ORIGIN, RESPONSE, TCP
-from agent.session.forwarded import ForwardedLookups, Found
+from agent.session.exchanges import ExchangeFinder
 from agent.session.last_answers import WINDOW_NS
 from agent.session.model import SECOND_NS
 from agent.session.outcome import Told
 from agent.session.related import AAAA, OTHER_HALF
 from agent.session.search_lists import Searches, SearchLists, name_of
-from agent.session.ways import RCODE, TOLD, Forwarded, Usual, Ways, asked_by, is_answer, is_missing
+from agent.session.ways import RCODE, TOLD, Exchange, Usual, Ways, asked_by, is_answer, is_missing
 from agent.wire.message import summarize
 from agent.wire.rcodes import ANSWERED, NOERROR
 
@@ -56,7 +56,7 @@ class Sum(NamedTuple):
     waited_ns: int = 0
     """All of them together."""
     exchanges: int = 0
-    """For so many of them their server asked another one."""
+    """For so many of them their server asked another server."""
     upstream_ns: int = 0
     """So long these took together."""
 
@@ -98,7 +98,7 @@ class UsualLookups:
         self._answered: dict[int, tuple[Usual, int]] = {}
         """Client and name: how it was answered, and when; `TOLD` for what the table knows."""
         self._answered_before: dict[int, tuple[Usual, int]] = {}
-        self._forwarded = ForwardedLookups(self._serving)
+        self._exchanges = ExchangeFinder(self._serving)
         self._told: dict[int, int] = {}
         """Numbers of lookups that were handed over: until when their clients may go on asking."""
         self._parted: set[int] = set()
@@ -120,18 +120,20 @@ class UsualLookups:
             Which of those taken are to be handed over.
         """
         self._note_hops(hops)
-        if not taken.count:
+        first = taken.words("first_ns")
+        if first or hops:
+            self._exchanges.forget_before(first[0] if first else hops[-1].ts_ns)
+        if not first:
             return []
-        self._forwarded.forget_before(taken.words("first_ns")[0])
         ways = self._ways.of(taken)
         ways[: min(wanted, len(ways))] = [TOLD] * min(wanted, len(ways))
-        forwarded = self._look_closer(ways, taken, ahead, seen_until_ns)
+        exchanges = self._look_closer(ways, taken, ahead, seen_until_ns)
         halves = self._see_pairs(ways, taken, ahead)
-        searches = self._see_search_lists(ways, taken, dict(halves), seen_until_ns)
-        _tell_together(ways, [*halves, *searches.links, *forwarded], searches.onward)
+        searches = self._see_search_lists(ways, taken, dict(halves))
+        _tell_together(ways, [*halves, *searches.links, *exchanges], searches.onward)
         self._say_what_is_behind(searches, ways, taken)
         self._count_pairs(ways, halves)
-        self._count_exchanges(ways, taken, forwarded)
+        self._count_exchanges(ways, taken, exchanges)
         self._count(ways, taken)
         told = [index for index, usual in enumerate(ways) if usual.label is None]
         for index in told:
@@ -145,16 +147,14 @@ class UsualLookups:
             self._sums, self._times = [], Times()
         return sums, times
 
-    def _look_closer(self, ways: list[Usual], taken: Lookups, ahead: Lookups, seen_until_ns: int) -> list[Forwarded]:
+    def _look_closer(self, ways: list[Usual], taken: Lookups, ahead: Lookups, seen_until_ns: int) -> list[Exchange]:
         """Set apart those of a usual way that may not be usual after all.
 
         Returns:
-            Lookups that their server forwarded, with what it asked.
+            Lookups for which their server asked another one, with what it asked.
         """
         known = set(ways)
-        first_ns = taken.words("first_ns")[0]
-        self._ways.forget_old(known, first_ns)
-        forwarded = self._see_forwarded(ways, known, (taken, ahead), seen_until_ns)
+        exchanges = self._see_exchanges(ways, known, (taken, ahead), seen_until_ns)
         if self._told:
             self._set_apart_asked_again(ways, taken)
         if self._missing or any(usual.followed for usual in known):
@@ -163,35 +163,34 @@ class UsualLookups:
             self._set_apart_options(ways, taken)
         if self._knows_services:
             self._set_apart_services(ways, taken)
-        return forwarded
+        return exchanges
 
-    def _see_forwarded(
+    def _see_exchanges(
         self, ways: list[Usual], known: set[Usual], lookups: tuple[Lookups, Lookups], seen_until_ns: int
-    ) -> list[Forwarded]:
+    ) -> list[Exchange]:
         """Find what servers asked, and set apart where it is not sure for whose sake."""
         taken, ahead = lookups
-        found = Found(set(), [])
+        told, exchanges = set[int](), list[Exchange]()
         if any(usual.server for usual in known):
-            found = self._forwarded.find(ways, taken, ahead, seen_until_ns)
-        for index in found.told:
+            told, exchanges = self._exchanges.find(ways, taken, ahead, seen_until_ns)
+        for index in told:
             ways[index] = TOLD
         alone = list(ways)
         # A server's own lookups look the same as those of a client in its namespace.
         doubtful = {usual for usual in known if usual.may_count and usual.home in self._serving}
         if doubtful:
-            owned = {asked for _, asked in found.forwarded}
+            owned = {asked for _, asked in exchanges}
             ways[:] = [TOLD if usual in doubtful and index not in owned else usual for index, usual in enumerate(ways)]
         # Oldest first: what a server asked may have been forwarded itself.
-        forwarded = sorted(found.forwarded)
-        for pair in forwarded:
+        for pair in exchanges:
             lookup, asked = pair
-            if ways[lookup] is TOLD:
-                ways[asked] = TOLD
+            if TOLD in (ways[lookup], ways[asked]):
+                ways[lookup] = ways[asked] = TOLD
                 continue
-            ways[lookup], exchange = self._ways.forwarding(taken, pair, (alone[lookup], alone[asked]))
+            ways[lookup], exchange = self._ways.together(taken, pair, (alone[lookup], alone[asked]))
             if exchange.is_exchange:
                 ways[asked] = exchange
-        return forwarded
+        return exchanges
 
     @staticmethod
     def _set_apart_options(ways: list[Usual], taken: Lookups) -> None:
@@ -253,7 +252,7 @@ class UsualLookups:
                         who = address, hop.netns if is_loopback(address) else 0, rdtype
                         self._search_lists.expect(who, None, hop.ts_ns)
             elif hop.flags & ORIGIN:
-                self._forwarded.note(hop)
+                self._exchanges.note(hop)
 
     def _see_pairs(self, ways: list[Usual], taken: Lookups, ahead: Lookups) -> list[tuple[int, int]]:
         """Find pairs: where one half is handed over, so is the other.
@@ -294,9 +293,9 @@ class UsualLookups:
             if usual.label is not None and not usual.is_exchange
         ]
 
-    def _count_exchanges(self, ways: list[Usual], taken: Lookups, forwarded: list[Forwarded]) -> None:
+    def _count_exchanges(self, ways: list[Usual], taken: Lookups, exchanges: list[Exchange]) -> None:
         """Count how long servers waited for those that they asked."""
-        counted = [pair for pair in forwarded if ways[pair.lookup].label is not None]
+        counted = [pair for pair in exchanges if ways[pair.lookup].label is not None]
         if not counted:
             return
         first, last = taken.words("first_ns"), taken.words("last_ns")
@@ -308,16 +307,14 @@ class UsualLookups:
             self._times.upstream += times
             self._sums.append(Sum(usual.label, exchanges=len(times), upstream_ns=sum(times)))
 
-    def _see_search_lists(
-        self, ways: list[Usual], taken: Lookups, halves: dict[int, int], seen_until_ns: int
-    ) -> Searches:
+    def _see_search_lists(self, ways: list[Usual], taken: Lookups, halves: dict[int, int]) -> Searches:
         """Find out what is to be told of names without records, and of those that were asked for behind them."""
         kinds = set(taken.words("kind"))
         if not self._search_lists.is_expecting and all(is_answer(Kind.of(kind)) for kind in kinds):
             return Searches()
         roles = {usual: usual.asked_as for usual in set(ways)}
         asked = [roles[usual] if usual is not TOLD else asked_by(taken.head(index)) for index, usual in enumerate(ways)]
-        found = self._search_lists.find(asked, taken, seen_until_ns)
+        found = self._search_lists.find(asked, taken)
         for index in found.told:
             ways[index] = TOLD
         for index in found.followed:
@@ -419,7 +416,7 @@ class UsualLookups:
         kind = Kind.of(head.kind)
         self._note_number(head)
         lifetime_ns = self._table.settings.lifetime_ns
-        self._forwarded.note_waiting(head.question, head.server, head.replied_ns or head.first_ns + lifetime_ns)
+        self._exchanges.note_waiting(head.question, head.server, head.replied_ns or head.first_ns + lifetime_ns)
         if not head.reply_bytes or kind.flags & RCODE not in ANSWERED:
             return
         counted = self._answered.pop(head.name, None) or self._answered_before.pop(head.name, None)

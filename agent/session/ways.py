@@ -33,8 +33,8 @@ Way = tuple[int, int]
 """Shape and kind of a lookup."""
 
 
-class Forwarded(NamedTuple):
-    """A lookup, and the one by which its server asked for it; numbers of those taken."""
+class Exchange(NamedTuple):
+    """A lookup, and the one by which its server asked another server for it; numbers of those taken."""
 
     lookup: int
     asked: int
@@ -96,12 +96,13 @@ class Ways:
         self._ways: dict[Way, Usual] = {}
         self._searched: dict[tuple[Way, int, bytes], tuple[Usual, int]] = {}
         """What the last lookup of a search list is, by its name and what was looked for; and until when."""
-        self._forwarding: dict[tuple[Way, Way], tuple[Usual, Usual]] = {}
+        self._together: dict[tuple[Way, Way], tuple[Usual, Usual]] = {}
         """What a lookup is that its server forwarded, and what the exchange is, by the ways of both."""
 
     def of(self, taken: Lookups) -> list[Usual]:
         """What is known of each, by the way that it took."""
         keys = list(zip(taken.words("shape"), taken.words("kind"), strict=True))
+        self._forget_old(set(keys), taken)
         found = list(map(self._ways.get, keys))
         ways = [usual or TOLD for usual in found]
         if None in found:
@@ -145,7 +146,7 @@ class Ways:
         label = self._label_of(outcome)
         return None if label is None else replace(usual, label=label)
 
-    def forwarding(self, taken: Lookups, pair: Forwarded, alone: tuple[Usual, Usual]) -> tuple[Usual, Usual]:
+    def together(self, taken: Lookups, pair: Exchange, alone: tuple[Usual, Usual]) -> tuple[Usual, Usual]:
         """What a lookup is that its server forwarded, and what the exchange is by which it did.
 
         Args:
@@ -154,19 +155,19 @@ class Ways:
             alone: what each of the two is by itself; both take known ways.
         """
         key = alone[0].way, alone[1].way
-        found = self._forwarding.get(key)
+        found = self._together.get(key)
         # By then what each of them is by itself is learned again.
         if found is None or found[0].until_ns < min(usual.until_ns for usual in alone):
-            if len(self._forwarding) >= MAX_WAYS:
-                self._forwarding.clear()
-            found = self._forwarding[key] = self._learn_forwarding(taken, pair, alone)
+            if len(self._together) >= MAX_WAYS:
+                self._together.clear()
+            found = self._together[key] = self._learn_together(taken, pair, alone)
         return found
 
-    def _learn_forwarding(self, taken: Lookups, pair: Forwarded, alone: tuple[Usual, Usual]) -> tuple[Usual, Usual]:
+    def _learn_together(self, taken: Lookups, pair: Exchange, alone: tuple[Usual, Usual]) -> tuple[Usual, Usual]:
         """Conclude both together, as if there were no others, and remember what comes of it."""
         usual, exchange = alone
         until_ns = min(usual.until_ns, exchange.until_ns)
-        outcome = self._conclude_forwarded(taken, pair, exchange)
+        outcome = self._conclude_together(taken, pair, exchange)
         if outcome is None:
             return replace(usual, label=None, followed=None, until_ns=until_ns), exchange
         together = replace(
@@ -185,7 +186,7 @@ class Ways:
                 exchange.followed = replace(exchange.followed, is_exchange=True)
         return together, exchange
 
-    def _conclude_forwarded(self, taken: Lookups, pair: Forwarded, exchange: Usual) -> Outcome | None:
+    def _conclude_together(self, taken: Lookups, pair: Exchange, exchange: Usual) -> Outcome | None:
         """What would become of both in a table of their own; None unless the one is the other's exchange."""
         heads = [taken.head(index) for index in pair]
         table = SessionTable(self._table.settings, node_state=self._table.node_state)
@@ -222,11 +223,13 @@ class Ways:
         outcomes = list(table.expire(head.last_ns + 2 * table.settings.timeout_ns))
         return outcomes[0] if len(outcomes) == 1 and _stands_alone(outcomes[0], head.hops) else None
 
-    def forget_old(self, known: set[Usual], now_ns: int) -> None:
-        """Let what is known for long be concluded anew the next time."""
-        for usual in known:
-            if usual is not TOLD and usual.until_ns < now_ns:
-                self._ways.pop(usual.way, None)
+    def _forget_old(self, keys: set[Way], taken: Lookups) -> None:
+        """Let what has been known for long be concluded anew."""
+        now_ns = taken.words("first_ns")[0]
+        for key in keys:
+            usual = self._ways.get(key)
+            if usual is not None and usual.until_ns < now_ns:
+                del self._ways[key]
 
     def search_ended(self, taken: Lookups, index: int, usual: Usual, prefix: bytes) -> Usual:
         """What an answer is that ended a search list."""

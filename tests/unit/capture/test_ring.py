@@ -24,10 +24,12 @@ def head(ts_ns: int, tail_bytes: int) -> bytes:
 class Producer:
     """The kernel's end: position pages, then the data twice, because a file cannot be mapped as the kernel does."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = SIZE, position: int = 0) -> None:
         self.fd = os.memfd_create("ring")
-        os.ftruncate(self.fd, 2 * PAGE + 2 * SIZE)
-        self.position = 0
+        self.size, self.position = size, position
+        os.ftruncate(self.fd, 2 * PAGE + 2 * size)
+        for page in (0, PAGE):
+            os.pwrite(self.fd, struct.pack("=Q", position), page)
 
     def write(self, ts_ns: int, tail: bytes = b"", flags: int = 0) -> int:
         raw = head(ts_ns, len(tail)) + bytes(DETAIL.size) + tail
@@ -39,9 +41,9 @@ class Producer:
 
     def put(self, position: int, raw: bytes) -> None:
         for index, byte in enumerate(raw):
-            at = 2 * PAGE + ((position + index) & (SIZE - 1))
+            at = 2 * PAGE + ((position + index) & (self.size - 1))
             os.pwrite(self.fd, bytes([byte]), at)
-            os.pwrite(self.fd, bytes([byte]), at + SIZE)
+            os.pwrite(self.fd, bytes([byte]), at + self.size)
 
     def commit(self, begin: int, tail: bytes = b"") -> None:
         self.put(begin, struct.pack("=I", RECORD + len(tail)))
@@ -138,6 +140,20 @@ def test_records_across_the_end_are_whole_for_many_rounds(ring, producer):
         assert (only.ts_ns, only.rest[DETAIL.size :]) == (number, tail)
         number += 1
     assert producer.consumed == producer.position
+
+
+def test_a_long_record_at_the_end_of_a_ring_that_is_not_mapped_twice_is_whole():
+    size = 4 * LONGEST_BYTES
+    producer = Producer(size, size - 100)
+    tail = bytes(range(256)) * 16
+    producer.write(1, tail)
+    producer.write(2)
+    ring, taken = Ring(producer.fd, size), []
+    assert ring.drain(taken.append, producer.position) == 2
+    assert [hop.ts_ns for hop in taken] == [1, 2]
+    assert taken[0].rest[DETAIL.size :] == tail
+    ring.close()
+    os.close(producer.fd)
 
 
 def test_what_is_mapped_behind_the_ring_has_room_for_the_longest_record():
