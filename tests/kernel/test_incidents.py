@@ -16,8 +16,9 @@ from typing import Self
 import pytest
 
 from agent.lab import Lab, Pod, wait_until
-from agent.lab.faults import stopped_server, tc_drop
+from agent.lab.faults import tc_drop
 from tests.kernel.conftest import LINE_SECONDS, Line, Watch, every_line
+from tests.lab.conntrack_faults import without_route
 from tests.lab.scripted import scripted
 
 pytestmark = pytest.mark.kernel
@@ -90,14 +91,20 @@ def load(lab: Lab, folder: Path, words: tuple[str, ...], rate: int, seconds: int
     return ask_for(lab.clients[0], lab.servers[0].address, names, "-l", str(seconds), "-Q", str(rate))
 
 
-def names_file(folder: Path, words: tuple[str, ...]) -> Path:
+def names_file(folder: Path, words: tuple[str, ...], zone: str = "test") -> Path:
     names = folder / f"names-{'-'.join(words)}"
-    names.write_text("".join(f"{words[index % len(words)]}.x{index}.test A\n" for index in range(NAMES)))
+    names.write_text("".join(f"{words[index % len(words)]}.x{index}.{zone} A\n" for index in range(NAMES)))
     return names
 
 
 def ask_for(client: Pod, server: str, names: Path, *options: str) -> Popen[str]:
-    return client.popen(["dnsperf", "-f", "inet", "-s", server, "-d", str(names), *options])
+    """What dnsperf says of it is in the file beside the names."""
+    with said_of(names).open("w") as said:
+        return client.popen(["dnsperf", "-f", "inet", "-s", server, "-d", str(names), *options], stdout=said)
+
+
+def said_of(names: Path) -> Path:
+    return names.with_suffix(".said")
 
 
 @contextmanager
@@ -195,29 +202,34 @@ def test_healthy_lookups_and_a_single_loss_are_no_incident(tmp_path: Path):
         assert number(watch, 'dnstrail_incidents_total{cause="PolicyDrop"}') == 0
 
 
-STORM_RATE = 20_000
-"""More than the agent has time for."""
+STORM_RATE = 3_000
+"""What the agent has time for beside the generators. Beyond that, lookups are told as SampleLoss, rare ones too."""
 RARE = 12
 RARE_SECONDS = 0.5
 
 
 @pytest.mark.slow  # three generators of load take both processors
 @pytest.mark.timeout(300)
-def test_a_storm_of_three_failures_leaves_bounded_output_three_incidents_and_a_fourth_that_is_rare(tmp_path: Path):
-    with Lab("nftables", clients=4) as lab, watching(tmp_path) as watch:
+def test_a_storm_of_three_failures_is_three_incidents_in_bounded_output_and_a_rare_fourth_is_told_each_time(
+    tmp_path: Path,
+):
+    with Lab("nftables", clients=4, servers=2) as lab, watching(tmp_path) as watch:
         stopped, unheard, refused, rare = lab.clients
-        answering, silent = lab.servers
-        to = {stopped: answering.address, unheard: rare.address, refused: answering.address}
+        answering, unreachable = lab.servers
+        to = (stopped, answering.address), (unheard, rare.address), (refused, answering.address)
         many = ("-q", "60000", "-t", "1", "-c", "8", "-l", str(STORM_SECONDS), "-Q", str(STORM_RATE // 3))
-        with tc_drop(lab.node, stopped.node_interface, "ingress"), stopped_server(lab, 1), Growth(watch.out) as growth:
-            storm = [
-                ask_for(client, server, names_file(tmp_path, (f"storm{number}",)), *many)
-                for number, (client, server) in enumerate(to.items())
-            ]
+        with (
+            tc_drop(lab.node, stopped.node_interface, "ingress"),
+            without_route(lab, unreachable),
+            Growth(watch.out) as growth,
+        ):
+            files = [names_file(tmp_path, (f"storm{number}",), "nowhere.example") for number in range(len(to))]
+            storm = [ask_for(client, server, names, *many) for (client, server), names in zip(to, files, strict=True)]
             for index in range(RARE):
-                assert rare.ask(f"rare{index}.test", server=silent.address, seconds=RARE_SECONDS) is None
-            asked = [int(re.findall(r"Queries sent: +(\d+)", one.communicate(timeout=60)[0])[0]) for one in storm]
-            codes = ("PolicyDrop", "NoListener", "ServerError", "ServerNoReply")
+                assert rare.ask(f"rare{index}.test", server=unreachable.address, seconds=RARE_SECONDS) is None
+            assert [load.wait(60) for load in storm] == [0, 0, 0]
+            asked = [int(re.findall(r"Queries sent: +(\d+)", said_of(names).read_text())[0]) for names in files]
+            codes = ("PolicyDrop", "NoListener", "ServerError")
             for code in codes:
                 wait_until(lambda code=code: of_code(watch, code), f"the incident {code}", seconds=2 * LINE_SECONDS)
             wait_until(lambda: "rare" in watch.out.read_text(), "the rare failure", seconds=LINE_SECONDS)
@@ -225,18 +237,18 @@ def test_a_storm_of_three_failures_leaves_bounded_output_three_incidents_and_a_f
         told, metrics, lines = incidents(watch), watch.get("/metrics"), watch.lines(lab)
 
     assert sum(asked) > 0.9 * STORM_RATE * STORM_SECONDS
-    assert {line["Code"] for line in told} == set(codes)
-    by_client = {stopped: "PolicyDrop", unheard: "NoListener", refused: "ServerError", rare: "ServerNoReply"}
-    for client, code in by_client.items():
+    # The server refuses some by itself, and of others says what its upstream says.
+    assert set(codes) <= {line["Code"] for line in told} <= {*codes, "UpstreamError"}
+    by_client = list(zip((stopped, unheard, refused, rare), (*codes, "NoRoute"), strict=True))
+    for client, code in by_client:
         opened = [line for line in told if (line["Code"], line["State"]) == (code, "Opened")]
         assert [line["Client"]["Address"] for line in opened if line["Client"]] in ([client.address], [])
-    caused = {(line["Client"]["Netns"], line["Cause"]["Code"]) for line in lines if line["Cause"]}
-    assert caused <= {(client.netns_id, code) for client, code in by_client.items()} | {
-        (client.netns_id, "SampleLoss") for client in lab.clients
-    }
+    caused = [(line["Client"]["Netns"], line["Cause"]["Code"]) for line in lines if line["Cause"]]
+    right = {(client.netns_id, code) for client, code in by_client} | {(refused.netns_id, "UpstreamError")}
+    assert set(caused) <= right
+    assert caused.count((rare.netns_id, "NoRoute")) == RARE
     failed = sum(float(found) for found in re.findall(r'^dnstrail_sessions_total{.*"} (\S+)$', metrics, re.MULTILINE))
-    lost = re.findall(r"^dnstrail_capture_lost_records_total{.*} (\S+)$", metrics, re.MULTILINE)
-    assert failed >= sum(asked) or sum(map(float, lost)) > 0
+    assert failed >= sum(asked) + RARE
     most_lines, most_bytes = growth.most()
     assert 0 < most_lines <= 100
     assert most_bytes <= 1 << 20
