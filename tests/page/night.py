@@ -142,7 +142,7 @@ class Night:
         world.addresses[client.netns] = {client.address}
         (outcome,) = world.outcomes(client.asks("stock.shop.svc.cluster.local.", self.next()).both(self.now_ns))
         who = Who(client.pod, "app", COREDNS, KUBE_DNS) if self.knows_cluster else NOBODY
-        flow = self.watcher.flow_of(outcome, explain(outcome), lambda: who, self.now_ns)
+        flow, _ = self.watcher.traffic_of(outcome, explain(outcome), lambda: who, self.now_ns)
         waited_ns = round(milliseconds * MS)
         flow.count_together(lookups, lookups * waited_ns)
         legs = ([waited_ns // 7] * lookups, [5 * waited_ns // 7] * lookups, [waited_ns // 7] * lookups)
