@@ -189,10 +189,7 @@ class Ways:
     def _conclude_together(self, taken: Lookups, pair: Exchange, exchange: Usual) -> Outcome | None:
         """What would become of both in a table of their own; None unless the one is the other's exchange."""
         heads = [taken.head(index) for index in pair]
-        table = SessionTable(self._table.settings, node_state=self._table.node_state)
-        for hop in sorted(hop for index in pair for hop in taken.hops(index)):
-            table.observe(hop)
-        outcomes = list(table.expire(max(head.last_ns for head in heads) + 2 * table.settings.timeout_ns))
+        outcomes = self._outcomes(taken, pair, max(head.last_ns for head in heads))
         found = [outcome for outcome in outcomes if outcome.session.upstream]
         others = [outcome for outcome in outcomes if not outcome.session.upstream]
         if len(found) != 1 or not _stands_alone(found[0], heads[0].hops, exchanges=1) or not _is_timed(found[0], heads):
@@ -217,11 +214,15 @@ class Ways:
 
     def _conclude(self, taken: Lookups, index: int, head: LookupHead) -> Outcome | None:
         """What would become of it in a table of its own; None if that is not one session without a doubt."""
-        table = SessionTable(self._table.settings, node_state=self._table.node_state)
-        for hop in taken.hops(index):
-            table.observe(hop)
-        outcomes = list(table.expire(head.last_ns + 2 * table.settings.timeout_ns))
+        outcomes = self._outcomes(taken, (index,), head.last_ns)
         return outcomes[0] if len(outcomes) == 1 and _stands_alone(outcomes[0], head.hops) else None
+
+    def _outcomes(self, taken: Lookups, indices: tuple[int, ...], last_ns: int) -> list[Outcome]:
+        """What would become of these in a table of their own, long after the last of their hops."""
+        table = SessionTable(self._table.settings, node_state=self._table.node_state)
+        for hop in sorted(hop for index in indices for hop in taken.hops(index)):
+            table.observe(hop)
+        return list(table.expire(last_ns + 2 * table.settings.timeout_ns))
 
     def _forget_old(self, keys: set[Way], taken: Lookups) -> None:
         """Let what has been known for long be concluded anew."""

@@ -57,7 +57,7 @@ def test_the_table_has_every_side_that_can_be_accused():
 
 
 @pytest.mark.parametrize("code", CAUSES)
-def test_the_section_of_a_cause_says_what_it_accuses(code: str):
+def test_the_section_of_a_cause_says_what_it_blames(code: str):
     section = re.search(rf"^## {code}\n(.*?)(?=^## |\Z)", CAUSES_PAGE, re.MULTILINE | re.DOTALL)
     assert section
     side = CAUSES[code].side
